@@ -1,0 +1,318 @@
+package multipool
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/puddle/v2"
+)
+
+// trail is what one call has been through: a value on the caller's stack.
+type trail struct {
+	tried   tried
+	attempt int    // attempts begun
+	resent  int    // statements sent again after one had reached a server
+	reason  Reason // why the next attempt goes where it goes, where that is not the intent's own reason
+	last    error  // of the last attempt; nil: there was none
+	waits   bool   // the last error is one that waiting may cure
+	until   time.Time
+}
+
+// maxResent is how often one call is sent again after it reached a server.
+const maxResent = 2
+
+// step is what follows a failed attempt.
+type step uint8
+
+const (
+	stepStop      step = iota // the caller gets the error
+	stepElsewhere             // another candidate
+	stepPrimary               // the primary
+)
+
+// after decides what follows a failed attempt. sent says that a connection had taken the call, standby that its
+// session's last word was in_hot_standby=on and that the peer has not been seen promoted since. It is pure.
+func (in *intent) after(v verdict, sent, standby bool) step {
+	switch v.class {
+	case classCaller, classClosed, classApplication:
+		return stepStop
+	}
+	if !sent {
+		// Nothing was sent: any call, writes, batches and copies alike, is free to go elsewhere.
+		return stepElsewhere
+	}
+	if in.op == opBatch || in.op == opCopy || in.retry == RetryNever {
+		return stepStop // pgx marks a sent batch, and a copy's source has been read
+	}
+	switch v.class {
+	case classRefused:
+		if in.forced || !standby {
+			return stepStop
+		}
+		return stepPrimary
+	case classBehind:
+		if in.forced || !standby || !in.reads {
+			return stepStop
+		}
+		return stepPrimary
+	case classConflict, classOverload, classPeer, classStarting:
+		again := v.executed == executedNo || in.op.harmless() || (in.reads && (standby || in.retry == RetryReads))
+		if again {
+			return stepElsewhere
+		}
+	}
+	return stepStop
+}
+
+// attempt is the one loop by which every call goes out: choose a peer, take a connection, run, and where that failed
+// judge whether and where to go on. run owns the connection it is given and releases it on failure. What run returned
+// beside its error comes back with the last error.
+func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string, run func(*pgxpool.Conn, *wire) (T, error)) (T, error) {
+	var result T
+	in, err := p.intent(ctx, op, sql)
+	if err != nil {
+		return result, err
+	}
+	var t trail
+	for {
+		peer, err := p.choose(ctx, &in, &t)
+		if err != nil {
+			return result, err
+		}
+		conn, err := peer.acquire(ctx)
+		if err != nil {
+			if !p.goOn(ctx, &in, &t, peer, nil, err) {
+				return result, err
+			}
+			continue
+		}
+		w := wireOf(conn.Conn())
+		result, err = run(conn, w)
+		if err == nil {
+			return result, nil
+		}
+		if !p.goOn(ctx, &in, &t, peer, w, err) {
+			return result, p.mark(ctx, &in, w, err)
+		}
+	}
+}
+
+// intent works out what a call wants.
+func (p *MultiPool) intent(ctx context.Context, op operation, sql string) (intent, error) {
+	if p.closed.Load() {
+		return intent{}, puddle.ErrClosedPool
+	}
+	r := p.routeOf(ctx)
+	if r.err != nil {
+		return intent{}, r.err
+	}
+	n := needUnknown
+	if op == opQuery && !r.explicit() && !p.solo {
+		n = p.needs.of(sql)
+	}
+	return intentOf(op, sql, n, r), nil
+}
+
+// choose returns the peer of the next attempt, waiting where no peer can take it.
+func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, error) {
+	for {
+		top := p.topology.Load()
+		chosen, reason := top.pick(in, &t.tried)
+		if chosen != nil {
+			t.attempt++
+			if t.attempt > 1 {
+				reason = t.reason
+			}
+			p.routed(ctx, in, t, chosen, reason)
+			return chosen, nil
+		}
+		if t.last != nil && (!t.waits || t.tried.full()) {
+			return nil, t.last
+		}
+		if err := p.await(ctx, top, in, t); err != nil {
+			return nil, err
+		}
+		t.tried.n = 0
+	}
+}
+
+// routed counts a decision and tells the hook.
+func (p *MultiPool) routed(ctx context.Context, in *intent, t *trail, chosen *peer, reason Reason) {
+	switch {
+	case t.attempt > 1:
+		chosen.picks.retries.Add(1)
+	case in.reads:
+		chosen.picks.reads.Add(1)
+	default:
+		chosen.picks.writes.Add(1)
+	}
+	if hook := p.hooks.Routed; hook != nil {
+		if p.solo && !in.forced {
+			reason = ReasonSolo
+		}
+		hook(ctx, Decision{Peer: chosen.name, Reason: reason, Attempt: t.attempt})
+	}
+}
+
+// goOn judges a failed attempt and prepares the next; false: there is none. w is nil where no connection was had.
+func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, at *peer, w *wire, err error) bool {
+	if p.solo {
+		return false
+	}
+	e := evidence{err: err, ctx: ctx, phase: phaseAcquire, batch: in.op == opBatch}
+	seenAs := Role(at.role.Load())
+	if w != nil {
+		e.phase, e.standby = phaseRun, w.standby
+	} else {
+		e.standby = seenAs == RoleReplica
+	}
+	v := classify(e)
+	next := in.after(v, w != nil, w != nil && w.standby && seenAs != RolePrimary)
+	if next == stepStop {
+		return false
+	}
+	if w != nil {
+		if t.resent++; t.resent > maxResent || !p.budget.take() {
+			return false
+		}
+	}
+	t.tried.add(at)
+	t.last, t.reason = err, ReasonRetry
+	t.waits = v.blamesPeer()
+	if v.class == classRefused {
+		p.refused(in, t, at, w, err)
+	}
+	if next == stepPrimary {
+		in.place, t.reason = placePrimary, ReasonRefused
+		in.reads = in.reads && v.class == classBehind // what a standby refuses writes
+	}
+	return true
+}
+
+// refused learns from a standby's refusal: of a read, that its text needs the primary; of a write, that the peer is no
+// primary.
+func (p *MultiPool) refused(in *intent, t *trail, at *peer, w *wire, err error) {
+	t.waits = true
+	switch {
+	case w == nil:
+	case refusesSession(err):
+		// Every statement of such sessions fails here; this one's text is not to blame.
+		w.hostile(err)
+	case in.reads && in.sql != "":
+		p.needs.learn(in.sql)
+	case !in.reads:
+		p.observe(observation{peer: at, role: RoleReplica})
+	}
+}
+
+// mark returns the error as the caller gets it: a write that may have run says so.
+func (p *MultiPool) mark(ctx context.Context, in *intent, w *wire, err error) error {
+	if p.solo || in.reads || in.op.harmless() {
+		return err
+	}
+	return markUnknown(ctx, w, err, in.op == opBatch)
+}
+
+func markUnknown(ctx context.Context, w *wire, err error, batch bool) error {
+	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, batch: batch})
+	if v.executed == executedUnknown && (v.blamesPeer() || v.class == classCaller) {
+		return &unknownOutcome{err}
+	}
+	return err
+}
+
+// await blocks until a newer topology than top has been published, the caller's context or the time to wait ends, or
+// the pool closes.
+func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *trail) error {
+	if top.hopeless(in) {
+		return p.noPeer(top, in, t, nil)
+	}
+	now := time.Now()
+	if t.until.IsZero() {
+		t.until = now.Add(p.config.Wait)
+	}
+	left := t.until.Sub(now)
+	if p.starting(now) {
+		// First looks are under way: nobody is lost yet, so even a call that is not to wait waits for them.
+		left = max(left, p.settleAt.Sub(now))
+	}
+	if left <= 0 {
+		return p.noPeer(top, in, t, nil)
+	}
+	if p.waiting.Add(1) > int64(p.config.MaxWaiting) && !p.starting(now) {
+		p.waiting.Add(-1)
+		return p.noPeer(top, in, t, nil)
+	}
+	defer p.waiting.Add(-1)
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	select {
+	case <-top.superseded:
+		return nil
+	case <-ctx.Done():
+		return p.noPeer(top, in, t, ctx.Err())
+	case <-p.done:
+		return puddle.ErrClosedPool
+	case <-timer.C:
+		if latest := p.topology.Load(); latest != top {
+			return nil
+		}
+		return p.noPeer(top, in, t, nil)
+	}
+}
+
+// starting reports whether the first looks may still be under way.
+func (p *MultiPool) starting(now time.Time) bool { return now.Before(p.settleAt) }
+
+func (p *MultiPool) noPeer(top *topology, in *intent, t *trail, ended error) error {
+	e := &NoPeerError{Intent: in.target(), Peers: top.causes(in)}
+	if ended != nil {
+		e.also = append(e.also, ended)
+	}
+	if t.last != nil {
+		e.also = append(e.also, t.last)
+	}
+	if top.split && e.Intent == TargetPrimary {
+		e.also = append(e.also, ErrSplitBrain)
+	}
+	return e
+}
+
+// budget bounds how many statements are sent again after they had reached a server, so that a failing system is not
+// asked for more than it is asked for when well: a fifth of the reads of the last seconds and a reserve, which lets
+// everything in flight on one dying peer go elsewhere at once.
+type budget struct {
+	reserve int64
+	reads   func() int64 // so far, of all peers; asked only when something fails
+
+	mu    sync.Mutex
+	since time.Time // the window's beginning
+	base  int64     // reads at that time
+	spent int64
+	gone  atomic.Int64 // refused for lack of budget
+}
+
+const (
+	budgetWindow = 10 * time.Second
+	budgetShare  = 5 // one in five
+	minReserve   = 100
+)
+
+// take spends one, or reports that there is none.
+func (b *budget) take() bool {
+	reads := b.reads()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if now := time.Now(); now.Sub(b.since) > budgetWindow {
+		b.since, b.base, b.spent = now, reads, 0
+	}
+	if b.spent >= b.reserve+(reads-b.base)/budgetShare {
+		b.gone.Add(1)
+		return false
+	}
+	b.spent++
+	return true
+}

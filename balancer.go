@@ -1,0 +1,146 @@
+package multipool
+
+import (
+	"math/rand/v2"
+	"sync/atomic"
+)
+
+// load is what a peer is carrying, kept by whoever sends and ends calls there, read by the choice without a lock.
+type load struct {
+	waiting atomic.Int64 // calls that have chosen the peer and wait for a connection
+	begun   atomic.Int64 // statements begun on its connections
+	ended   atomic.Int64 // statements ended
+	out     atomic.Int32 // connections handed out; may read high after a Hijack, never low
+	limit   int32        // connections at most
+
+	// exhausted asks the pool itself, under its lock, whether every connection is in use.
+	exhausted func() bool
+}
+
+// busy is how many calls are waiting for the peer or running on it.
+func (l *load) busy() int64 {
+	// ended first: what begins in between makes the peer look busier, never less busy than idle.
+	ended := l.ended.Load()
+	return l.waiting.Load() + l.begun.Load() - ended
+}
+
+// nearlyFull reports that no connection may be free. Only then is the pool itself asked.
+func (l *load) nearlyFull() bool { return l.out.Load()+int32(l.waiting.Load()) >= l.limit }
+
+func (l *load) full() bool { return l.nearlyFull() && l.exhausted() }
+
+// tried is the peers that have failed one call: a small set that lives on the caller's stack.
+type tried struct {
+	peers [8]*peer
+	n     int
+}
+
+func (t *tried) add(p *peer) {
+	if t.n < len(t.peers) {
+		t.peers[t.n] = p
+		t.n++
+	}
+}
+
+func (t *tried) has(p *peer) bool {
+	for _, q := range t.peers[:t.n] {
+		if q == p {
+			return true
+		}
+	}
+	return false
+}
+
+// full reports that no other peer can be noted: the call has had enough.
+func (t *tried) full() bool { return t.n == len(t.peers) }
+
+// twoDraws chooses from list a peer that is in only (nil: any) and not tried: two drawn at random, the less busy of
+// them, either if they are equally busy, so that an idle pool is uniformly random (M. Mitzenmacher, "The Power of Two
+// Choices in Randomized Load Balancing", 2001). A peer without a free connection loses to one that has one. It takes
+// no lock, allocates nothing, and costs the same for two peers and a thousand.
+func twoDraws(list, only []*peer, tried *tried) *peer {
+	n := uint64(len(list))
+	switch {
+	case n == 0:
+		return nil
+	case n == 1 || tried.n > 0 || only != nil:
+		return lessBusyOf(list, only, tried)
+	}
+	r := rand.Uint64()
+	i := r >> 32 * n >> 32
+	j := r & (1<<32 - 1) * (n - 1) >> 32
+	if j >= i {
+		j++
+	}
+	a, b := list[i], list[j]
+	if a.load.nearlyFull() || b.load.nearlyFull() {
+		return notFull(list, a, b)
+	}
+	if b.load.busy() < a.load.busy() {
+		return b
+	}
+	return a
+}
+
+// lessBusyOf is the choice where candidates are excluded: by a walk from a random place, so that the exclusions cannot
+// push their share onto a neighbour. It is off the common path, and the lists that routes name are short.
+func lessBusyOf(list, only []*peer, tried *tried) *peer {
+	var a, b *peer
+	seen := uint64(0)
+	for _, p := range list {
+		if tried.has(p) || (only != nil && !contains(only, p)) {
+			continue
+		}
+		// Reservoir sampling of two: each pair of the allowed is equally likely.
+		seen++
+		switch r := rand.Uint64N(seen); {
+		case seen == 1:
+			a = p
+		case seen == 2:
+			b = p
+			if r == 0 {
+				a, b = b, a
+			}
+		case r == 0:
+			a = p
+		case r == 1:
+			b = p
+		}
+	}
+	switch {
+	case b == nil:
+		return a
+	case a.load.full() && !b.load.full():
+		return b
+	case b.load.busy() < a.load.busy() && !b.load.full():
+		return b
+	}
+	return a
+}
+
+// notFull spills: of the two drawn the one with a free connection, else the first other peer that has one, else the
+// less busy of the two, to queue there.
+func notFull(list []*peer, a, b *peer) *peer {
+	aFull, bFull := a.load.full(), b.load.full()
+	switch {
+	case aFull && !bFull:
+		return b
+	case bFull && !aFull:
+		return a
+	case !aFull && !bFull:
+	default:
+		start := rand.IntN(len(list))
+		for k := range min(len(list), maxSpill) {
+			if p := list[(start+k)%len(list)]; !p.load.full() {
+				return p
+			}
+		}
+	}
+	if b.load.busy() < a.load.busy() {
+		return b
+	}
+	return a
+}
+
+// maxSpill bounds how many peers a call looks at for a free connection before it queues: asking costs a lock each.
+const maxSpill = 8

@@ -1,0 +1,273 @@
+package multipool
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/puddle/v2"
+)
+
+// class is whose fault an error is, and so what follows from it.
+type class uint8
+
+const (
+	// classApplication: the server answered the statement, or the program misused the connection. Nobody is to blame
+	// but the caller. Unknown errors end here: a wrong guess must not take a peer out.
+	classApplication class = iota
+	// classCaller: the caller's context ended.
+	classCaller
+	// classClosed: the pool was closed.
+	classClosed
+	// classPeer: the connection, or the server behind it, failed.
+	classPeer
+	// classStarting: the server says that it is starting up or shutting down (57P03).
+	classStarting
+	// classConfig: the server refuses us: password, database, role, TLS.
+	classConfig
+	// classOverload: the server, or our own pool, has no more room.
+	classOverload
+	// classRefused: a standby refused a statement that it cannot run; a primary can.
+	classRefused
+	// classConflict: replay on a standby cancelled the statement (PostgreSQL documentation, 27.4.2).
+	classConflict
+	// classBehind: a standby does not know an object that the primary may have: its definition is not replayed yet.
+	classBehind
+)
+
+// executed is whether a statement took effect.
+type executed uint8
+
+const (
+	executedUnknown executed = iota
+	executedNo
+)
+
+// phase is how far a call had come.
+type phase uint8
+
+const (
+	phaseAcquire phase = iota // no connection yet: nothing was sent
+	phaseRun                  // handed to a connection
+)
+
+// verdict is what classify says of an error.
+type verdict struct {
+	class    class
+	executed executed
+}
+
+// blamesPeer reports whether the error is evidence against the peer.
+func (v verdict) blamesPeer() bool { return v.class == classPeer || v.class == classStarting }
+
+// evidence is what classify looks at.
+type evidence struct {
+	err     error
+	ctx     context.Context // the caller's
+	phase   phase
+	standby bool // the session's last report of in_hot_standby is "on"
+	batch   bool // more than one statement was sent
+}
+
+// classify judges an error by its type and SQLSTATE (PostgreSQL documentation, appendix A), first match first. It is
+// pure but for reading the caller's context, which knows whose deadline has passed: pgx reports a deadline of its own
+// and the caller's alike. pgconn.SafeToRetry is not asked: it says true for a statement in flight under the simple
+// protocol, and false for a dial that was refused.
+func classify(e evidence) verdict {
+	v := verdict{class: classOf(e)}
+	v.executed = executedBy(e, v.class)
+	return v
+}
+
+func classOf(e evidence) class {
+	err := e.err
+	switch {
+	case err == nil, errors.Is(err, pgx.ErrNoRows), errors.Is(err, pgx.ErrTooManyRows):
+		return classApplication
+	case errors.Is(err, puddle.ErrClosedPool):
+		return classClosed
+	case errors.Is(err, pgx.ErrTxClosed), errors.Is(err, pgx.ErrTxCommitRollback):
+		return classApplication
+	}
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return classOfServer(e, pgErr)
+	}
+	if e.phase == phaseAcquire {
+		return classOfAcquire(e)
+	}
+	return classOfConn(e)
+}
+
+// classOfServer judges what a server answered. An answer beats the context: whatever the caller's clock says, the
+// server has spoken.
+func classOfServer(e evidence, pgErr *pgconn.PgError) class {
+	fatal := isFatal(pgErr)
+	code := pgErr.Code
+	var dial *pgconn.ConnectError
+	switch {
+	case code == "57014": // query_canceled
+		if e.ctx.Err() != nil {
+			return classCaller
+		}
+		return classApplication
+	case code == "40001" && pgErr.Routine == "ProcessInterrupts", e.standby && (code == "40001" || code == "40P01"):
+		return classConflict
+	case e.standby && refusedByStandby(pgErr):
+		return classRefused
+	case e.standby && !fatal && (code == "42P01" || code == "42703" || code == "42883"): // undefined table, column, function
+		return classBehind
+	case code == "57P03": // cannot_connect_now
+		return classStarting
+	case code == "57P01", code == "57P02": // admin_shutdown, crash_shutdown
+		return classPeer
+	case code == "57P05", code == "25P03": // idle_session_timeout, idle_in_transaction_session_timeout
+		return classApplication
+	case code == "53400": // configuration_limit_exceeded: the statement's own
+		return classApplication
+	case strings.HasPrefix(code, "53"):
+		return classOverload
+	case fatal && strings.HasPrefix(code, "08"): // poolers
+		if strings.Contains(pgErr.Message, "query_wait_timeout") || strings.Contains(pgErr.Message, "max_client_conn") {
+			return classOverload
+		}
+		return classPeer
+	case strings.HasPrefix(code, "58"), code == "XX001", code == "XX002": // system_error, data_corrupted, index_corrupted
+		return classPeer
+	case code == "57P04", errors.As(e.err, &dial): // database_dropped; any refusal at log-in
+		return classConfig
+	case fatal:
+		return classPeer
+	}
+	return classApplication
+}
+
+// isFatal asks the severity that is not translated; only servers before 9.6 lack it.
+func isFatal(e *pgconn.PgError) bool {
+	s := e.SeverityUnlocalized
+	if s == "" {
+		s = e.Severity
+	}
+	return s == "FATAL" || s == "PANIC"
+}
+
+// refusedByStandby reports whether a standby's error means "not on a standby". 25006 does; its twins share their
+// SQLSTATE with other faults and are told by the server routine, which is never translated, or by the message.
+func refusedByStandby(e *pgconn.PgError) bool {
+	switch e.Code {
+	case "25006": // read_only_sql_transaction
+		return true
+	case "0A000", "55000", "XX000": // feature_not_supported, object_not_in_prerequisite_state, internal_error
+		switch e.Routine {
+		case "GetSerializableTransactionSnapshot", "get_relation_info", "GetNewObjectId", "XLogBeginInsert":
+			return true
+		}
+		return strings.Contains(e.Message, "recovery") || strings.Contains(e.Message, "hot standby")
+	}
+	return false
+}
+
+// refusesSession reports whether a standby refuses every statement of such a session, not this one: a default of
+// serializable isolation.
+func refusesSession(err error) bool {
+	var e *pgconn.PgError
+	return errors.As(err, &e) && e.Code == "0A000" && e.Routine == "GetSerializableTransactionSnapshot"
+}
+
+// classOfAcquire judges an error that came before there was a connection.
+func classOfAcquire(e evidence) class {
+	var dial *pgconn.ConnectError
+	var cert *tls.CertificateVerificationError
+	switch {
+	case errors.As(e.err, &cert):
+		return classConfig
+	case errors.As(e.err, &dial):
+		// The pool dials under a context of its own, so this is never the caller's deadline.
+		if strings.Contains(e.err.Error(), "server refused TLS connection") { // pgconn has no type or value for it
+			return classConfig
+		}
+		return classPeer
+	case e.err == context.Canceled, e.err == context.DeadlineExceeded: // bare: how the pool reports the caller's context
+		return classCaller
+	case isTransport(e.err):
+		return classPeer
+	}
+	return classApplication // a hook of the program's
+}
+
+// soon is how close to its deadline a context counts as ended: timers and the network poller are not exact.
+const soon = 5 * time.Millisecond
+
+// classOfConn judges what a connection in use reported without an answer from the server.
+func classOfConn(e evidence) class {
+	if e.ctx.Err() != nil {
+		return classCaller
+	}
+	if deadline, ok := e.ctx.Deadline(); ok && time.Until(deadline) < soon {
+		return classCaller
+	}
+	if isTransport(e.err) || pgconn.Timeout(e.err) {
+		return classPeer
+	}
+	return classApplication
+}
+
+// isTransport reports an error of the connection itself.
+func isTransport(err error) bool {
+	var netErr net.Error
+	var op *net.OpError
+	var errno syscall.Errno
+	return errors.Is(err, pgconn.ErrConnClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, net.ErrClosed) || errors.As(err, &netErr) || errors.As(err, &op) || errors.As(err, &errno)
+}
+
+// executedBy says whether what was sent can have taken effect.
+func executedBy(e evidence, c class) executed {
+	if e.phase == phaseAcquire {
+		return executedNo
+	}
+	switch c {
+	case classRefused, classConflict, classBehind, classOverload, classApplication:
+		if e.batch && c != classRefused {
+			return executedUnknown
+		}
+		return executedNo
+	case classCaller:
+		if neverSent(e.err) {
+			return executedNo
+		}
+	case classPeer:
+		var pgErr *pgconn.PgError
+		if errors.As(e.err, &pgErr) {
+			// The server refuses to go on with a statement; a batch may hold a COMMIT that it had done before.
+			if pgErr.Code == "57P01" && !e.batch {
+				return executedNo
+			}
+			return executedUnknown
+		}
+		if neverSent(e.err) {
+			return executedNo
+		}
+	}
+	return executedUnknown
+}
+
+// neverSent reports the two errors by which pgx says truthfully that nothing left the client: a failed write, and a
+// context that had ended before.
+func neverSent(err error) bool {
+	if !pgconn.SafeToRetry(err) || errors.Is(err, pgconn.ErrConnClosed) {
+		return false
+	}
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Op == "write"
+	}
+	return true
+}

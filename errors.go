@@ -1,0 +1,121 @@
+package multipool
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+var (
+	// ErrNoPrimary matches (errors.Is) the error of a call that needed the primary when no peer was one, or none that
+	// was could be reached, until the wait was over. Nothing was executed.
+	ErrNoPrimary = errors.New("multipool: no primary")
+
+	// ErrNoReplica matches the error of a call whose route insists on a replica (TargetReplica) when none could serve.
+	// Nothing was executed.
+	ErrNoReplica = errors.New("multipool: no replica")
+
+	// ErrOutcomeUnknown matches the error of a write that may or may not have been executed: it had been handed to a
+	// connection that was lost, or whose caller's context ended, before the server's answer came. The error unwraps
+	// to the original one. It is what JDBC calls SQLSTATE 08007, transaction resolution unknown.
+	ErrOutcomeUnknown = errors.New("multipool: the outcome of the statement is unknown")
+
+	// ErrSplitBrain matches the error of a write while two peers claim to be the primary and nothing tells which of
+	// them is right. It comes inside a [NoPeerError].
+	ErrSplitBrain = errors.New("multipool: two peers claim to be the primary")
+
+	// ErrUnknownName matches the error of a call whose route or model names a peer, or a model, that the pool does not
+	// have.
+	ErrUnknownName = errors.New("multipool: unknown name")
+)
+
+// PeerCause is why one peer could not take a call.
+type PeerCause struct {
+	Peer string // the peer's name
+	Why  string // the state that kept it out, in a few words: "down", "is a replica", ...
+	Err  error  // the last fault seen on it; nil if there was none
+}
+
+// MarshalJSON writes the cause as text: an error's own fields may hold a whole connection configuration.
+func (c PeerCause) MarshalJSON() ([]byte, error) {
+	out := struct{ Peer, Why, Err string }{Peer: c.Peer, Why: c.Why}
+	if c.Err != nil {
+		out.Err = c.Err.Error()
+	}
+	return json.Marshal(out)
+}
+
+// NoPeerError says that no peer could take a call, and of each peer why. Nothing was executed, or nothing that had
+// an effect. It matches ErrNoPrimary or ErrNoReplica by what the call needed, and unwraps to the last fault of each
+// peer, to the end of the caller's context if that ended the wait, and to the last error met by the call itself.
+type NoPeerError struct {
+	Intent Target      // what the call needed: TargetPrimary, TargetReplica, ... ; TargetAuto for a plain read
+	Peers  []PeerCause // in the order of the configuration
+
+	also []error
+}
+
+// Error names each peer with its cause. It never holds a password or a connection string.
+func (e *NoPeerError) Error() string {
+	var b strings.Builder
+	b.WriteString("multipool: no peer for " + e.Intent.purpose())
+	for i, p := range e.Peers {
+		if i == 0 {
+			b.WriteString(": ")
+		} else {
+			b.WriteString("; ")
+		}
+		b.WriteString(p.Peer + " " + p.Why)
+		if p.Err != nil {
+			fmt.Fprintf(&b, " (%v)", p.Err)
+		}
+	}
+	return b.String()
+}
+
+// Is reports whether target is the sentinel of what the call needed.
+func (e *NoPeerError) Is(target error) bool {
+	switch target {
+	case ErrNoPrimary:
+		return e.Intent == TargetPrimary
+	case ErrNoReplica:
+		return e.Intent == TargetReplica
+	}
+	return false
+}
+
+// Unwrap returns the causes.
+func (e *NoPeerError) Unwrap() []error {
+	causes := make([]error, 0, len(e.Peers)+len(e.also))
+	for _, p := range e.Peers {
+		if p.Err != nil {
+			causes = append(causes, p.Err)
+		}
+	}
+	return append(causes, e.also...)
+}
+
+// unknownOutcome marks the error of a write that may have run.
+type unknownOutcome struct{ err error }
+
+func (e *unknownOutcome) Error() string        { return ErrOutcomeUnknown.Error() + ": " + e.err.Error() }
+func (e *unknownOutcome) Is(target error) bool { return target == ErrOutcomeUnknown }
+func (e *unknownOutcome) Unwrap() error        { return e.err }
+
+// SafeToRetry answers pgconn.SafeToRetry, which asks the first error of the chain that has an opinion: pgx says
+// true for a statement in flight when it loses the connection under the simple protocol.
+func (e *unknownOutcome) SafeToRetry() bool { return false }
+
+func unknownName(kind, name string, known []string) error {
+	return fmt.Errorf("%w: %s %q (known: %s)", ErrUnknownName, kind, name, strings.Join(known, ", "))
+}
+
+// modelError says in which model of the configuration a route is wrong.
+type modelError struct {
+	model string
+	err   error
+}
+
+func (e *modelError) Error() string { return fmt.Sprintf("%v, in model %q", e.err, e.model) }
+func (e *modelError) Unwrap() error { return e.err }

@@ -1,0 +1,275 @@
+package multipool
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// The wire is its connection's tracer: pgx tells it of every statement, whoever sent it and however: through the pool,
+// on an acquired connection, in a transaction, a batch or a copy. That is the breaker's feed.
+
+// AcquireTracer traces Acquire on a MultiPool. A tracer in ConnConfig.Tracer that implements it is called as pgxpool's
+// own would be; one that implements pgxpool.AcquireTracer is called too, with the peer's pool.
+type AcquireTracer interface {
+	// TraceAcquireStart is called at the beginning of an acquire from a peer's pool; the returned context is used for
+	// the rest of it and passed to TraceAcquireEnd.
+	TraceAcquireStart(ctx context.Context, pool *MultiPool, data TraceAcquireStartData) context.Context
+	// TraceAcquireEnd is called when a connection has been acquired, or has not.
+	TraceAcquireEnd(ctx context.Context, pool *MultiPool, data TraceAcquireEndData)
+}
+
+// ReleaseTracer traces Release on a MultiPool; see [AcquireTracer].
+type ReleaseTracer interface {
+	// TraceRelease is called at the beginning of Release.
+	TraceRelease(pool *MultiPool, data TraceReleaseData)
+}
+
+// userTracers is the program's tracer, asked once for each kind it serves.
+type userTracers struct {
+	query   pgx.QueryTracer
+	batch   pgx.BatchTracer
+	copy    pgx.CopyFromTracer
+	prepare pgx.PrepareTracer
+	connect pgx.ConnectTracer
+}
+
+func splitTracer(t pgx.QueryTracer) (u userTracers) {
+	if t == nil {
+		return u
+	}
+	u.query = t
+	u.batch, _ = t.(pgx.BatchTracer)
+	u.copy, _ = t.(pgx.CopyFromTracer)
+	u.prepare, _ = t.(pgx.PrepareTracer)
+	u.connect, _ = t.(pgx.ConnectTracer)
+	return u
+}
+
+// begin marks the connection busy. One mark per connection, not a count per peer: pgx ends a failed batch twice, and
+// a copy that fails early never.
+func (w *wire) begin() {
+	if !w.busy {
+		w.busy = true
+		w.started = w.peer.generation.Load()
+		w.peer.load.begun.Add(1)
+	}
+}
+
+// settle ends the mark. It is called at the statement's end and again at release, for what pgx forgot.
+func (w *wire) settle() {
+	if w.busy {
+		w.busy = false
+		w.peer.load.ended.Add(1)
+	}
+}
+
+// end settles and reports how the statement ended.
+func (w *wire) end(ctx context.Context, err error, batch bool) {
+	w.settle()
+	if w.peer.solo {
+		return
+	}
+	w.tellRole(w.started)
+	if err == nil {
+		w.generation = w.started
+		if w.peer.suspected.Load() {
+			w.peer.breaker.success()
+		}
+		return
+	}
+	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, batch: batch})
+	w.peer.report(w.generation, v, err)
+}
+
+func (w *wire) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
+	w.begin()
+	if w.user.query != nil {
+		ctx = w.user.query.TraceQueryStart(ctx, c, d)
+	}
+	return ctx
+}
+
+func (w *wire) TraceQueryEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryEndData) {
+	w.end(ctx, d.Err, false)
+	if w.user.query != nil {
+		w.user.query.TraceQueryEnd(ctx, c, d)
+	}
+}
+
+func (w *wire) TraceBatchStart(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
+	w.begin()
+	if w.user.batch != nil {
+		ctx = w.user.batch.TraceBatchStart(ctx, c, d)
+	}
+	return ctx
+}
+
+func (w *wire) TraceBatchQuery(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchQueryData) {
+	if w.user.batch != nil {
+		w.user.batch.TraceBatchQuery(ctx, c, d)
+	}
+}
+
+func (w *wire) TraceBatchEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchEndData) {
+	w.end(ctx, d.Err, true)
+	if w.user.batch != nil {
+		w.user.batch.TraceBatchEnd(ctx, c, d)
+	}
+}
+
+func (w *wire) TraceCopyFromStart(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromStartData) context.Context {
+	w.begin()
+	if w.user.copy != nil {
+		ctx = w.user.copy.TraceCopyFromStart(ctx, c, d)
+	}
+	return ctx
+}
+
+func (w *wire) TraceCopyFromEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromEndData) {
+	w.end(ctx, d.Err, false)
+	if w.user.copy != nil {
+		w.user.copy.TraceCopyFromEnd(ctx, c, d)
+	}
+}
+
+func (w *wire) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareStartData) context.Context {
+	// A statement that the program prepares is later called by its name, which tells nothing: remember what its text
+	// tells. pgx's own names are digests of texts.
+	if d.Name != "" && !strings.HasPrefix(d.Name, "stmt") && needOf(d.SQL) == needPrimary {
+		w.peer.owner.needs.learn(d.Name)
+	}
+	if w.user.prepare != nil {
+		ctx = w.user.prepare.TracePrepareStart(ctx, c, d)
+	}
+	return ctx
+}
+
+func (w *wire) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareEndData) {
+	// An error here reaches the end of the statement that needed it, but for a copy's, which pgx ends with nothing.
+	if d.Err != nil && !w.peer.solo {
+		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseRun, standby: w.standby})
+		w.peer.report(w.generation, v, d.Err)
+	}
+	if w.user.prepare != nil {
+		w.user.prepare.TracePrepareEnd(ctx, c, d)
+	}
+}
+
+func (w *wire) TraceConnectStart(ctx context.Context, d pgx.TraceConnectStartData) context.Context {
+	if w.user.connect != nil {
+		ctx = w.user.connect.TraceConnectStart(ctx, d)
+	}
+	return ctx
+}
+
+func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
+	if d.Err != nil && !w.peer.solo {
+		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseAcquire})
+		w.peer.report(w.generation, v, d.Err)
+	}
+	if w.user.connect != nil {
+		w.user.connect.TraceConnectEnd(ctx, d)
+	}
+}
+
+// poolTracer is the tracer of a peer's pool: of releases for us, of both for the program.
+type poolTracer struct {
+	peer    *peer
+	acquire AcquireTracer
+	release ReleaseTracer
+
+	poolAcquire pgxpool.AcquireTracer
+	poolRelease pgxpool.ReleaseTracer
+}
+
+// acquiringTracer is the poolTracer of a program that traces acquires: pgxpool finds the interface by assertion, and
+// having it costs every acquire something.
+type acquiringTracer struct{ *poolTracer }
+
+func newPoolTracer(p *peer, user pgx.QueryTracer) pgx.QueryTracer {
+	t := &poolTracer{peer: p}
+	t.acquire, _ = user.(AcquireTracer)
+	t.release, _ = user.(ReleaseTracer)
+	t.poolAcquire, _ = user.(pgxpool.AcquireTracer)
+	t.poolRelease, _ = user.(pgxpool.ReleaseTracer)
+	if t.acquire != nil || t.poolAcquire != nil {
+		return acquiringTracer{t}
+	}
+	return t
+}
+
+// TraceQueryStart makes the type fit ConnConfig.Tracer. It is not called: each connection has its wire there.
+func (t *poolTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+// TraceQueryEnd is not called; see TraceQueryStart.
+func (t *poolTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func (t *poolTracer) TraceRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseData) {
+	if w := wireOf(d.Conn); w != nil {
+		w.released()
+	}
+	switch {
+	case t.release != nil:
+		t.release.TraceRelease(t.peer.owner, d)
+	case t.poolRelease != nil:
+		t.poolRelease.TraceRelease(pool, d)
+	}
+}
+
+func (t acquiringTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireStartData) context.Context {
+	if t.acquire != nil {
+		return t.acquire.TraceAcquireStart(ctx, t.peer.owner, d)
+	}
+	return t.poolAcquire.TraceAcquireStart(ctx, pool, d)
+}
+
+func (t acquiringTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireEndData) {
+	if t.acquire != nil {
+		t.acquire.TraceAcquireEnd(ctx, t.peer.owner, d)
+		return
+	}
+	t.poolAcquire.TraceAcquireEnd(ctx, pool, d)
+}
+
+// released settles the connection's marks.
+func (w *wire) released() {
+	w.settle()
+	if w.out {
+		w.out = false
+		w.peer.load.out.Add(-1)
+	}
+}
+
+// tellRole publishes the session's report of the role where it is news. The report came with the end of a statement
+// that began in the given generation: one from before the peer's last change of role says nothing about the present.
+func (w *wire) tellRole(generation uint64) {
+	p := w.peer
+	if p.solo || p.asked || w.pg == nil {
+		return
+	}
+	if role := w.readRole(); role != RoleUnknown && role != Role(p.role.Load()) && generation == p.generation.Load() {
+		p.owner.observe(observation{peer: p, role: role})
+	}
+}
+
+// connected is pgconn's AfterConnect of every connection: it is authenticated, and no statement has run on it.
+func (w *wire) connected(pg *pgconn.PgConn) {
+	pg.CustomData()[wireKey] = w
+	w.pg = pg
+	w.tellRole(w.generation)
+}
+
+// hostile notes that the program's own set-up of a connection cannot run on a standby: the peer leaves the reads.
+func (w *wire) hostile(err error) {
+	var pgErr *pgconn.PgError
+	if w.standby && !w.peer.solo && errors.As(err, &pgErr) && refusedByStandby(pgErr) {
+		w.peer.owner.observe(observation{peer: w.peer, hostile: err})
+	}
+}

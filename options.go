@@ -1,0 +1,639 @@
+package multipool
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"os"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Mode is how the peers stand to each other.
+type Mode uint8
+
+const (
+	// ModeReplicated: one primary and its replicas; roles are discovered, reads go to replicas, writes to the primary.
+	ModeReplicated Mode = iota
+)
+
+var modeNames = [...]string{"replicated"}
+
+// String returns the name that the connection string key multipool_mode takes.
+func (m Mode) String() string { return nameOf(modeNames[:], int(m), "mode") }
+
+// Config is everything there is to set on a pool that [Open] makes. A zero field means its default, a negative number
+// means off. Open takes a copy; changing it afterwards has no effect.
+type Config struct {
+	// Pool is the template of every peer's pool, from [ParseConfig] or pgxpool.ParseConfig. Required. Its MaxConns,
+	// MinConns and the other limits hold for each peer, not for all of them together. With several peers a
+	// MaxConnLifetimeJitter of 0 means a tenth of MaxConnLifetime, a negative one none. multipool_* keys in its
+	// RuntimeParams are taken from there; a field of this struct that is not zero wins over its key.
+	Pool *pgxpool.Config
+
+	// Peers are the servers. Empty: the hosts of Pool.ConnConfig and its Fallbacks.
+	Peers []Peer
+
+	// Mode is how the peers stand to each other. Key multipool_mode.
+	Mode Mode
+
+	// Route is what holds where the context and the model say nothing. Keys multipool_target, multipool_retry.
+	Route Route
+
+	// Models are named routes; see [WithModel].
+	Models map[string]Route
+
+	// CheckInterval is how often each peer's monitor looks at it while it is well; spread by a fifth at random so
+	// that the programs of a fleet do not look all at once. Default 5 s, at least 10 ms. Key multipool_check_interval.
+	CheckInterval time.Duration
+
+	// Wait is how long a call waits for a peer that can take it where none can, within its own context. Default 5 s;
+	// negative: it does not wait. Key multipool_wait.
+	Wait time.Duration
+
+	// MaxWaiting is how many calls may wait at once; one more fails with [NoPeerError]. Default 1000; negative: none.
+	// Key multipool_max_waiting.
+	MaxWaiting int
+
+	// NoMonitorConns makes the monitors look through an idle connection of the peer's pool instead of one of their
+	// own: one backend less per peer and program, and later news. Key multipool_monitor_conns (true by default).
+	NoMonitorConns bool
+
+	// Hooks are told what happens; see [Hooks]. May be nil.
+	Hooks *Hooks
+}
+
+// Peer is one server of a pool.
+type Peer struct {
+	// Name is what routes, status and errors call it. Default: host:port. Names must differ.
+	Name string
+
+	// ConnString, where set, is a connection string of this peer's own (one host): its host, port, TLS, user, password
+	// and database replace those of Config.Pool.
+	ConnString string
+
+	// Host and Port, where set, replace those of Config.Pool or of ConnString. Port 0 keeps the template's.
+	Host string
+	Port uint16
+
+	// Role, where it is not RoleUnknown, is believed and never asked: for servers that cannot tell it.
+	Role Role
+
+	// Proxy says that more than one server may answer at this address, as behind a pooler or a load balancer. The role
+	// of such a peer is asked (pg_is_in_recovery), never taken from what the pooler reports of some earlier session.
+	Proxy bool
+
+	// MaxConns, where it is positive, replaces Config.Pool's MaxConns for this peer.
+	MaxConns int32
+}
+
+const (
+	defaultCheckInterval = 5 * time.Second
+	minCheckInterval     = 10 * time.Millisecond
+	defaultWait          = 5 * time.Second
+	defaultMaxWaiting    = 1000
+
+	// Applied by ParseConfig where a connection string of several hosts is silent.
+	defaultConnectTimeout = 5 * time.Second
+	defaultPingTimeout    = time.Second
+
+	// Applied by the constructors where a pool of several peers has MaxConnLifetimeJitter 0: a tenth of the lifetime
+	// as it is by then. ParseConfig cannot: a program that shortens the lifetime afterwards would keep a long jitter.
+	lifetimeJitterShare = 10
+)
+
+// setting is one connection string key of ours: how its value goes into a Config.
+type setting struct {
+	key string
+	set func(c *Config, value string) error
+}
+
+var settings = []setting{
+	{"multipool_mode", func(c *Config, v string) error {
+		return setName(&c.Mode, modeNames[:], v)
+	}},
+	{"multipool_target", func(c *Config, v string) error {
+		return setName(&c.Route.Target, targetNames[:], v)
+	}},
+	{"multipool_retry", func(c *Config, v string) error {
+		return setName(&c.Route.Retry, retryNames[:], v)
+	}},
+	{"multipool_check_interval", func(c *Config, v string) error {
+		return setDuration(&c.CheckInterval, v)
+	}},
+	{"multipool_wait", func(c *Config, v string) error {
+		return setDuration(&c.Wait, v)
+	}},
+	{"multipool_max_waiting", func(c *Config, v string) error {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return errors.New("must be a whole number")
+		}
+		if n == 0 {
+			n = -1 // in the string 0 means none; in the struct it means the default
+		}
+		c.MaxWaiting = cmp.Or(c.MaxWaiting, n)
+		return nil
+	}},
+	{"multipool_monitor_conns", func(c *Config, v string) error {
+		own, err := strconv.ParseBool(v)
+		if err != nil {
+			return errors.New("must be true or false")
+		}
+		c.NoMonitorConns = c.NoMonitorConns || !own
+		return nil
+	}},
+}
+
+// setName sets an enumeration by its name, unless it is set already.
+func setName[E ~uint8](field *E, names []string, v string) error {
+	i := slices.Index(names, v)
+	if i < 0 {
+		return fmt.Errorf("must be one of %s", strings.Join(names, ", "))
+	}
+	*field = cmp.Or(*field, E(i))
+	return nil
+}
+
+func setDuration(field *time.Duration, v string) error {
+	d, err := time.ParseDuration(v)
+	if err != nil {
+		return errors.New("must be a duration such as 500ms or 5s")
+	}
+	if d == 0 {
+		d = -1 // in the string 0 means none; in the struct it means the default
+	}
+	*field = cmp.Or(*field, d)
+	return nil
+}
+
+// ParseConfig parses connString as pgxpool.ParseConfig does, multipool_* keys included: they are checked here and stay
+// in ConnConfig.RuntimeParams until a constructor takes them. Where the string lists several hosts and is silent about
+// them it sets, visibly, ConnConfig.ConnectTimeout to 5 s and PingTimeout to 1 s: pgxpool's defaults, two minutes and
+// none, are for a program that has nowhere else to go. An error names the key, the value and the bound, and never a
+// password.
+//
+//   - multipool_mode: replicated (default replicated)
+//   - multipool_target: auto, primary, prefer-replica, replica, any (default auto)
+//   - multipool_retry: inherit, safe, reads, never (default inherit, which is safe)
+//   - multipool_check_interval: duration string of at least 10ms (default 5s)
+//   - multipool_wait: duration string (default 5s; 0: a call does not wait)
+//   - multipool_max_waiting: integer (default 1000; 0: none)
+//   - multipool_monitor_conns: true or false (default true)
+func ParseConfig(connString string) (*pgxpool.Config, error) {
+	config, err := pgxpool.ParseConfig(connString)
+	if err != nil {
+		return nil, newConnStringError(connString, err)
+	}
+	probe := Config{Pool: config}
+	if err := probe.takeKeys(maps.Clone(config.ConnConfig.RuntimeParams)); err != nil {
+		return nil, err
+	}
+	peers, err := splitHosts(config)
+	if err != nil || len(peers) == 1 {
+		return config, err
+	}
+	if _, set := lookup(connString, "connect_timeout", "PGCONNECT_TIMEOUT"); !set && config.ConnConfig.ConnectTimeout == 0 {
+		config.ConnConfig.ConnectTimeout = defaultConnectTimeout
+	}
+	if _, set := lookup(connString, "pool_ping_timeout", ""); !set {
+		config.PingTimeout = defaultPingTimeout
+	}
+	return config, nil
+}
+
+// takeKeys moves our keys out of params into the fields that are still zero.
+func (c *Config) takeKeys(params map[string]string) error {
+	for key, value := range params {
+		if !strings.HasPrefix(key, "multipool_") {
+			continue
+		}
+		i := slices.IndexFunc(settings, func(s setting) bool { return s.key == key })
+		if i < 0 {
+			known := make([]string, len(settings))
+			for i, s := range settings {
+				known[i] = s.key
+			}
+			return fmt.Errorf("multipool: unknown key %s (known: %s)", key, strings.Join(known, ", "))
+		}
+		if err := settings[i].set(c, value); err != nil {
+			return fmt.Errorf("multipool: %s=%q: %w", key, value, err)
+		}
+		delete(params, key)
+	}
+	return c.checkBounds()
+}
+
+// checkBounds names the first field whose value cannot be.
+func (c *Config) checkBounds() error {
+	switch {
+	case c.CheckInterval != 0 && c.CheckInterval < minCheckInterval:
+		return fmt.Errorf("multipool: CheckInterval (multipool_check_interval) is %v: must be at least %v", c.CheckInterval, minCheckInterval)
+	case int(c.Mode) >= len(modeNames):
+		return fmt.Errorf("multipool: Mode is %d: unknown", c.Mode)
+	case int(c.Route.Target) >= len(targetNames):
+		return fmt.Errorf("multipool: Route.Target is %d: unknown", c.Route.Target)
+	case int(c.Route.Retry) >= len(retryNames):
+		return fmt.Errorf("multipool: Route.Retry is %d: unknown", c.Route.Retry)
+	}
+	return nil
+}
+
+// withDefaults returns the configuration with every zero field filled in.
+func (c Config) withDefaults() Config {
+	c.CheckInterval = cmp.Or(c.CheckInterval, defaultCheckInterval)
+	c.Wait = max(cmp.Or(c.Wait, defaultWait), 0)
+	c.MaxWaiting = max(cmp.Or(c.MaxWaiting, defaultMaxWaiting), 0)
+	if c.Hooks == nil {
+		c.Hooks = &Hooks{}
+	}
+	return c
+}
+
+// complete turns what the user gave into a configuration without zero fields and the peers' own templates.
+func (c Config) complete() (Config, []peerConfig, error) {
+	if c.Pool == nil {
+		return c, nil, errors.New("multipool: Config.Pool is required: make it with ParseConfig")
+	}
+	if c.Pool.ConnConfig == nil {
+		panic("config must be created by ParseConfig") // as pgxpool.NewWithConfig does
+	}
+	given := c.Pool
+	c.Pool = given.Copy()
+	c.Models = maps.Clone(c.Models)
+	if err := c.takeKeys(c.Pool.ConnConfig.RuntimeParams); err != nil {
+		return c, nil, err
+	}
+	peers, err := c.derivePeers()
+	if err != nil {
+		return c, nil, err
+	}
+	if len(peers) > 1 {
+		c.takeSessionAttrs(given.ConnString(), peers)
+		for _, p := range peers {
+			p.pool.MaxConnLifetimeJitter = max(cmp.Or(p.pool.MaxConnLifetimeJitter, p.pool.MaxConnLifetime/lifetimeJitterShare), 0)
+		}
+	}
+	return c.withDefaults(), peers, nil
+}
+
+// peerConfig is one peer as configured: its own copy of the template, with one server in it.
+type peerConfig struct {
+	Peer
+	pool *pgxpool.Config
+}
+
+func (c *Config) derivePeers() ([]peerConfig, error) {
+	var peers []peerConfig
+	var err error
+	if len(c.Peers) == 0 {
+		peers, err = splitHosts(c.Pool)
+	} else {
+		peers, err = c.listedPeers()
+	}
+	if err != nil {
+		return nil, err
+	}
+	byName := map[string]bool{}
+	for _, p := range peers {
+		if byName[p.Name] {
+			return nil, fmt.Errorf("multipool: peer %s is given twice", p.Name)
+		}
+		byName[p.Name] = true
+	}
+	return peers, nil
+}
+
+// listedPeers makes the templates of Config.Peers.
+func (c *Config) listedPeers() ([]peerConfig, error) {
+	peers := make([]peerConfig, 0, len(c.Peers))
+	for i, p := range c.Peers {
+		called := cmp.Or(p.Name, fmt.Sprintf("#%d", i+1))
+		if p.ConnString == "" && p.Host == "" {
+			return nil, fmt.Errorf("multipool: peer %s has neither Host nor ConnString", called)
+		}
+		if int(p.Role) >= len(roleNames) {
+			return nil, fmt.Errorf("multipool: peer %s: Role is %d: unknown", called, p.Role)
+		}
+		pool := c.Pool.Copy()
+		if p.ConnString != "" {
+			own, err := pgxpool.ParseConfig(p.ConnString)
+			if err != nil {
+				return nil, fmt.Errorf("multipool: peer %s: %w", called, newConnStringError(p.ConnString, err))
+			}
+			adopt(pool, own)
+		}
+		if p.Host != "" {
+			setHost(pool, p.Host)
+		}
+		if p.Port != 0 {
+			pool.ConnConfig.Port = p.Port
+		}
+		split, err := splitHosts(pool)
+		switch {
+		case err != nil:
+			return nil, err
+		case p.Host == "" && len(split) != 1:
+			return nil, fmt.Errorf("multipool: peer %s: its connection string names %d hosts: must be one", called, len(split))
+		}
+		own := split[0]
+		p.Name = cmp.Or(p.Name, own.Name)
+		p.Host, p.Port = own.Host, own.Port
+		own.Peer = p
+		if p.MaxConns > 0 {
+			own.pool.MaxConns = p.MaxConns
+		}
+		peers = append(peers, own)
+	}
+	return peers, nil
+}
+
+// adopt gives pool the server and the identity of own.
+func adopt(pool, own *pgxpool.Config) {
+	to, from := pool.ConnConfig, own.ConnConfig
+	to.Host, to.Port, to.TLSConfig, to.Fallbacks = from.Host, from.Port, from.TLSConfig, from.Fallbacks
+	to.User, to.Password, to.Database = from.User, from.Password, from.Database
+	to.ValidateConnect = nil
+}
+
+// setHost points pool at one host, keeping its way of TLS: a certificate is checked for the new name.
+func setHost(pool *pgxpool.Config, host string) {
+	cc := pool.ConnConfig
+	old, port := cc.Host, cc.Port
+	cc.Host = host
+	cc.TLSConfig = renameTLS(cc.TLSConfig, old, host)
+	var same []*pgconn.FallbackConfig
+	for _, f := range cc.Fallbacks {
+		if f.Host == old && f.Port == port {
+			f.Host, f.TLSConfig = host, renameTLS(f.TLSConfig, old, host)
+			same = append(same, f)
+		}
+	}
+	cc.Fallbacks = same
+}
+
+func renameTLS(c *tls.Config, old, host string) *tls.Config {
+	if c == nil || c.ServerName != old {
+		return c
+	}
+	c = c.Clone()
+	c.ServerName = host
+	return c
+}
+
+// splitHosts makes one template for each host of config. pgx lists a host twice under sslmode=prefer and allow, once
+// with TLS and once without: that is one peer with a fallback.
+func splitHosts(config *pgxpool.Config) ([]peerConfig, error) {
+	cc := config.ConnConfig
+	var peers []peerConfig
+	entries := append([]*pgconn.FallbackConfig{{Host: cc.Host, Port: cc.Port, TLSConfig: cc.TLSConfig}}, cc.Fallbacks...)
+	for _, e := range entries {
+		name := peerName(e.Host, e.Port)
+		i := slices.IndexFunc(peers, func(p peerConfig) bool { return p.Name == name })
+		if i < 0 {
+			own := config.Copy()
+			own.ConnConfig.Host, own.ConnConfig.Port, own.ConnConfig.TLSConfig = e.Host, e.Port, e.TLSConfig
+			own.ConnConfig.Fallbacks = nil
+			peers = append(peers, peerConfig{Peer: Peer{Name: name, Host: e.Host, Port: e.Port}, pool: own})
+			continue
+		}
+		own := peers[i].pool.ConnConfig
+		if (own.TLSConfig == nil) == (e.TLSConfig == nil) || len(own.Fallbacks) > 0 {
+			return nil, fmt.Errorf("multipool: peer %s is given twice", name)
+		}
+		own.Fallbacks = []*pgconn.FallbackConfig{e}
+	}
+	for i := range peers[1:] {
+		ownPassword(config, peers[i+1].pool)
+	}
+	return peers, nil
+}
+
+// ownPassword looks a peer's password up in .pgpass: pgx does so for the first host of a list only. A password that
+// the program has set itself stays.
+func ownPassword(config, own *pgxpool.Config) {
+	connString := config.ConnString()
+	first, err := pgconn.ParseConfig(connString)
+	if err != nil || first.Password != config.ConnConfig.Password {
+		return
+	}
+	again, err := pgconn.ParseConfig(withHost(connString, own.ConnConfig.Host, own.ConnConfig.Port))
+	if err == nil && again.Host == own.ConnConfig.Host && again.Password != "" {
+		own.ConnConfig.Password = again.Password
+	}
+}
+
+func peerName(host string, port uint16) string {
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+}
+
+// takeSessionAttrs turns target_session_attrs, by which libpq chooses one server, into the pool's route, and clears
+// the check that would make a peer's pool refuse its own server.
+func (c *Config) takeSessionAttrs(connString string, peers []peerConfig) {
+	check := c.Pool.ConnConfig.ValidateConnect
+	target := TargetAuto
+	switch {
+	case check == nil:
+		if v, _ := lookup(connString, "target_session_attrs", "PGTARGETSESSIONATTRS"); v == "any" {
+			target = TargetAny
+		}
+	case sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsReadWrite),
+		sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsPrimary):
+		target = TargetPrimary
+	case sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsReadOnly),
+		sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsStandby):
+		target = TargetReplica
+	case sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsPreferStandby):
+	default:
+		return // the program's own check
+	}
+	c.Route.Target = cmp.Or(c.Route.Target, target)
+	for _, p := range peers {
+		p.pool.ConnConfig.ValidateConnect = nil
+	}
+}
+
+func sameFunc(a, b func(context.Context, *pgconn.PgConn) error) bool {
+	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
+}
+
+// lookup finds a key in a connection string that has been parsed without error, or in the environment (env "": not
+// there). pgx keeps neither the keys it knows nor whether a default was given.
+func lookup(connString, key, env string) (string, bool) {
+	value, found := "", false
+	if _, rest, isURL := cutURL(connString); isURL {
+		_, query, _ := strings.Cut(rest, "?")
+		if v, err := url.ParseQuery(query); err == nil && v.Has(key) {
+			value, found = v.Get(key), true
+		}
+	} else {
+		value, found = lookupKeyword(connString, key)
+	}
+	if !found && env != "" {
+		value, found = os.LookupEnv(env)
+	}
+	return value, found
+}
+
+// cutURL splits a connection URI behind its user information, which may hold any character but '@' and '/'.
+func cutURL(connString string) (head, rest string, ok bool) {
+	for _, scheme := range []string{"postgres://", "postgresql://"} {
+		if p, is := strings.CutPrefix(connString, scheme); is {
+			at := 0
+			if i := strings.IndexAny(p, "@/"); i >= 0 && p[i] == '@' {
+				at = i + 1
+			}
+			return connString[:len(scheme)+at], p[at:], true
+		}
+	}
+	return "", "", false
+}
+
+// lookupKeyword finds the last value of key in a keyword/value connection string (PostgreSQL documentation, 34.1.1.1).
+func lookupKeyword(s, key string) (value string, found bool) {
+	const space = " \t\n\r\v\f"
+	for {
+		name, rest, ok := strings.Cut(s, "=")
+		if !ok {
+			return value, found
+		}
+		rest = strings.TrimLeft(rest, space)
+		end, quoted := 0, strings.HasPrefix(rest, "'")
+		if quoted {
+			rest = rest[1:]
+		}
+		var b strings.Builder
+		for ; end < len(rest); end++ {
+			ch := rest[end]
+			if quoted && ch == '\'' || !quoted && strings.IndexByte(space, ch) >= 0 {
+				break
+			}
+			if ch == '\\' && end+1 < len(rest) {
+				end++
+				ch = rest[end]
+			}
+			b.WriteByte(ch)
+		}
+		if strings.Trim(name, space) == key {
+			value, found = b.String(), true
+		}
+		s = rest[min(end+1, len(rest)):]
+	}
+}
+
+// withHost returns connString for another server.
+func withHost(connString, host string, port uint16) string {
+	if head, rest, isURL := cutURL(connString); isURL {
+		v := url.Values{"host": {host}, "port": {strconv.Itoa(int(port))}}
+		sep := "?"
+		if strings.Contains(rest, "?") {
+			sep = "&"
+		}
+		return head + rest + sep + v.Encode()
+	}
+	escape := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
+	return fmt.Sprintf("%s host='%s' port=%d", connString, escape.Replace(host), port)
+}
+
+// connStringError replaces pgconn.ParseConfigError, whose exported ConnString holds the password, and whose cause may
+// quote a part of it.
+type connStringError struct{ text string }
+
+func (e *connStringError) Error() string { return e.text }
+
+// As gives errors.As a pgconn.ParseConfigError without the string, for programs that look for the type.
+func (e *connStringError) As(target any) bool {
+	if t, ok := target.(**pgconn.ParseConfigError); ok {
+		*t = pgconn.NewParseConfigError("", e.text, nil).(*pgconn.ParseConfigError)
+		return true
+	}
+	return false
+}
+
+func newConnStringError(connString string, err error) error {
+	text := err.Error()
+	if parse := new(pgconn.ParseConfigError); errors.As(err, &parse) {
+		// Its text is: cannot parse `<redacted string>`: <what> (<why>)
+		if _, what, ok := strings.Cut(text, "`: "); ok {
+			text = what
+		}
+	}
+	for _, secret := range secretsOf(connString) {
+		if sharesRun(text, secret) {
+			text = "it is malformed near the password: percent-encode special characters in a URI, quote them in keyword/value form"
+			break
+		}
+	}
+	return &connStringError{"multipool: cannot parse the connection string: " + text}
+}
+
+// secretsOf returns everything in a string, well-formed or not, that might be a password: too much rather than too
+// little.
+func secretsOf(connString string) []string {
+	var out []string
+	add := func(s string) {
+		out = append(out, s)
+		if plain, err := url.QueryUnescape(s); err == nil && plain != s {
+			out = append(out, plain)
+		}
+	}
+	if i := strings.LastIndexByte(connString, '@'); i >= 0 {
+		head := connString[:i]
+		if _, rest, ok := strings.Cut(head, "://"); ok {
+			head = rest
+		}
+		if _, password, ok := strings.Cut(head, ":"); ok {
+			add(password)
+		}
+	}
+	for s := connString; ; {
+		_, rest, ok := strings.Cut(s, "password")
+		if !ok {
+			return out
+		}
+		rest = strings.TrimLeft(rest, " \t\n\r\v\f=")
+		end := strings.IndexAny(rest, "& \t\n")
+		if strings.HasPrefix(rest, "'") {
+			end = len(rest)
+			rest = rest[1:]
+			if i := strings.IndexByte(rest, '\''); i >= 0 {
+				end = i
+			} else {
+				end = len(rest)
+			}
+		}
+		if end < 0 {
+			end = len(rest)
+		}
+		add(rest[:end])
+		s = rest
+	}
+}
+
+// sharesRun reports whether text holds secret, or any run of four of its characters.
+func sharesRun(text, secret string) bool {
+	const run = 4
+	if secret == "" {
+		return false
+	}
+	if len(secret) <= run {
+		return strings.Contains(text, secret)
+	}
+	for i := 0; i+run <= len(secret); i++ {
+		if strings.Contains(text, secret[i:i+run]) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,372 @@
+package multipool
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// What a program that swaps the import of pgxpool for this package finds under the old names. Config is the exception:
+// here it is the configuration of [Open]; pgxpool's is [PoolConfig].
+type (
+	Pool                  = MultiPool
+	PoolConfig            = pgxpool.Config
+	Conn                  = pgxpool.Conn
+	Stat                  = pgxpool.Stat
+	ShouldPingParams      = pgxpool.ShouldPingParams
+	TraceAcquireStartData = pgxpool.TraceAcquireStartData
+	TraceAcquireEndData   = pgxpool.TraceAcquireEndData
+	TraceReleaseData      = pgxpool.TraceReleaseData
+)
+
+// MultiPool is a pool of connections to the peers of one replicated PostgreSQL: one pgxpool per peer, and the routing
+// between them. It has every method of pgxpool.Pool with the same signature. It is safe for concurrent use.
+type MultiPool struct {
+	given  *pgxpool.Config // what came in
+	config Config          // complete
+	peers  []*peer
+	solo   bool // one peer: a pgxpool with routes and statistics
+	route  *resolution
+	models map[string]Route
+	hooks  Hooks
+	needs  needs
+	budget budget
+
+	topology atomic.Pointer[topology] // readers load it; observe replaces it
+	mu       sync.Mutex               // orders observations; nothing blocks under it
+
+	waiting  atomic.Int64
+	settleAt time.Time
+	settle   *time.Timer
+
+	closed    atomic.Bool
+	closeOnce sync.Once
+	done      chan struct{}
+	stop      context.CancelFunc
+	monitors  sync.WaitGroup
+}
+
+// settleTime is how long the first calls wait for peers that have not answered yet.
+const settleTime = 250 * time.Millisecond
+
+// New makes a pool of the hosts that connString lists, in libpq's multi-host form, each a peer:
+// postgres://app@db1,db2:5433,db3/app. See [ParseConfig] for the keys and [NewWithConfig].
+func New(ctx context.Context, connString string) (*MultiPool, error) {
+	config, err := ParseConfig(connString)
+	if err != nil {
+		return nil, err
+	}
+	return NewWithConfig(ctx, config)
+}
+
+// NewWithConfig makes a pool of the hosts in config.ConnConfig and its Fallbacks. config must have been made by
+// [ParseConfig] or pgxpool.ParseConfig, else it panics, as pgxpool does; it is copied. It blocks on nothing: connections
+// are made in the background, and errors in making them are not returned here. ctx gives values to them; its end has
+// no effect.
+func NewWithConfig(ctx context.Context, config *pgxpool.Config) (*MultiPool, error) {
+	return Open(ctx, Config{Pool: config})
+}
+
+// Open makes a pool with everything there is to set. An error names the field, the key or the peer at fault. For the
+// rest it is as [NewWithConfig].
+func Open(ctx context.Context, config Config) (*MultiPool, error) {
+	complete, peers, err := config.complete()
+	if err != nil {
+		return nil, err
+	}
+	p := &MultiPool{
+		given: config.Pool.Copy(), config: complete, models: complete.Models, hooks: *complete.Hooks,
+		solo: len(peers) == 1, done: make(chan struct{}),
+	}
+	ctx, p.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if err := p.addPeers(ctx, peers); err != nil {
+		p.Close()
+		return nil, err
+	}
+	if err := p.resolveConfigured(); err != nil {
+		p.Close()
+		return nil, err
+	}
+	p.budget.reserve = max(minReserve, 2*int64(complete.Pool.MaxConns))
+	p.budget.reads = p.readsSoFar
+	p.start(ctx)
+	return p, nil
+}
+
+// addPeers makes the peers and the first topology.
+func (p *MultiPool) addPeers(ctx context.Context, configs []peerConfig) error {
+	believed := make([]Role, len(configs))
+	for i, c := range configs {
+		q, err := newPeer(ctx, p, c, p.solo)
+		if err != nil {
+			return err
+		}
+		believed[i] = c.Role
+		q.role.Store(int32(c.Role))
+		p.peers = append(p.peers, q)
+	}
+	if p.solo {
+		p.topology.Store(soloTopology(p.peers[0]))
+	} else {
+		p.topology.Store(newTopology(p.peers, believed))
+	}
+	return nil
+}
+
+// resolveConfigured checks the routes of the configuration against the peers.
+func (p *MultiPool) resolveConfigured() error {
+	p.route = p.resolveRoute(p.config.Route)
+	if p.route.err != nil {
+		return p.route.err
+	}
+	for _, name := range sortedKeys(p.models) {
+		if r := p.resolveRoute(p.models[name].over(p.config.Route)); r.err != nil {
+			return &modelError{name, r.err}
+		}
+	}
+	return nil
+}
+
+// start sets the monitors going.
+func (p *MultiPool) start(ctx context.Context) {
+	if p.solo {
+		return
+	}
+	p.settleAt = time.Now().Add(settleTime)
+	p.settle = time.AfterFunc(settleTime, func() { p.observe(observation{settle: true}) })
+	for _, q := range p.peers {
+		p.monitors.Go(func() { q.monitor.run(ctx) })
+	}
+}
+
+// observe takes a piece of news into the topology and publishes it. It is the only place where the topology changes.
+func (p *MultiPool) observe(o observation) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.topology.Load()
+	if old == nil {
+		return // the pool is being made; its monitors begin with a look
+	}
+	next := old.apply(o)
+	if next == old {
+		return
+	}
+	if o.peer != nil && o.role != RoleUnknown && o.role != Role(o.peer.role.Load()) {
+		o.peer.role.Store(int32(o.role))
+		o.peer.generation.Add(1)
+	}
+	p.topology.Store(next)
+	close(old.superseded)
+}
+
+// Close closes all connections of all peers and rejects further calls with puddle.ErrClosedPool. It blocks until every
+// connection that the program holds has been returned, as pgxpool's does, and until every goroutine of the pool has
+// ended. It may be called more than once.
+func (p *MultiPool) Close() {
+	p.closeOnce.Do(func() {
+		p.closed.Store(true)
+		close(p.done)
+		p.stop()
+		if p.settle != nil {
+			p.settle.Stop()
+		}
+		p.monitors.Wait()
+		var pools sync.WaitGroup
+		for _, q := range p.peers {
+			pools.Go(q.pool.Close)
+		}
+		pools.Wait()
+	})
+}
+
+// Exec runs sql on the primary, or where the route says, and returns its command tag. It takes what pgxpool's Exec
+// takes. Where the statement may have been executed and its answer was lost, the error matches [ErrOutcomeUnknown].
+func (p *MultiPool) Exec(ctx context.Context, sql string, arguments ...any) (pgconn.CommandTag, error) {
+	return attempt(ctx, p, opExec, sql, func(c *pgxpool.Conn, _ *wire) (pgconn.CommandTag, error) {
+		defer c.Release()
+		return c.Exec(ctx, sql, arguments...)
+	})
+}
+
+// Query runs sql on a healthy replica, on the primary where no replica can serve or where the text shows that it must
+// run there, or where the route says. It takes what pgxpool's Query takes; the rows must be closed, or read to their
+// end. A read may see the database as it was a moment ago: replication takes time.
+func (p *MultiPool) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	r, err := p.query(ctx, sql, args)
+	switch {
+	case r == nil:
+		return failedRows{err}, err
+	case err != nil:
+		r.err = err // at the end of the rows, where pgx has it
+	}
+	return r, nil
+}
+
+// QueryRow is Query for at most one row. Errors are deferred until Scan.
+func (p *MultiPool) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	r, err := p.query(ctx, sql, args)
+	switch {
+	case r == nil:
+		return failedRow{err}
+	case err != nil:
+		r.err = err
+	}
+	return (*row)(r)
+}
+
+func (p *MultiPool) query(ctx context.Context, sql string, args []any) (*rows, error) {
+	return attempt(ctx, p, opQuery, sql, func(c *pgxpool.Conn, w *wire) (*rows, error) {
+		return queryRows(ctx, c, w, sql, args)
+	})
+}
+
+// SendBatch sends b to the primary, or where the route says. The connection is released when the results are closed.
+// A batch that a connection has taken is never sent again.
+func (p *MultiPool) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	results, err := attempt(ctx, p, opBatch, "", func(c *pgxpool.Conn, w *wire) (pgx.BatchResults, error) {
+		br := c.SendBatch(ctx, b)
+		if tx := br.Tx(); tx != nil {
+			return &batchResults{BatchResults: br, tx: newTx(tx, c, w), wire: w}, nil
+		}
+		return &batchResults{BatchResults: br, conn: c, wire: w, ctx: ctx}, nil
+	})
+	if err != nil {
+		return pgx.FailedBatchResults(b, err)
+	}
+	return results
+}
+
+// Begin is BeginTx without options.
+func (p *MultiPool) Begin(ctx context.Context) (pgx.Tx, error) {
+	return p.BeginTx(ctx, pgx.TxOptions{})
+}
+
+// BeginTx begins a transaction on the primary; one with AccessMode pgx.ReadOnly, no BeginQuery and not serializable on
+// a replica, the primary where no replica can serve; or where the route says. ctx affects the begin only. The
+// transaction stays on its peer, and nothing in it is sent twice.
+func (p *MultiPool) BeginTx(ctx context.Context, txOptions pgx.TxOptions) (pgx.Tx, error) {
+	op := opBegin
+	if txOptions.AccessMode == pgx.ReadOnly && txOptions.BeginQuery == "" && txOptions.IsoLevel != pgx.Serializable {
+		op = opReadTx
+	}
+	tx, err := attempt(ctx, p, op, "", func(c *pgxpool.Conn, w *wire) (*Tx, error) {
+		t, err := c.BeginTx(ctx, txOptions)
+		if err != nil {
+			c.Release()
+			return nil, err
+		}
+		return newTx(t, c, w), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return tx, nil
+}
+
+// CopyFrom copies rowSrc into a table on the primary, or where the route says. A copy that a connection has taken is
+// never sent again: its source has been read.
+func (p *MultiPool) CopyFrom(ctx context.Context, tableName pgx.Identifier, columnNames []string, rowSrc pgx.CopyFromSource) (int64, error) {
+	return attempt(ctx, p, opCopy, "", func(c *pgxpool.Conn, _ *wire) (int64, error) {
+		defer c.Release()
+		return c.Conn().CopyFrom(ctx, tableName, columnNames, rowSrc)
+	})
+}
+
+// Ping makes one round trip to where Exec would go.
+func (p *MultiPool) Ping(ctx context.Context) error {
+	_, err := attempt(ctx, p, opPing, "", func(c *pgxpool.Conn, _ *wire) (struct{}, error) {
+		defer c.Release()
+		return struct{}{}, c.Ping(ctx)
+	})
+	return err
+}
+
+// Acquire takes a connection of the primary, or of where the route says. What the program does with it is not routed,
+// not sent again and not marked.
+func (p *MultiPool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
+	return attempt(ctx, p, opAcquire, "", func(c *pgxpool.Conn, _ *wire) (*pgxpool.Conn, error) {
+		return c, nil
+	})
+}
+
+// AcquireFunc acquires a connection, calls f with it and releases it. ctx affects the acquire only.
+func (p *MultiPool) AcquireFunc(ctx context.Context, f func(*pgxpool.Conn) error) error {
+	conn, err := p.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	return f(conn)
+}
+
+// AcquireAllIdle acquires all idle connections of all peers, one peer after another.
+func (p *MultiPool) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
+	conns := []*pgxpool.Conn{}
+	for _, q := range p.peers {
+		conns = append(conns, q.pool.AcquireAllIdle(ctx)...)
+	}
+	return conns
+}
+
+// Reset closes all connections of all peers, those in use when they are released, and has every monitor look at once.
+func (p *MultiPool) Reset() {
+	for _, q := range p.peers {
+		q.generation.Add(1)
+		q.pool.Reset()
+		q.monitor.nudge()
+	}
+}
+
+// Config returns a copy of the configuration that the pool was made from.
+func (p *MultiPool) Config() *pgxpool.Config { return p.given.Copy() }
+
+// Stat returns the statistics of the pool that writes use: the primary's, the first peer's while there is none. All
+// peers and their sums are in [MultiPool.Status].
+func (p *MultiPool) Stat() *pgxpool.Stat {
+	if q := p.topology.Load().primary; q != nil {
+		return q.pool.Stat()
+	}
+	return p.peers[0].pool.Stat()
+}
+
+// PeerPool returns the pool of one peer, whatever becomes of that peer; nil if there is none of that name. What goes
+// through it is not routed, but its outcomes are judged.
+func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
+	for _, q := range p.peers {
+		if q.name == name {
+			return q.pool
+		}
+	}
+	return nil
+}
+
+// Explain says where a Query of sql under ctx would go now, and why. It sends nothing, waits for nothing and counts
+// nothing. Decision.Peer is empty where no peer could take it.
+func (p *MultiPool) Explain(ctx context.Context, sql string) Decision {
+	in, err := p.intent(ctx, opQuery, sql)
+	if err != nil {
+		return Decision{}
+	}
+	chosen, reason := p.topology.Load().pick(&in, &tried{})
+	if p.solo && !in.forced {
+		reason = ReasonSolo
+	}
+	d := Decision{Reason: reason, Attempt: 1}
+	if chosen != nil {
+		d.Peer = chosen.name
+	}
+	return d
+}
+
+// readsSoFar counts the reads sent to all peers.
+func (p *MultiPool) readsSoFar() (n int64) {
+	for _, q := range p.peers {
+		n += q.picks.reads.Load()
+	}
+	return n
+}

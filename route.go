@@ -1,0 +1,324 @@
+package multipool
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync/atomic"
+)
+
+// Target is where a call wants to go.
+type Target uint8
+
+const (
+	// TargetAuto leaves the choice to the call: Query and QueryRow read from a replica, or from the primary where no
+	// replica can serve; everything else goes to the primary. In a Route it means "as before", so that it inherits.
+	TargetAuto Target = iota
+	// TargetPrimary sends every call to the primary.
+	TargetPrimary
+	// TargetPreferReplica sends every call to a replica, and to the primary where no replica can serve.
+	TargetPreferReplica
+	// TargetReplica sends every call to a replica; ErrNoReplica where none can serve.
+	TargetReplica
+	// TargetAny lets reads go to any healthy peer, the primary among them; what writes goes to the primary.
+	TargetAny
+)
+
+var targetNames = [...]string{"auto", "primary", "prefer-replica", "replica", "any"}
+
+// String returns the name that the connection string key multipool_target takes.
+func (t Target) String() string { return nameOf(targetNames[:], int(t), "target") }
+
+// purpose says in an error what a call with this target was looking for.
+func (t Target) purpose() string {
+	switch t {
+	case TargetPrimary:
+		return "a call that needs the primary"
+	case TargetReplica:
+		return "a call that insists on a replica"
+	default:
+		return "a read"
+	}
+}
+
+// Retry says which calls may be sent again after a connection failed under them. Whatever it says, a call that was
+// certainly not executed goes on elsewhere, and nothing is sent again once a row has been handed out.
+type Retry uint8
+
+const (
+	// RetryInherit, the zero value, leaves what holds otherwise: RetrySafe where nobody says more.
+	RetryInherit Retry = iota
+	// RetrySafe sends a read again only if it failed on a standby, where it cannot have written.
+	RetrySafe
+	// RetryReads sends a read again also if it failed on a server that accepts writes. With it the program promises
+	// that what it sends by Query and QueryRow does not write: "select place_order($1)" is a read by its text.
+	RetryReads
+	// RetryNever sends nothing again that was handed to a connection.
+	RetryNever
+)
+
+var retryNames = [...]string{"inherit", "safe", "reads", "never"}
+
+// String returns the name that the connection string key multipool_retry takes.
+func (r Retry) String() string { return nameOf(retryNames[:], int(r), "retry") }
+
+// Route is what one call wants. A zero field inherits: from the context over the model over Config.Route. An
+// explicit route (a Target other than TargetAuto and TargetAny, or Peers) wins over the statement's text and over
+// what was learned of it, and such a call is not run again on the primary when a standby refuses it: a write forced
+// on a replica shows the server's own error (SQLSTATE 25006).
+type Route struct {
+	Target Target
+	// Peers restricts the call to the peers of these names. Within them the usual rules hold: a write goes to the
+	// primary if it is among them, else (only replicas are named) to one of them.
+	Peers []string
+	Retry Retry
+}
+
+// over returns r with its zero fields taken from base.
+func (r Route) over(base Route) Route {
+	if r.Target == TargetAuto {
+		r.Target = base.Target
+	}
+	if r.Peers == nil {
+		r.Peers = base.Peers
+	}
+	if r.Retry == RetryInherit {
+		r.Retry = base.Retry
+	}
+	return r
+}
+
+// wishes is what the context functions have said, merged when the context was made: one look-up finds all of it.
+type wishes struct {
+	route Route
+	model string
+
+	// resolved is what the wishes mean to the pool that last asked; a context that serves two pools in turn resolves
+	// again each time, which costs time and nothing else.
+	resolved atomic.Pointer[resolution]
+}
+
+type wishesKey struct{}
+
+func wishesOf(ctx context.Context) *wishes {
+	w, _ := ctx.Value(wishesKey{}).(*wishes)
+	return w
+}
+
+func withWishes(ctx context.Context, change func(*wishes)) context.Context {
+	next := new(wishes)
+	if prev := wishesOf(ctx); prev != nil {
+		next.route, next.model = prev.route, prev.model
+	}
+	change(next)
+	return context.WithValue(ctx, wishesKey{}, next)
+}
+
+// WithRoute returns a context whose calls go as r says. Fields that r leaves zero keep what the context, the model and
+// the pool's configuration say.
+func WithRoute(ctx context.Context, r Route) context.Context {
+	r.Peers = slices.Clone(r.Peers)
+	return withWishes(ctx, func(w *wishes) { w.route = r.over(w.route) })
+}
+
+// WithPrimary returns a context whose calls go to the primary.
+func WithPrimary(ctx context.Context) context.Context {
+	return WithRoute(ctx, Route{Target: TargetPrimary})
+}
+
+// WithReplica returns a context whose calls go to a replica, and to the primary where no replica can serve. A write
+// under it shows the replica's refusal.
+func WithReplica(ctx context.Context) context.Context {
+	return WithRoute(ctx, Route{Target: TargetPreferReplica})
+}
+
+// WithPeer returns a context whose calls go to the named peers only. A name that the pool does not have is an error
+// of the call.
+func WithPeer(ctx context.Context, names ...string) context.Context {
+	return WithRoute(ctx, Route{Peers: names})
+}
+
+// WithModel returns a context whose calls go as Config.Models says of name. A model that the pool does not have is an
+// error of the call. What the context says itself wins over the model.
+func WithModel(ctx context.Context, name string) context.Context {
+	return withWishes(ctx, func(w *wishes) { w.model = name })
+}
+
+// resolution is what a route means to one pool: names turned into peers.
+type resolution struct {
+	pool  *MultiPool
+	route Route   // merged; Target and Retry are what holds
+	peers []*peer // those of route.Peers
+	model bool    // a model had a part in it
+	err   error   // an unknown model or peer: every call under this context fails with it
+}
+
+// explicit reports whether the route overrides what the text says.
+func (r *resolution) explicit() bool {
+	return r.peers != nil || (r.route.Target != TargetAuto && r.route.Target != TargetAny)
+}
+
+// routeOf finds what holds for a call: one look-up in the context, and nothing else from the second call on.
+func (p *MultiPool) routeOf(ctx context.Context) *resolution {
+	w := wishesOf(ctx)
+	if w == nil {
+		return p.route
+	}
+	if r := w.resolved.Load(); r != nil && r.pool == p {
+		return r
+	}
+	r := p.resolve(w)
+	w.resolved.Store(r)
+	return r
+}
+
+func (p *MultiPool) resolve(w *wishes) *resolution {
+	route := w.route
+	if w.model != "" {
+		m, ok := p.models[w.model]
+		if !ok {
+			return &resolution{pool: p, err: unknownName("model", w.model, sortedKeys(p.models))}
+		}
+		route = route.over(m)
+	}
+	r := p.resolveRoute(route.over(p.route.route))
+	r.model = w.model != ""
+	return r
+}
+
+// resolveRoute turns the names of a merged route into peers.
+func (p *MultiPool) resolveRoute(route Route) *resolution {
+	r := &resolution{pool: p, route: route}
+	if int(route.Target) >= len(targetNames) || int(route.Retry) >= len(retryNames) {
+		r.err = unknownName("route", route.Target.String()+"/"+route.Retry.String(), nil)
+		return r
+	}
+	for _, name := range route.Peers {
+		i := slices.IndexFunc(p.peers, func(q *peer) bool { return q.name == name })
+		if i < 0 {
+			known := make([]string, len(p.peers))
+			for i, q := range p.peers {
+				known[i] = q.name
+			}
+			r.err = unknownName("peer", name, known)
+			return r
+		}
+		r.peers = append(r.peers, p.peers[i])
+	}
+	return r
+}
+
+// operation is the kind of a call.
+type operation uint8
+
+const (
+	opQuery  operation = iota // Query, QueryRow: reads by their text
+	opReadTx                  // a read-only transaction's begin
+	opBegin                   // any other transaction's begin
+	opExec
+	opBatch
+	opCopy
+	opAcquire
+	opPing
+)
+
+// reads reports whether the operation belongs on a replica where nothing else is said.
+func (o operation) reads() bool { return o == opQuery || o == opReadTx }
+
+// harmless reports whether running the operation twice has no effect on the data: BEGIN and a ping.
+func (o operation) harmless() bool {
+	return o == opReadTx || o == opBegin || o == opPing || o == opAcquire
+}
+
+// place is the list of the topology from which a call's peer is drawn.
+type place uint8
+
+const (
+	placeReads   place = iota // a replica, the primary where none can serve
+	placePrimary              // the primary
+	placeReplica              // a replica and nothing else
+	placeAny                  // any healthy peer
+	placeNamed                // one of the named peers, by role where they differ
+)
+
+// intent is what one call wants, its route resolved: a value, made once per call.
+type intent struct {
+	op     operation
+	place  place
+	reads  bool    // the call is a read by its operation and text
+	forced bool    // by an explicit route: no re-run on the primary, nothing learned
+	reason Reason  // why there
+	retry  Retry   // RetryInherit means RetrySafe
+	peers  []*peer // placeNamed: the candidates
+	sql    string  // the text, where there is one: what is learned when a standby refuses it
+}
+
+// target is the place as the program would have asked for it.
+func (in *intent) target() Target {
+	switch in.place {
+	case placePrimary:
+		return TargetPrimary
+	case placeReplica:
+		return TargetReplica
+	case placeAny:
+		return TargetAny
+	case placeNamed:
+		if !in.reads {
+			return TargetPrimary
+		}
+	}
+	return TargetAuto
+}
+
+// intentOf decides where a call goes: the route first, then the operation, then the text. It is pure.
+func intentOf(op operation, sql string, n need, r *resolution) intent {
+	in := intent{op: op, retry: r.route.Retry, sql: sql, reads: op.reads() && n != needPrimary}
+	in.forced = r.explicit()
+	switch {
+	case in.forced:
+		in.reason = ReasonRoute
+		if r.model {
+			in.reason = ReasonModel
+		}
+	case in.reads:
+		in.reason = ReasonRead
+	case op == opQuery:
+		in.reason = ReasonStatement
+	default:
+		in.reason = ReasonWrite
+	}
+	switch {
+	case r.route.Target == TargetPrimary:
+		in.place = placePrimary
+	case r.route.Target == TargetReplica:
+		in.place = placeReplica
+	case r.route.Target == TargetPreferReplica:
+		in.place = placeReads
+	case r.peers != nil:
+		in.place = placeNamed
+	case !in.reads:
+		in.place = placePrimary
+	case r.route.Target == TargetAny:
+		in.place = placeAny
+	default:
+		in.place = placeReads
+	}
+	in.peers = r.peers
+	return in
+}
+
+func nameOf(names []string, i int, kind string) string {
+	if i < len(names) {
+		return names[i]
+	}
+	return "unknown " + kind
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, strings.Compare)
+	return keys
+}

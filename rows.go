@@ -1,0 +1,156 @@
+package multipool
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// rowsState is how far the caller of rows has come; the rows themselves are one row ahead.
+type rowsState uint8
+
+const (
+	rowsFresh rowsState = iota // the first row has been read and the caller has not asked for it
+	rowsOpen                   // the caller and the rows are at the same row
+	rowsEnded                  // the caller has seen the end, or closed
+)
+
+// rows are pgx's rows with the first row read ahead: only the first answer of the server tells whether a statement
+// works on this peer, and pgx has waited for it already when Query returns. The connection is released when the caller
+// has seen the end, not when the read-ahead has: the field descriptions live in the connection.
+type rows struct {
+	pgx.Rows // embedded, not wrapped method by method: the interface grows in pgx's minor releases
+	conn     *pgxpool.Conn
+	state    rowsState
+
+	err    error // in place of the rows' own: an error that was marked
+	fields []pgconn.FieldDescription
+}
+
+// queryRows runs a query and reads ahead. On an error it has released the connection; rows that came with the error
+// show it to a caller as pgx's own would.
+func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args []any) (*rows, error) {
+	in, err := c.Conn().Query(ctx, sql, args...)
+	if err != nil {
+		c.Release()
+		return nil, err
+	}
+	r := w.newRows()
+	r.Rows, r.conn = in, c
+	if in.Next() {
+		return r, nil
+	}
+	r.state = rowsOpen
+	if err := in.Err(); err != nil {
+		r.fields = slices.Clone(in.FieldDescriptions())
+		r.err = err
+		r.release()
+		return r, err
+	}
+	return r, nil
+}
+
+func (r *rows) release() {
+	r.state = rowsEnded
+	if r.conn != nil {
+		r.conn.Release()
+		r.conn = nil
+	}
+}
+
+func (r *rows) Next() bool {
+	switch {
+	case r.state == rowsFresh:
+		r.state = rowsOpen
+		return true
+	case r.state == rowsOpen && r.Rows.Next():
+		return true
+	}
+	r.release()
+	return false
+}
+
+func (r *rows) Close() {
+	r.Rows.Close()
+	r.release()
+}
+
+func (r *rows) Err() error {
+	if r.err != nil {
+		return r.err
+	}
+	return r.Rows.Err()
+}
+
+func (r *rows) FieldDescriptions() []pgconn.FieldDescription {
+	if r.err != nil {
+		return r.fields // the connection serves somebody else by now
+	}
+	return r.Rows.FieldDescriptions()
+}
+
+func (r *rows) Scan(dest ...any) error {
+	err := r.Rows.Scan(dest...)
+	if err != nil {
+		r.Close()
+	}
+	return err
+}
+
+func (r *rows) Values() ([]any, error) {
+	values, err := r.Rows.Values()
+	if err != nil {
+		r.Close()
+	}
+	return values, err
+}
+
+// row is rows of which the caller wants the first.
+type row rows
+
+var errDriverBytes = errors.New("cannot scan into *pgtype.DriverBytes from QueryRow")
+
+// Scan does what pgx's own does, in its order, and releases the connection whatever happens, a panicking destination
+// included.
+func (r *row) Scan(dest ...any) error {
+	all := (*rows)(r)
+	defer all.Close()
+	for _, d := range dest {
+		if _, ok := d.(*pgtype.DriverBytes); ok {
+			return errDriverBytes // its bytes would be gone when Scan returns
+		}
+	}
+	if !all.Next() {
+		if err := all.Err(); err != nil {
+			return err
+		}
+		return pgx.ErrNoRows
+	}
+	_ = all.Rows.Scan(dest...) // its error stays in Err
+	all.Close()
+	return all.Err()
+}
+
+// failedRows are rows that carry nothing but an error.
+type failedRows struct{ err error }
+
+func (failedRows) Close()                                       {}
+func (r failedRows) Err() error                                 { return r.err }
+func (failedRows) CommandTag() pgconn.CommandTag                { return pgconn.CommandTag{} }
+func (failedRows) FieldDescriptions() []pgconn.FieldDescription { return nil }
+func (failedRows) Next() bool                                   { return false }
+func (r failedRows) Scan(...any) error                          { return r.err }
+func (r failedRows) Values() ([]any, error)                     { return nil, r.err }
+func (failedRows) RawValues() [][]byte                          { return nil }
+func (failedRows) Conn() *pgx.Conn                              { return nil }
+func (failedRows) TypeMap() *pgtype.Map                         { return nil }
+
+// failedRow is a row that carries nothing but an error.
+type failedRow struct{ err error }
+
+func (r failedRow) Scan(...any) error { return r.err }

@@ -1,0 +1,762 @@
+package multipool
+
+import (
+	"hash/maphash"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// A need is what a statement's text says about where it may run.
+type need uint8
+
+const (
+	needUnknown need = iota // nobody has looked yet
+	needReplica             // a read: any server may run it
+	needPrimary             // a standby refuses it, or would do the wrong thing without a word
+)
+
+// needOf reads the text of a statement and says where it may run: needReplica or needPrimary, never needUnknown.
+//
+// It is a scanner, not a parser. A statement is a read unless its text shows otherwise:
+//
+//   - its first word starts a command that a standby cannot run, or that leaves state in a session;
+//   - it has a locking clause (FOR UPDATE, FOR NO KEY UPDATE, FOR SHARE, FOR KEY SHARE);
+//   - it is a SELECT or WITH that holds INTO, or a WITH that holds INSERT, UPDATE, DELETE or MERGE;
+//   - more than blanks, comments and semicolons follow a semicolon;
+//   - it calls a function that acts on the server it runs on (see actsLocally).
+//
+// The errors are of different weight. A read taken for a write only loses its locality. A write taken for a read is refused
+// by the standby and then remembered (see needs). But nothing refuses pg_advisory_lock on a standby, so whatever may be a
+// call of such a function counts as one. What the text does not show, no scanner sees: a function of the user's that takes
+// the lock inside, or a query in a string that is executed there.
+//
+// The lexical rules are those of the PostgreSQL documentation, "Lexical Structure", with standard_conforming_strings on, its
+// default and what pgx insists on where it quotes. A text that ends inside a quote or a comment ends the scan there: no
+// server runs it. It allocates nothing, takes time linear in len(sql), and any bytes will do.
+func needOf(sql string) need {
+	i := skipBlank(sql, 0, "(;")
+	var selects, with bool
+	switch commandOf(sql[i:wordEnd(sql, i)]) {
+	case commandWrites:
+		return needPrimary
+	case commandSelect:
+		selects = true
+	case commandWith:
+		selects, with = true, true
+	}
+	var (
+		prev  = tokenOther // what stands before i, blanks and comments aside
+		name  string       // the identifier, where prev is tokenName or tokenQuoted
+		depth int          // of parentheses, not counting those before the first word
+	)
+	for i < len(sql) {
+		switch lexClass[sql[i]] {
+		case lexBlank:
+			i++
+
+		case lexLetter:
+			end := wordEnd(sql, i)
+			word := sql[i:end]
+			rest := sql[end:]
+			i = end
+			if len(word) == 1 && rest != "" {
+				switch c := word[0] | 0x20; {
+				case c == 'e' && rest[0] == '\'':
+					i = skipEscapeString(sql, i+1)
+					prev = tokenOther
+					continue
+				case c == 'u' && strings.HasPrefix(rest, `&"`):
+					i, _ = skipQuoted(sql, i+2)
+					prev = tokenEscaped
+					continue
+				}
+			}
+			k := keywordOf(word)
+			if prev == tokenDot || prev == tokenAt || prev == tokenAs && k != keywordMaterialized {
+				k = keywordNone // a column's name, pgx's named argument, or a label: any word will do there
+			}
+			was := prev
+			prev, name = tokenName, word
+			switch k {
+			case keywordFor:
+				prev = tokenFor
+			case keywordNo:
+				if was == tokenFor {
+					prev = tokenForNo
+				}
+			case keywordKey:
+				switch was {
+				case tokenFor:
+					prev = tokenForKey
+				case tokenForNo:
+					prev = tokenForNoKey
+				}
+			case keywordShare:
+				if was == tokenFor || was == tokenForKey {
+					return needPrimary
+				}
+			case keywordUpdate:
+				if was == tokenFor || was == tokenForNoKey {
+					return needPrimary
+				}
+				fallthrough
+			case keywordModify:
+				// After AS ( it is a common table expression, after the last ) the statement itself.
+				// Elsewhere these words are good names for columns.
+				if with && (was == tokenBody || was == tokenClose && depth == 0) {
+					return needPrimary
+				}
+			case keywordInto:
+				if selects {
+					return needPrimary
+				}
+			case keywordAs, keywordMaterialized:
+				prev = tokenAs
+			}
+
+		case lexOpen:
+			switch prev {
+			case tokenName:
+				if actsLocally(name, true) {
+					return needPrimary
+				}
+			case tokenQuoted:
+				if actsLocally(name, false) {
+					return needPrimary
+				}
+			case tokenEscaped:
+				return needPrimary // U&"\0070g_..." may spell any name, and nobody writes a read like that
+			}
+			if prev == tokenAs {
+				prev = tokenBody
+			} else {
+				prev = tokenOther
+			}
+			depth++
+			i++
+
+		case lexClose:
+			prev = tokenClose
+			depth--
+			i++
+
+		case lexComment:
+			if end := skipComment(sql, i); end > i {
+				i = end
+				continue
+			}
+			prev = tokenOther
+			i++
+
+		case lexString:
+			// Two quotes for one inside, and the strings that B, N, U& and X begin, read as strings side by side.
+			end := strings.IndexByte(sql[i+1:], '\'')
+			if end < 0 {
+				return needReplica
+			}
+			prev = tokenOther
+			i += end + 2
+
+		case lexQuote:
+			i, name = skipQuoted(sql, i+1)
+			prev = tokenQuoted
+
+		case lexDigit:
+			// The point belongs to the number: 1.into is 1. and INTO before PostgreSQL 15.
+			for i++; i < len(sql) && (lexClass[sql[i]] == lexDigit || sql[i] == '.'); i++ {
+			}
+			prev = tokenOther
+
+		case lexDollar:
+			i = skipDollar(sql, i)
+			prev = tokenOther
+
+		case lexSemicolon:
+			if skipBlank(sql, i, ";") < len(sql) {
+				return needPrimary
+			}
+			return needReplica
+
+		case lexDot:
+			prev = tokenDot
+			i++
+
+		case lexAt:
+			prev = tokenAt
+			i++
+
+		default:
+			prev = tokenOther
+			i++
+		}
+	}
+	return needReplica
+}
+
+// A token is what the scanner remembers of the last thing it passed.
+type token uint8
+
+const (
+	tokenOther    token = iota
+	tokenName           // an identifier or a key word of no interest
+	tokenQuoted         // "identifier"
+	tokenEscaped        // U&"identifier"
+	tokenDot            // .
+	tokenAt             // @
+	tokenClose          // )
+	tokenAs             // AS, AS MATERIALIZED, AS NOT MATERIALIZED
+	tokenBody           // the same and (
+	tokenFor            // FOR
+	tokenForNo          // FOR NO
+	tokenForNoKey       // FOR NO KEY
+	tokenForKey         // FOR KEY
+)
+
+// Classes of bytes. The first three are what an identifier may go on with.
+const (
+	lexLetter = iota // and underscores, and every byte beyond ASCII ("Identifiers and Key Words", 4.1.1)
+	lexDigit
+	lexDollar
+	lexBlank
+	lexOpen
+	lexClose
+	lexComment // - and /, which may begin one
+	lexString
+	lexQuote
+	lexSemicolon
+	lexDot
+	lexAt
+	lexOther
+)
+
+var lexClass = func() (t [256]uint8) {
+	for i := range t {
+		switch c := byte(i); {
+		case 'a' <= c|0x20 && c|0x20 <= 'z', c == '_', c >= 0x80:
+			t[i] = lexLetter
+		case '0' <= c && c <= '9':
+			t[i] = lexDigit
+		case c == ' ', '\t' <= c && c <= '\r':
+			t[i] = lexBlank
+		default:
+			t[i] = lexOther
+		}
+	}
+	t['$'] = lexDollar
+	t['('] = lexOpen
+	t[')'] = lexClose
+	t['-'] = lexComment
+	t['/'] = lexComment
+	t['\''] = lexString
+	t['"'] = lexQuote
+	t[';'] = lexSemicolon
+	t['.'] = lexDot
+	t['@'] = lexAt
+	return t
+}()
+
+// wordEnd returns the end of the identifier or key word at i, which is i where there is none.
+func wordEnd(sql string, i int) int {
+	if i == len(sql) || lexClass[sql[i]] != lexLetter {
+		return i
+	}
+	for i++; i < len(sql) && lexClass[sql[i]] <= lexDollar; i++ {
+	}
+	return i
+}
+
+// skipBlank returns the first place from i on that is neither blank, comment, nor a byte of also.
+func skipBlank(sql string, i int, also string) int {
+	for i < len(sql) {
+		switch end := skipComment(sql, i); {
+		case end > i:
+			i = end
+		case lexClass[sql[i]] == lexBlank, strings.IndexByte(also, sql[i]) >= 0:
+			i++
+		default:
+			return i
+		}
+	}
+	return i
+}
+
+// skipComment returns the end of the comment at i, which is i where there is none. A carriage return ends a line too, and
+// the comments of C nest ("Comments", 4.1.5).
+func skipComment(sql string, i int) int {
+	switch {
+	case strings.HasPrefix(sql[i:], "--"):
+		for i += 2; i < len(sql) && sql[i] != '\n' && sql[i] != '\r'; i++ {
+		}
+	case strings.HasPrefix(sql[i:], "/*"):
+		i += 2
+		for open := 1; open > 0 && i < len(sql); {
+			switch {
+			case strings.HasPrefix(sql[i:], "*/"):
+				open--
+				i += 2
+			case strings.HasPrefix(sql[i:], "/*"):
+				open++
+				i += 2
+			default:
+				i++
+			}
+		}
+	}
+	return i
+}
+
+// skipEscapeString returns the end of the string whose E and first quote end at i. In it a backslash escapes the next byte,
+// a quote too ("String Constants with C-Style Escapes", 4.1.2.2).
+func skipEscapeString(sql string, i int) int {
+	for i < len(sql) {
+		switch sql[i] {
+		case '\\':
+			i += 2
+		case '\'':
+			if strings.HasPrefix(sql[i+1:], "'") {
+				i += 2
+				continue
+			}
+			next := continuation(sql, i+1)
+			if next < 0 {
+				return i + 1
+			}
+			i = next
+		default:
+			i++
+		}
+	}
+	return len(sql)
+}
+
+// continuation returns where the string that ended before i goes on, or -1. After a line break it does, and it is still of
+// the same kind: in the second part of an E string a \' ends nothing either ("String Constants", 4.1.2.1; that comments to
+// the end of a line may stand between is in the server's scanner only).
+func continuation(sql string, i int) int {
+	broken := false
+	for i < len(sql) {
+		switch c := sql[i]; {
+		case c == '\n', c == '\r':
+			broken = true
+			i++
+		case lexClass[c] == lexBlank:
+			i++
+		case c == '\'' && broken:
+			return i + 1
+		case strings.HasPrefix(sql[i:], "--"):
+			i = skipComment(sql, i)
+		default:
+			return -1
+		}
+	}
+	return -1
+}
+
+// skipQuoted returns the end of the identifier whose first quote ends at i, and what stands between the quotes. Two quotes
+// for one inside are left as they are: no name that matters has one.
+func skipQuoted(sql string, i int) (end int, name string) {
+	start := i
+	for i < len(sql) {
+		n := strings.IndexByte(sql[i:], '"')
+		if n < 0 {
+			break
+		}
+		i += n + 1
+		if i == len(sql) || sql[i] != '"' {
+			return i, sql[start : i-1]
+		}
+		i++
+	}
+	return len(sql), ""
+}
+
+// skipDollar returns the end of what the dollar sign at i begins: a dollar-quoted string ("Dollar-Quoted String Constants",
+// 4.1.2.4), a parameter, or nothing but itself. A dollar sign inside an identifier never comes here.
+func skipDollar(sql string, i int) int {
+	end := i + 1
+	for end < len(sql) && lexClass[sql[end]] <= lexDigit {
+		end++
+	}
+	switch {
+	case end > i+1 && lexClass[sql[i+1]] == lexDigit:
+		for end = i + 2; end < len(sql) && lexClass[sql[end]] == lexDigit; end++ {
+		}
+		return end
+	case end == len(sql) || sql[end] != '$':
+		return i + 1
+	}
+	end++
+	n := strings.Index(sql[end:], sql[i:end])
+	if n < 0 {
+		return len(sql)
+	}
+	return end + n + end - i
+}
+
+// A command is the kind of statement that a first word begins.
+type command uint8
+
+const (
+	commandReads command = iota
+	commandSelect
+	commandWith
+	commandWrites
+)
+
+// commandOf reads the first word of a statement. A word that begins no command may be the name of a prepared statement,
+// which pgx takes in the place of a text; VALUES, TABLE, SHOW and EXPLAIN are reads (an EXPLAIN ANALYZE that writes is
+// refused by a standby).
+func commandOf(word string) command {
+	var buf [12]byte
+	if len(word) > len(buf) {
+		return commandReads
+	}
+	fold(buf[:], word)
+	switch string(buf[:len(word)]) {
+	case "select":
+		return commandSelect
+	case "with":
+		return commandWith
+	case // changes to data
+		"call", "copy", "delete", "do", "insert", "merge", "truncate", "update",
+		// changes to the schema and to rights
+		"alter", "comment", "create", "drop", "grant", "import", "reassign", "refresh", "revoke", "security",
+		// maintenance
+		"analyse", "analyze", "checkpoint", "cluster", "load", "reindex", "repack", "vacuum",
+		// locks and notifications
+		"listen", "lock", "notify", "unlisten",
+		// transactions
+		"abort", "begin", "commit", "end", "prepare", "release", "rollback", "savepoint", "start",
+		// the state of a session: a standby takes them, but what Exec left in a session is on the primary
+		"close", "deallocate", "declare", "discard", "execute", "fetch", "move", "reset", "set":
+		return commandWrites
+	}
+	return commandReads
+}
+
+// A keyword is a word of the grammar that decides something after the first word.
+type keyword uint8
+
+const (
+	keywordNone keyword = iota
+	keywordAs
+	keywordFor
+	keywordInto
+	keywordKey
+	keywordMaterialized
+	keywordModify // INSERT, DELETE, MERGE
+	keywordNo
+	keywordShare
+	keywordUpdate
+)
+
+// keywordOf looks at the length and the first letter before it compares: most words of a statement are names.
+func keywordOf(word string) keyword {
+	k, lower := keywordNone, ""
+	switch c := word[0] | 0x20; len(word) {
+	case 2:
+		switch c {
+		case 'a':
+			k, lower = keywordAs, "as"
+		case 'n':
+			k, lower = keywordNo, "no"
+		}
+	case 3:
+		switch c {
+		case 'f':
+			k, lower = keywordFor, "for"
+		case 'k':
+			k, lower = keywordKey, "key"
+		}
+	case 4:
+		if c == 'i' {
+			k, lower = keywordInto, "into"
+		}
+	case 5:
+		switch c {
+		case 'm':
+			k, lower = keywordModify, "merge"
+		case 's':
+			k, lower = keywordShare, "share"
+		}
+	case 6:
+		switch c {
+		case 'd':
+			k, lower = keywordModify, "delete"
+		case 'i':
+			k, lower = keywordModify, "insert"
+		case 'u':
+			k, lower = keywordUpdate, "update"
+		}
+	case 12:
+		if c == 'm' {
+			k, lower = keywordMaterialized, "materialized"
+		}
+	}
+	for i := range len(lower) {
+		if word[i]|0x20 != lower[i] { // right for letters, and lower is letters
+			return keywordNone
+		}
+	}
+	return k
+}
+
+// fold writes word to b in lower case. Only ASCII folds: strings.EqualFold would take the long s of Unicode for an s.
+func fold(b []byte, word string) {
+	for i := range len(word) {
+		c := word[i]
+		if 'A' <= c && c <= 'Z' {
+			c |= 0x20
+		}
+		b[i] = c
+	}
+}
+
+// actsLocally reports whether a call of the function is bound to the primary, whatever its schema. Most of these succeed on
+// a standby and do the wrong thing there: they lock, signal, reset or write on a server that a draw has chosen. The others
+// are refused there, some with errors that do not say why, and are listed to save the way. What only looks at its server
+// (pg_stat_activity, pg_read_file, pg_is_in_recovery) is a read.
+//
+// An unquoted name folds to lower case, a quoted one is taken as it is ("Identifiers and Key Words", 4.1.1).
+func actsLocally(name string, folds bool) bool {
+	var buf [63]byte // a longer name is cut by the server, and no name below is as long
+	if len(name) < 5 || len(name) > len(buf) {
+		return false
+	}
+	switch name[0] | 0x20 {
+	case 'a', 'b', 'c', 'd', 'g', 'l', 'n', 's', 't':
+	case 'p':
+		if name[1]|0x20 != 'g' || name[2] != '_' {
+			return false
+		}
+	default:
+		return false
+	}
+	fold(buf[:], name)
+	b := buf[:len(name)]
+	if !folds && string(b) != name {
+		return false
+	}
+	switch string(b) {
+	case // signals, files and switches of the server: "System Administration Functions"
+		"pg_cancel_backend", "pg_promote", "pg_reload_conf", "pg_rotate_logfile", "pg_rotate_logfile_old",
+		"pg_terminate_backend", "pg_wal_replay_pause", "pg_wal_replay_resume",
+		"lo_export", "lo_import", "pg_logfile_rotate",
+		// its cache
+		"autoprewarm_dump_now", "autoprewarm_start_worker", "pg_prewarm",
+		// its snapshots, which another connection is to import
+		"pg_export_snapshot",
+		// its backups, log positions and replication slots
+		"pg_backup_start", "pg_backup_stop", "pg_start_backup", "pg_stop_backup",
+		"pg_copy_logical_replication_slot", "pg_copy_physical_replication_slot", "pg_create_logical_replication_slot",
+		"pg_create_physical_replication_slot", "pg_drop_replication_slot", "pg_replication_slot_advance",
+		"pg_sync_replication_slots",
+		"pg_create_restore_point", "pg_current_wal_flush_lsn", "pg_current_wal_insert_lsn", "pg_current_wal_lsn",
+		"pg_logical_emit_message", "pg_switch_wal", "pg_walfile_name", "pg_walfile_name_offset",
+		// the state of the session, which is where Exec left it
+		"currval", "lastval", "set_config",
+		// writes and numbers of transactions, which a standby refuses
+		"brin_desummarize_range", "brin_summarize_new_values", "brin_summarize_range", "gin_clean_pending_list",
+		"lo_creat", "lo_create", "lo_from_bytea", "lo_put", "lo_truncate", "lo_truncate64", "lo_unlink", "lowrite",
+		"nextval", "pg_current_xact_id", "pg_import_system_collations", "pg_notify", "setval", "txid_current":
+		return true
+	}
+	for _, p := range [...]string{
+		"dblink",               // leaves for another server, with who knows what
+		"pg_advisory_",         // excludes nobody on a standby
+		"pg_buffercache_evict", // of one, a relation, all
+		"pg_file_",             // adminpack: write, rename, unlink, sync
+		"pg_log_",              // backend_memory_contexts, standby_snapshot
+		"pg_logical_slot_",     // get and peek: the slot is on one server
+		"pg_replication_origin_",
+		"pg_stat_reset",
+		"pg_try_advisory_",
+	} {
+		if len(b) >= len(p) && string(b[:len(p)]) == p {
+			return true
+		}
+	}
+	const stat, reset = "pg_stat_", "_reset" // pg_stat_statements_reset, and those of other extensions
+	return len(b) > len(stat)+len(reset) && string(b[:len(stat)]) == stat && string(b[len(b)-len(reset):]) == reset
+}
+
+// The bounds of needs.
+const (
+	maxNeedText  = 4 << 10 // a longer text is scanned each time, and only its hash is kept if a standby refused it
+	maxNeedTexts = 4 << 10 // in all
+	maxNeedBytes = 1 << 20 // of texts kept
+)
+
+// needs remembers what statements need, so that a text is refused once and scanned twice, not at every call. Its zero value
+// is ready for use by many goroutines. Memory is bounded; who reads waits for no lock, and allocates nothing.
+//
+// It is an open hash table of pointers to entries that never change. A reader loads one pointer, usually; a writer stores one
+// under a lock, or a new table when this one is half full. A map that is copied for each new text would cost its whole size
+// each time, and one with a part under a lock would make every unknown text wait for it.
+type needs struct {
+	table atomic.Pointer[needTable]
+
+	// The hashes of texts that were seen once. A program that writes its arguments into its texts never sends one again:
+	// such a text must not push out another, so it enters at its second sighting.
+	seen [1024]atomic.Uint64
+
+	mu           sync.Mutex // guards what follows and all stores to table and to its slots
+	texts, bytes int
+	refused      int // texts that were learned
+}
+
+// of returns what the text needs: as learned, or as needOf has it. Never needUnknown.
+func (n *needs) of(sql string) need {
+	h := hashNeed(sql)
+	if t := n.table.Load(); t != nil {
+		if _, e := t.find(h, sql); e != nil {
+			return e.need
+		}
+	}
+	v := needOf(sql)
+	if len(sql) > maxNeedText {
+		return v
+	}
+	if s := &n.seen[h>>54]; s.Load() != h {
+		s.Store(h)
+	} else if n.mu.TryLock() { // whoever has the lock is remembering another; this one comes again
+		n.put(h, sql, needEntry{need: v})
+		n.mu.Unlock()
+	}
+	return v
+}
+
+// learn records that a standby refused the text because it writes. Whoever asks from now on is told needPrimary.
+func (n *needs) learn(sql string) {
+	if needOf(sql) == needPrimary {
+		return // the text says so itself: it was sent to a standby by an explicit route
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.put(hashNeed(sql), sql, needEntry{need: needPrimary, learned: true})
+}
+
+// learned returns how many texts are remembered because a standby refused them.
+func (n *needs) learned() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.refused
+}
+
+// size returns how many texts are remembered, and their length.
+func (n *needs) size() (texts, bytes int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.texts, n.bytes
+}
+
+// put adds or replaces the entry of the text. It may keep sql's bytes alive only as a copy: sql may be a small part of a
+// large buffer. The caller holds the lock.
+func (n *needs) put(h uint64, sql string, e needEntry) {
+	e.hash, e.size = h, len(sql)
+	t := n.table.Load()
+	if t != nil {
+		if slot, old := t.find(h, sql); old != nil {
+			if e.learned && !old.learned {
+				e.text = old.text
+				n.refused++
+				slot.Store(&e)
+			}
+			return
+		}
+	}
+	if len(sql) <= maxNeedText {
+		e.text = strings.Clone(sql)
+	}
+	switch {
+	case t == nil:
+		t = newNeedTable(0)
+	case n.texts == maxNeedTexts || n.bytes+len(e.text) > maxNeedBytes:
+		t = n.shrink(t)
+	case 2*n.texts >= len(t.slots):
+		t = n.refill(t, n.texts, func(*needEntry) bool { return true })
+	}
+	n.add(t, &e)
+	n.table.Store(t)
+}
+
+// shrink returns a table without what was only scanned, which a second scan brings back. What was learned cost a trip to a
+// standby and stays, up to half of the bounds, so that the next time is as many texts away. Which of the learned go is left to
+// the hash.
+func (n *needs) shrink(t *needTable) *needTable {
+	texts, bytes := 0, 0
+	return n.refill(t, min(n.refused, maxNeedTexts/2), func(e *needEntry) bool {
+		if !e.learned || texts == maxNeedTexts/2 || bytes+len(e.text) > maxNeedBytes/2 {
+			return false
+		}
+		texts++
+		bytes += len(e.text)
+		return true
+	})
+}
+
+// refill returns a table of what keep wants of t, for the given number of texts, and counts it.
+func (n *needs) refill(t *needTable, texts int, keep func(*needEntry) bool) *needTable {
+	fresh := newNeedTable(texts)
+	n.texts, n.bytes, n.refused = 0, 0, 0
+	for i := range t.slots {
+		if e := t.slots[i].Load(); e != nil && keep(e) {
+			n.add(fresh, e)
+		}
+	}
+	return fresh
+}
+
+// add stores the entry in a table that has room and does not have it.
+func (n *needs) add(t *needTable, e *needEntry) {
+	i := e.hash
+	for t.slots[i&uint64(len(t.slots)-1)].Load() != nil {
+		i++
+	}
+	t.slots[i&uint64(len(t.slots)-1)].Store(e)
+	n.texts++
+	n.bytes += len(e.text)
+	if e.learned {
+		n.refused++
+	}
+}
+
+// A needEntry is what is known of one text. It does not change.
+type needEntry struct {
+	hash    uint64
+	size    int    // of the text
+	text    string // empty if it is longer than maxNeedText
+	need    need
+	learned bool
+}
+
+// A needTable has a power of two of slots, half of them empty at least; so a search ends, and soon.
+type needTable struct {
+	slots []atomic.Pointer[needEntry]
+}
+
+// newNeedTable returns an empty table that takes the given number of texts and as many again, 32 at least.
+func newNeedTable(texts int) *needTable {
+	slots := 64
+	for slots < 4*texts {
+		slots *= 2
+	}
+	return &needTable{slots: make([]atomic.Pointer[needEntry], slots)}
+}
+
+// find returns the text's slot and entry, or nil for the entry that is not there. A long text is known by its hash and
+// length alone: a collision, which nobody can bring about without the seed, would send a read to the primary.
+func (t *needTable) find(h uint64, sql string) (*atomic.Pointer[needEntry], *needEntry) {
+	for i := h; ; i++ {
+		slot := &t.slots[i&uint64(len(t.slots)-1)]
+		e := slot.Load()
+		if e == nil || e.hash == h && e.size == len(sql) && (e.size > maxNeedText || e.text == sql) {
+			return slot, e
+		}
+	}
+}
+
+var needSeed = maphash.MakeSeed()
+
+func hashNeed(sql string) uint64 { return maphash.String(needSeed, sql) }

@@ -1,0 +1,101 @@
+package multipool
+
+import (
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Status is a snapshot of a pool and its peers. Values of different peers are read one after another.
+type Status struct {
+	Peers   []PeerStatus // in the order of the configuration
+	Primary string       // the name of the peer that takes the writes; "" if there is none
+	Waiting int64        // calls that wait for a peer
+
+	Sums
+}
+
+// Sums are pgxpool.Stat's counters, summed over all peers.
+type Sums struct {
+	AcquireCount            int64
+	AcquireDuration         time.Duration
+	AcquiredConns           int32
+	CanceledAcquireCount    int64
+	ConstructingConns       int32
+	EmptyAcquireCount       int64
+	EmptyAcquireWaitTime    time.Duration
+	IdleConns               int32
+	MaxConns                int32
+	TotalConns              int32
+	NewConnsCount           int64
+	MaxLifetimeDestroyCount int64
+	MaxIdleDestroyCount     int64
+}
+
+func (s *Sums) add(t *pgxpool.Stat) {
+	s.AcquireCount += t.AcquireCount()
+	s.AcquireDuration += t.AcquireDuration()
+	s.AcquiredConns += t.AcquiredConns()
+	s.CanceledAcquireCount += t.CanceledAcquireCount()
+	s.ConstructingConns += t.ConstructingConns()
+	s.EmptyAcquireCount += t.EmptyAcquireCount()
+	s.EmptyAcquireWaitTime += t.EmptyAcquireWaitTime()
+	s.IdleConns += t.IdleConns()
+	s.MaxConns += t.MaxConns()
+	s.TotalConns += t.TotalConns()
+	s.NewConnsCount += t.NewConnsCount()
+	s.MaxLifetimeDestroyCount += t.MaxLifetimeDestroyCount()
+	s.MaxIdleDestroyCount += t.MaxIdleDestroyCount()
+}
+
+// PeerStatus is one peer.
+type PeerStatus struct {
+	Name     string
+	Host     string
+	Port     uint16
+	Role     Role
+	Primary  bool   // takes the writes
+	Health   string // "up", "suspect", "down", "misconfigured", "not yet seen"
+	Breaker  string // "closed", "open", "half-open"
+	Serves   bool   // is a candidate of reads or writes
+	Timeline uint32 // of a primary; 0: unknown
+
+	InFlight int64 // calls waiting for a connection or running
+	Reads    int64 // calls sent there first as reads
+	Writes   int64 // ... as writes
+	Retries  int64 // calls sent there after another attempt had failed
+	Trips    int64 // how often the breaker has opened
+
+	LastFault string // "" if there was none
+	FaultAt   time.Time
+
+	Stat *pgxpool.Stat `json:"-"`
+}
+
+// Status returns a snapshot of the pool and its peers.
+func (p *MultiPool) Status() Status {
+	top := p.topology.Load()
+	s := Status{Waiting: p.waiting.Load()}
+	for i := range top.members {
+		m := &top.members[i]
+		q := m.peer
+		ps := PeerStatus{
+			Name: q.name, Host: q.host, Port: q.port,
+			Role: m.role, Health: m.health.String(), Breaker: q.breaker.String(), Timeline: m.timeline,
+			Primary:  q == top.primary,
+			Serves:   contains(top.reads, q) || contains(top.writes, q),
+			InFlight: q.load.busy(), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),
+			Retries: q.picks.retries.Load(), Trips: q.breaker.trips.Load(),
+			Stat: q.pool.Stat(),
+		}
+		if err, when := q.faults.last(); err != nil {
+			ps.LastFault, ps.FaultAt = err.Error(), when
+		}
+		if ps.Primary {
+			s.Primary = q.name
+		}
+		s.Sums.add(ps.Stat)
+		s.Peers = append(s.Peers, ps)
+	}
+	return s
+}
