@@ -235,18 +235,15 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 		t.until = now.Add(p.config.Wait)
 	}
 	left := t.until.Sub(now)
-	if p.starting(now) {
-		// First looks are under way: nobody is lost yet, so even a call that is not to wait waits for them.
-		left = max(left, p.settleAt.Sub(now))
-	}
-	if left <= 0 {
-		return p.noPeer(top, in, t, nil)
-	}
-	if p.waiting.Add(1) > int64(p.config.MaxWaiting) && !p.starting(now) {
-		p.waiting.Add(-1)
-		return p.noPeer(top, in, t, nil)
-	}
+	waiting := p.waiting.Add(1)
 	defer p.waiting.Add(-1)
+	if top.unseen {
+		// First looks are under way: nobody is lost yet, so even a call that is not to wait waits for them, and however
+		// many there are.
+		left = max(left, 2*lookTimeout)
+	} else if left <= 0 || waiting > int64(p.config.MaxWaiting) {
+		return p.noPeer(top, in, t, nil)
+	}
 	timer := time.NewTimer(left)
 	defer timer.Stop()
 	select {
@@ -263,9 +260,6 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 		return p.noPeer(top, in, t, nil)
 	}
 }
-
-// starting reports whether the first looks may still be under way.
-func (p *MultiPool) starting(now time.Time) bool { return now.Before(p.settleAt) }
 
 func (p *MultiPool) noPeer(top *topology, in *intent, t *trail, ended error) error {
 	e := &NoPeerError{Intent: in.target(), Peers: top.causes(in)}

@@ -40,9 +40,8 @@ type MultiPool struct {
 	topology atomic.Pointer[topology] // readers load it; observe replaces it
 	mu       sync.Mutex               // orders observations; nothing blocks under it
 
-	waiting  atomic.Int64
-	settleAt time.Time
-	settle   *time.Timer
+	waiting atomic.Int64
+	settle  *time.Timer // ends the time in which nobody is elected before all have answered
 
 	closed    atomic.Bool
 	closeOnce sync.Once
@@ -51,7 +50,7 @@ type MultiPool struct {
 	monitors  sync.WaitGroup
 }
 
-// settleTime is how long the first calls wait for peers that have not answered yet.
+// settleTime is how long the first calls wait for peers that have not answered yet, where others have.
 const settleTime = 250 * time.Millisecond
 
 // New makes a pool of the hosts that connString lists, in libpq's multi-host form, each a peer:
@@ -137,7 +136,6 @@ func (p *MultiPool) start(ctx context.Context) {
 	if p.solo {
 		return
 	}
-	p.settleAt = time.Now().Add(settleTime)
 	p.settle = time.AfterFunc(settleTime, func() { p.observe(observation{settle: true}) })
 	for _, q := range p.peers {
 		p.monitors.Go(func() { q.monitor.run(ctx) })

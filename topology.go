@@ -54,6 +54,7 @@ type topology struct {
 	primary *peer    // who takes the writes; stays while it is down, so that it is the incumbent; nil: nobody yet
 	split   bool     // two claim to be the primary and nothing tells which is right
 	settled bool     // every peer has answered or failed once, or the time for it is over
+	unseen  bool     // some first look is still under way
 
 	reads    []*peer // for a plain read: healthy replicas; the primary and then suspects where there is none
 	fallback bool    // reads holds the primary because no replica can serve
@@ -139,7 +140,8 @@ func (m *member) learn(o observation) (news bool) {
 // list works out the lists from the members.
 func (t *topology) list() {
 	t.superseded = make(chan struct{})
-	t.settled = t.settled || t.allSeen()
+	t.unseen = !t.allSeen()
+	t.settled = t.settled || !t.unseen
 	t.elect()
 
 	var healthy, suspect []*peer
