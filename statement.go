@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"hash/maphash"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -683,7 +684,7 @@ func (n *needs) put(h uint64, sql string, e needEntry) {
 
 // shrink returns a table without what was only scanned, which a second scan brings back. What was learned cost a trip to a
 // standby and stays, up to half of the bounds, so that the next time is as many texts away. Which of the learned go is left to
-// the hash.
+// chance.
 func (n *needs) shrink(t *needTable) *needTable {
 	texts, bytes := 0, 0
 	return n.refill(t, min(n.refused, maxNeedTexts/2), func(e *needEntry) bool {
@@ -700,8 +701,12 @@ func (n *needs) shrink(t *needTable) *needTable {
 func (n *needs) refill(t *needTable, texts int, keep func(*needEntry) bool) *needTable {
 	fresh := newNeedTable(texts)
 	n.texts, n.bytes, n.refused = 0, 0, 0
-	for i := range t.slots {
-		if e := t.slots[i].Load(); e != nil && keep(e) {
+	// Not in the order of the slots: the first half of them would stay, and crowd half of the new table more each time.
+	// Steps of an odd width visit every slot once; of this one, evenly from the start on.
+	i := rand.Uint64()
+	for range t.slots {
+		i += 0x9e3779b97f4a7c15
+		if e := t.slots[i&uint64(len(t.slots)-1)].Load(); e != nil && keep(e) {
 			n.add(fresh, e)
 		}
 	}

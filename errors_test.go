@@ -1,0 +1,147 @@
+package multipool
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/require"
+)
+
+func TestNoPeerErrorMatchesWhatTheCallNeeded(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		intent           Target
+		primary, replica bool
+	}{
+		{TargetPrimary, true, false},
+		{TargetReplica, false, true},
+		{TargetAuto, false, false},
+		{TargetAny, false, false},
+		{TargetPreferReplica, false, false},
+	} {
+		t.Run(tc.intent.String(), func(t *testing.T) {
+			t.Parallel()
+			err := fmt.Errorf("wrapped: %w", &NoPeerError{Intent: tc.intent})
+			require.Equal(t, tc.primary, errors.Is(err, ErrNoPrimary))
+			require.Equal(t, tc.replica, errors.Is(err, ErrNoReplica))
+			require.NotErrorIs(t, err, ErrSplitBrain)
+			require.NotErrorIs(t, err, ErrOutcomeUnknown)
+			var as *NoPeerError
+			require.ErrorAs(t, err, &as)
+		})
+	}
+}
+
+func TestNoPeerErrorUnwrapsToAllThatHappened(t *testing.T) {
+	t.Parallel()
+	refused := &pgconn.PgError{Severity: "FATAL", Code: "28P01", Message: "password authentication failed"}
+	err := error(&NoPeerError{
+		Intent: TargetPrimary,
+		Peers: []PeerCause{
+			{Peer: "a", Why: "down", Err: io.ErrUnexpectedEOF},
+			{Peer: "b", Why: "is a replica"},
+			{Peer: "c", Why: "misconfigured", Err: refused},
+		},
+		also: []error{context.DeadlineExceeded, ErrSplitBrain},
+	})
+	for _, cause := range []error{io.ErrUnexpectedEOF, refused, context.DeadlineExceeded, ErrSplitBrain, ErrNoPrimary} {
+		require.ErrorIs(t, err, cause)
+	}
+	require.NotErrorIs(t, err, context.Canceled)
+	var pgErr *pgconn.PgError
+	require.ErrorAs(t, err, &pgErr)
+	require.Same(t, refused, pgErr)
+	for _, cause := range err.(*NoPeerError).Unwrap() {
+		require.Error(t, cause, "errors.Is walks into a nil error")
+	}
+}
+
+func TestNoPeerErrorNamesEachPeerWithItsCause(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name string
+		err  *NoPeerError
+		want string
+	}{
+		{"nobody", &NoPeerError{Intent: TargetAuto}, "multipool: no peer for a read"},
+		{"a write", &NoPeerError{Intent: TargetPrimary, Peers: []PeerCause{
+			{Peer: "a", Why: "down", Err: io.EOF}, {Peer: "b", Why: "is a replica"},
+		}}, "multipool: no peer for a call that needs the primary: a down (EOF); b is a replica"},
+		{"an insisting read", &NoPeerError{Intent: TargetReplica, Peers: []PeerCause{{Peer: "a", Why: "is the primary"}}},
+			"multipool: no peer for a call that insists on a replica: a is the primary"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			require.Equal(t, tc.want, tc.err.Error())
+		})
+	}
+}
+
+func TestNoPeerErrorGoesIntoJSONAsText(t *testing.T) {
+	t.Parallel()
+	dial := &pgconn.ConnectError{Config: &pgconn.Config{Host: "h", User: "u", Password: "hunter2-hunter2"}}
+	text, err := json.Marshal(&NoPeerError{Intent: TargetPrimary, Peers: []PeerCause{
+		{Peer: "a", Why: "down", Err: io.EOF}, {Peer: "b", Why: "is a replica"},
+		{Peer: "c", Why: "down", Err: fmt.Errorf("far down: %w", hideText{dial})},
+	}})
+	require.NoError(t, err)
+	require.JSONEq(t, `{"Intent":1,"Peers":[
+		{"Peer":"a","Why":"down","Err":"EOF"},
+		{"Peer":"b","Why":"is a replica","Err":""},
+		{"Peer":"c","Why":"down","Err":"far down: hidden"}]}`, string(text))
+	require.NotContains(t, string(text), "hunter2")
+}
+
+// hideText wraps an error whose own text cannot be made.
+type hideText struct{ error }
+
+func (hideText) Error() string { return "hidden" }
+
+func TestAnUnknownOutcomeIsMarkedAndKeepsItsCause(t *testing.T) {
+	t.Parallel()
+	lost := fmt.Errorf("the connection: %w", io.ErrUnexpectedEOF)
+	err := error(&unknownOutcome{lost})
+	require.ErrorIs(t, err, ErrOutcomeUnknown)
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.ErrorIs(t, fmt.Errorf("wrapped: %w", err), ErrOutcomeUnknown)
+	require.NotErrorIs(t, lost, ErrOutcomeUnknown)
+	require.NotErrorIs(t, err, ErrNoPrimary)
+	require.Same(t, lost, errors.Unwrap(err))
+	require.Equal(t, "multipool: the outcome of the statement is unknown: the connection: unexpected EOF", err.Error())
+}
+
+// safe is an error of which pgx says, as it does of a statement in flight that lost its connection, that nothing was sent.
+type safe struct{ error }
+
+func (safe) SafeToRetry() bool { return true }
+
+func TestAnUnknownOutcomeIsNotSafeToRetryWhateverPgxSays(t *testing.T) {
+	t.Parallel()
+	lie := safe{pgconn.ErrConnClosed}
+	require.True(t, pgconn.SafeToRetry(lie))
+	require.False(t, pgconn.SafeToRetry(&unknownOutcome{lie}))
+	require.False(t, pgconn.SafeToRetry(fmt.Errorf("wrapped: %w", &unknownOutcome{lie})))
+}
+
+func TestTheSentinelsAreDistinct(t *testing.T) {
+	t.Parallel()
+	all := []error{ErrNoPrimary, ErrNoReplica, ErrOutcomeUnknown, ErrSplitBrain, ErrUnknownName}
+	for i, a := range all {
+		require.ErrorContains(t, a, "multipool: ")
+		for j, b := range all {
+			require.Equal(t, i == j, errors.Is(a, b))
+		}
+	}
+}
+
+func TestAModelErrorNamesTheModelAndKeepsItsCause(t *testing.T) {
+	t.Parallel()
+	err := error(&modelError{"audit", unknownName("peer", "q", []string{"a", "b"})})
+	require.ErrorIs(t, err, ErrUnknownName)
+	require.Equal(t, `multipool: unknown name: peer "q" (known: a, b), in model "audit"`, err.Error())
+}

@@ -1,0 +1,190 @@
+package pgtest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// postmaster is one run of a server.
+type postmaster struct {
+	pid  int
+	gone chan struct{} // closed when the process has ended and was reaped
+}
+
+func (p *postmaster) running() bool {
+	if p == nil {
+		return false
+	}
+	select {
+	case <-p.gone:
+		return false
+	default:
+		return true
+	}
+}
+
+// runTool runs a program of PostgreSQL within the folder as the servers' user
+// and returns what it printed, which its error contains as well.
+func runTool(ctx context.Context, acct account, f *folder, stdin io.Reader, program string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	acct.apply(cmd)
+	cmd.Dir, cmd.Env, cmd.Stdin = f.path, serverEnv(), stdin
+	cmd.WaitDelay = time.Second // initdb has children, which may hold its output open
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("pgtest: %s: %w\n%s", filepath.Base(program), err, out)
+	}
+	return string(out), nil
+}
+
+// process is a process of the machine.
+type process struct {
+	pid     int
+	command string // its arguments, joined with blanks
+}
+
+// processes lists the processes whose command line keep accepts. Zombies have
+// none.
+func processes(keep func(command string) bool) ([]process, error) {
+	if _, err := os.Stat("/proc/self/cmdline"); err != nil {
+		return processesByPS(keep)
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("pgtest: %w", err)
+	}
+	var list []process
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		raw, err := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		if err != nil {
+			continue // gone meanwhile
+		}
+		command := string(bytes.ReplaceAll(raw, []byte{0}, []byte{' '}))
+		if keep(command) {
+			list = append(list, process{pid, command})
+		}
+	}
+	return list, nil
+}
+
+func processesByPS(keep func(string) bool) ([]process, error) {
+	out, err := exec.Command("ps", "-axww", "-o", "pid=,command=").Output()
+	if err != nil {
+		return nil, fmt.Errorf("pgtest: ps: %w", err)
+	}
+	var list []process
+	for line := range strings.Lines(string(out)) {
+		pid, command, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if n, err := strconv.Atoi(pid); err == nil && keep(command) {
+			list = append(list, process{n, command})
+		}
+	}
+	return list, nil
+}
+
+// stopped reports whether SIGSTOP has taken effect on a process, or it is gone.
+func stopped(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err == nil {
+		// The state follows the name, which is in parentheses and may hold any.
+		after := stat[bytes.LastIndexByte(stat, ')')+1:]
+		return bytes.ContainsAny(bytes.TrimSpace(after)[:1], "TtZX")
+	}
+	if _, err := os.Stat("/proc/self/stat"); err == nil {
+		return true
+	}
+	out, err := exec.Command("ps", "-o", "state=", "-p", strconv.Itoa(pid)).Output()
+	return err != nil || strings.ContainsAny(string(out), "TZ")
+}
+
+// processes lists the server's processes: the postmaster, its children, and
+// children that outlived it.
+func (s *Server) processes() ([]process, error) {
+	argument := " -D " + s.dir + " "
+	title := "postgres: " + s.clusterName() + ": "
+	return processes(func(command string) bool {
+		return strings.Contains(command, title) || strings.Contains(command+" ", argument)
+	})
+}
+
+// killAll ends every process of the server with SIGKILL and waits until there
+// is none. It freezes them first, or those killed last would notice the end
+// of the others and tell their clients.
+func (s *Server) killAll(ctx context.Context) error {
+	if run := s.postmaster(); run.running() {
+		if err := s.stopAll(ctx, run.pid); err != nil && run.running() {
+			return err
+		}
+	}
+	return eventually(ctx, func(context.Context) error {
+		list, err := s.processes()
+		if err != nil {
+			return permanent{err}
+		}
+		for _, p := range list {
+			_ = kill(p.pid, sigKill) // it may be gone by now
+		}
+		if p := s.postmaster(); len(list) > 0 || p.running() {
+			return s.errorf("%d processes survive kill -9", len(list))
+		}
+		return nil
+	})
+}
+
+// removeSharedMemory removes the System V segment that a killed postmaster has
+// left. The next start in the same folder would do so, and so does the watchdog,
+// but once the folder is replaced nobody knows of it.
+func (s *Server) removeSharedMemory(ctx context.Context) {
+	text, err := os.ReadFile(filepath.Join(s.dir, "postmaster.pid"))
+	if err != nil {
+		return // it ended in order
+	}
+	lines := strings.Split(string(text), "\n")
+	if len(lines) < 7 {
+		return
+	}
+	if fields := strings.Fields(lines[6]); len(fields) == 2 { // key, id
+		c := s.cluster
+		_, _ = runTool(ctx, c.acct, c.folder, nil, "ipcrm", "-m", fields[1]) // it may be gone
+	}
+}
+
+// stopAll freezes every process of the server: the postmaster first, so that
+// no other is born meanwhile.
+func (s *Server) stopAll(ctx context.Context, pid int) error {
+	if err := kill(pid, sigStop); err != nil {
+		return s.errorf("freeze: %w", err)
+	}
+	return eventually(ctx, func(context.Context) error {
+		if !stopped(pid) {
+			return s.errorf("the postmaster does not freeze")
+		}
+		list, err := s.processes()
+		if err != nil {
+			return permanent{err}
+		}
+		running := 0
+		for _, p := range list {
+			if !stopped(p.pid) {
+				_ = kill(p.pid, sigStop)
+				running++
+			}
+		}
+		if running > 0 {
+			return s.errorf("%d processes do not freeze", running)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,444 @@
+package multipool
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/require"
+)
+
+// routedPool makes a pool that is connected to nothing and knows its routes.
+func routedPool(t *testing.T, base Route, models map[string]Route, names ...string) *MultiPool {
+	t.Helper()
+	p := &MultiPool{peers: idlePeers(names...), models: models, config: Config{Route: base, Models: models}}
+	require.NoError(t, p.resolveConfigured())
+	return p
+}
+
+func TestAZeroFieldOfARouteInherits(t *testing.T) {
+	t.Parallel()
+	full := Route{Target: TargetAny, Peers: []string{"x"}, Retry: RetryReads}
+	for _, tc := range []struct {
+		name             string
+		over, base, want Route
+	}{
+		{"everything", Route{}, full, full},
+		{"nothing", full, Route{Target: TargetPrimary, Peers: []string{"y"}, Retry: RetryNever}, full},
+		{"from nothing", full, Route{}, full},
+		{"all but the target", Route{Target: TargetPrimary}, full, Route{Target: TargetPrimary, Peers: []string{"x"}, Retry: RetryReads}},
+		{"all but the peers", Route{Peers: []string{"y", "z"}}, full, Route{Target: TargetAny, Peers: []string{"y", "z"}, Retry: RetryReads}},
+		{"all but the retry", Route{Retry: RetrySafe}, full, Route{Target: TargetAny, Peers: []string{"x"}, Retry: RetrySafe}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			require.Equal(t, tc.want, tc.over.over(tc.base))
+		})
+	}
+}
+
+func TestContextsMergeInAnyNesting(t *testing.T) {
+	t.Parallel()
+	type wrap = func(context.Context) context.Context
+	target := func(to Target) wrap {
+		return func(ctx context.Context) context.Context { return WithRoute(ctx, Route{Target: to}) }
+	}
+	retry := func(r Retry) wrap {
+		return func(ctx context.Context) context.Context { return WithRoute(ctx, Route{Retry: r}) }
+	}
+	peers := func(names ...string) wrap {
+		return func(ctx context.Context) context.Context { return WithPeer(ctx, names...) }
+	}
+	model := func(name string) wrap {
+		return func(ctx context.Context) context.Context { return WithModel(ctx, name) }
+	}
+	other := func(ctx context.Context) context.Context { return context.WithValue(ctx, t, "the program's own") }
+
+	models := map[string]Route{
+		"audit":   {Target: TargetPrimary, Retry: RetryNever},
+		"reports": {Peers: []string{"c"}},
+		"plain":   {},
+	}
+	base := Route{Target: TargetAny, Retry: RetryReads}
+	for _, tc := range []struct {
+		name  string
+		wraps []wrap
+		want  Route
+	}{
+		{"nothing said", nil, base},
+		{"a value of the program's", []wrap{other}, base},
+		{"a target", []wrap{WithPrimary}, Route{Target: TargetPrimary, Retry: RetryReads}},
+		{"a replica", []wrap{WithReplica}, Route{Target: TargetPreferReplica, Retry: RetryReads}},
+		{"peers", []wrap{peers("a", "b")}, Route{Target: TargetAny, Peers: []string{"a", "b"}, Retry: RetryReads}},
+		{"the inner one wins", []wrap{WithPrimary, WithReplica}, Route{Target: TargetPreferReplica, Retry: RetryReads}},
+		{"the inner one wins, the other way about", []wrap{WithReplica, WithPrimary}, Route{Target: TargetPrimary, Retry: RetryReads}},
+		{"the inner peers win", []wrap{peers("a"), peers("b")}, Route{Target: TargetAny, Peers: []string{"b"}, Retry: RetryReads}},
+		{"different fields meet", []wrap{WithPrimary, peers("a"), retry(RetryNever)}, Route{Target: TargetPrimary, Peers: []string{"a"}, Retry: RetryNever}},
+		{"different fields meet in another order", []wrap{retry(RetryNever), peers("a"), WithPrimary}, Route{Target: TargetPrimary, Peers: []string{"a"}, Retry: RetryNever}},
+		{"something else between", []wrap{WithPrimary, other, retry(RetrySafe)}, Route{Target: TargetPrimary, Retry: RetrySafe}},
+		{"auto inherits", []wrap{WithPrimary, target(TargetAuto)}, Route{Target: TargetPrimary, Retry: RetryReads}},
+		{"no peers inherit", []wrap{peers("a"), peers()}, Route{Target: TargetAny, Peers: []string{"a"}, Retry: RetryReads}},
+
+		{"a model over the configuration", []wrap{model("audit")}, Route{Target: TargetPrimary, Retry: RetryNever}},
+		{"a model that says nothing", []wrap{model("plain")}, base},
+		{"a model of peers", []wrap{model("reports")}, Route{Target: TargetAny, Peers: []string{"c"}, Retry: RetryReads}},
+		{"the context over the model", []wrap{model("audit"), WithReplica}, Route{Target: TargetPreferReplica, Retry: RetryNever}},
+		{"the context over a model that is named later", []wrap{WithReplica, model("audit")}, Route{Target: TargetPreferReplica, Retry: RetryNever}},
+		{"the inner model wins whole", []wrap{model("audit"), model("reports")}, Route{Target: TargetAny, Peers: []string{"c"}, Retry: RetryReads}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			p := routedPool(t, base, models, "a", "b", "c")
+			ctx := context.Background()
+			for _, w := range tc.wraps {
+				ctx = w(ctx)
+			}
+			r := p.routeOf(ctx)
+			require.NoError(t, r.err)
+			require.Equal(t, tc.want, r.route)
+			require.Len(t, r.peers, len(tc.want.Peers))
+			for i, q := range r.peers {
+				require.Equal(t, tc.want.Peers[i], q.name)
+			}
+		})
+	}
+}
+
+func TestAnOuterContextKeepsItsRoute(t *testing.T) {
+	t.Parallel()
+	p := routedPool(t, Route{}, nil, "a", "b")
+	outer := WithPrimary(context.Background())
+	inner := WithReplica(outer)
+	require.Equal(t, TargetPreferReplica, p.routeOf(inner).route.Target)
+	require.Equal(t, TargetPrimary, p.routeOf(outer).route.Target)
+}
+
+func TestARouteTakesACopyOfItsPeers(t *testing.T) {
+	t.Parallel()
+	p := routedPool(t, Route{}, nil, "a", "b")
+	list := []string{"a"}
+	ctx := WithPeer(context.Background(), list...)
+	list[0] = "b"
+	require.Equal(t, "a", namesOf(p.routeOf(ctx).peers))
+}
+
+func TestUnknownNamesAreErrorsThatNameTheKnown(t *testing.T) {
+	t.Parallel()
+	p := routedPool(t, Route{}, map[string]Route{"y": {}, "x": {}}, "a", "b")
+	for _, tc := range []struct {
+		name string
+		ctx  context.Context
+		says []string
+	}{
+		{"a peer", WithPeer(context.Background(), "a", "q"), []string{`peer "q"`, "a, b"}},
+		{"a model", WithModel(context.Background(), "q"), []string{`model "q"`, "x, y"}},
+		{"a target", WithRoute(context.Background(), Route{Target: 99}), []string{"unknown target"}},
+		{"a retry", WithRoute(context.Background(), Route{Retry: 99}), []string{"unknown retry"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := p.intent(tc.ctx, opExec, "")
+			require.ErrorIs(t, err, ErrUnknownName)
+			for _, part := range tc.says {
+				require.ErrorContains(t, err, part)
+			}
+		})
+	}
+}
+
+func TestUnknownNamesOfTheConfigurationAreErrorsOfTheConstructor(t *testing.T) {
+	t.Parallel()
+	p := &MultiPool{peers: idlePeers("a"), config: Config{Route: Route{Peers: []string{"q"}}}}
+	require.ErrorIs(t, p.resolveConfigured(), ErrUnknownName)
+
+	p = &MultiPool{peers: idlePeers("a"), models: map[string]Route{"good": {}, "bad": {Peers: []string{"q"}}}}
+	err := p.resolveConfigured()
+	require.ErrorIs(t, err, ErrUnknownName)
+	require.ErrorContains(t, err, `"q"`)
+	require.ErrorContains(t, err, `in model "bad"`)
+}
+
+func TestAContextIsResolvedOnceForAPoolAndRightForEach(t *testing.T) {
+	t.Parallel()
+	one := routedPool(t, Route{Retry: RetryReads}, nil, "a", "b")
+	two := routedPool(t, Route{Retry: RetryNever}, nil, "b", "a")
+	ctx := WithPeer(context.Background(), "b")
+	first := one.routeOf(ctx)
+	require.Same(t, first, one.routeOf(ctx))
+	for range 3 {
+		require.Same(t, one.peers[1], one.routeOf(ctx).peers[0])
+		require.Equal(t, RetryReads, one.routeOf(ctx).route.Retry)
+		require.Same(t, two.peers[0], two.routeOf(ctx).peers[0])
+		require.Equal(t, RetryNever, two.routeOf(ctx).route.Retry)
+	}
+	require.Same(t, one.route, one.routeOf(context.Background()), "a bare context has what the pool has")
+}
+
+func TestRoutingACallAllocatesNothing(t *testing.T) {
+	p := routedPool(t, Route{}, map[string]Route{"m": {Target: TargetAny}}, "a", "b")
+	ctx := WithModel(WithPeer(context.Background(), "a"), "m")
+	for range 3 { // a text is remembered at its second sighting
+		_, err := p.intent(context.Background(), opQuery, "select 1")
+		require.NoError(t, err)
+		_, err = p.intent(ctx, opQuery, "select 1")
+		require.NoError(t, err)
+	}
+	var sink intent
+	require.Zero(t, testing.AllocsPerRun(200, func() { sink, _ = p.intent(ctx, opQuery, "select 1") }))
+	require.Equal(t, placeNamed, sink.place)
+	require.Zero(t, testing.AllocsPerRun(200, func() { sink, _ = p.intent(context.Background(), opQuery, "select 1") }))
+	require.Equal(t, placeReads, sink.place)
+}
+
+func TestIntentOfPutsTheRouteOverTheOperationOverTheText(t *testing.T) {
+	t.Parallel()
+	to := func(target Target) resolution { return resolution{route: Route{Target: target}} }
+	named := resolution{peers: idlePeers("a")}
+	both := func(target Target) resolution {
+		return resolution{route: Route{Target: target}, peers: idlePeers("a")}
+	}
+	byModel := resolution{route: Route{Target: TargetPrimary}, model: true}
+	softModel := resolution{route: Route{Target: TargetAny}, model: true}
+	type w = intent // the parts of it that are decided
+	for _, tc := range []struct {
+		name  string
+		op    operation
+		need  need
+		route resolution
+		want  w
+	}{
+		{"a read", opQuery, needReplica, to(TargetAuto), w{place: placeReads, reads: true, reason: ReasonRead}},
+		{"a query nobody has looked at", opQuery, needUnknown, to(TargetAuto), w{place: placeReads, reads: true, reason: ReasonRead}},
+		{"a query that writes", opQuery, needPrimary, to(TargetAuto), w{place: placePrimary, reason: ReasonStatement}},
+		{"a read-only transaction", opReadTx, needUnknown, to(TargetAuto), w{place: placeReads, reads: true, reason: ReasonRead}},
+		{"a transaction", opBegin, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"an exec", opExec, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"a batch", opBatch, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"a copy", opCopy, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"an acquire", opAcquire, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"a ping", opPing, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+
+		{"a read to the primary", opQuery, needReplica, to(TargetPrimary), w{place: placePrimary, reads: true, forced: true, reason: ReasonRoute}},
+		{"a read-only transaction to the primary", opReadTx, needUnknown, to(TargetPrimary), w{place: placePrimary, reads: true, forced: true, reason: ReasonRoute}},
+		{"a write to the primary", opExec, needUnknown, to(TargetPrimary), w{place: placePrimary, forced: true, reason: ReasonRoute}},
+		{"a read that insists on a replica", opQuery, needReplica, to(TargetReplica), w{place: placeReplica, reads: true, forced: true, reason: ReasonRoute}},
+		{"a write forced on a replica", opExec, needUnknown, to(TargetReplica), w{place: placeReplica, forced: true, reason: ReasonRoute}},
+		{"a query that writes, forced on a replica", opQuery, needPrimary, to(TargetReplica), w{place: placeReplica, forced: true, reason: ReasonRoute}},
+		{"a read that prefers a replica", opQuery, needReplica, to(TargetPreferReplica), w{place: placeReads, reads: true, forced: true, reason: ReasonRoute}},
+		{"a transaction that prefers a replica", opBegin, needUnknown, to(TargetPreferReplica), w{place: placeReads, forced: true, reason: ReasonRoute}},
+		{"a read anywhere", opQuery, needReplica, to(TargetAny), w{place: placeAny, reads: true, reason: ReasonRead}},
+		{"a read-only transaction anywhere", opReadTx, needUnknown, to(TargetAny), w{place: placeAny, reads: true, reason: ReasonRead}},
+		{"a query that writes, anywhere", opQuery, needPrimary, to(TargetAny), w{place: placePrimary, reason: ReasonStatement}},
+		{"a write anywhere", opExec, needUnknown, to(TargetAny), w{place: placePrimary, reason: ReasonWrite}},
+
+		{"a read by name", opQuery, needReplica, named, w{place: placeNamed, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
+		{"a write by name", opExec, needUnknown, named, w{place: placeNamed, forced: true, reason: ReasonRoute, peers: named.peers}},
+		{"a read by name, anywhere", opQuery, needReplica, both(TargetAny), w{place: placeNamed, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
+		{"a read by name, to the primary", opQuery, needReplica, both(TargetPrimary), w{place: placePrimary, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
+		{"a read by name, to a replica", opQuery, needReplica, both(TargetReplica), w{place: placeReplica, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
+
+		{"a read of a model", opQuery, needReplica, byModel, w{place: placePrimary, reads: true, forced: true, reason: ReasonModel}},
+		{"a read of a model that forces nothing", opQuery, needReplica, softModel, w{place: placeAny, reads: true, reason: ReasonRead}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			tc.route.route.Retry = RetryReads
+			got := intentOf(tc.op, "text", tc.need, &tc.route)
+			tc.want.op, tc.want.sql, tc.want.retry = tc.op, "text", RetryReads
+			require.Equal(t, namesOf(tc.want.peers), namesOf(got.peers))
+			got.peers, tc.want.peers = nil, nil
+			require.Equal(t, tc.want, got)
+		})
+	}
+}
+
+// ReasonModel is for a route that a model has decided, not for every call that names a model.
+func TestTheReasonIsTheModelOnlyWhereTheModelDecides(t *testing.T) {
+	t.Parallel()
+	p := routedPool(t, Route{}, map[string]Route{
+		"audit": {Target: TargetPrimary}, "careful": {Retry: RetryNever}, "near": {Peers: []string{"a"}},
+	}, "a", "b")
+	bg := context.Background()
+	for _, tc := range []struct {
+		name string
+		ctx  context.Context
+		want Reason
+	}{
+		{"the model's target", WithModel(bg, "audit"), ReasonModel},
+		{"the model's peers", WithModel(bg, "near"), ReasonModel},
+		{"the context's target", WithPrimary(bg), ReasonRoute},
+		{"the context's target over the model's", WithReplica(WithModel(bg, "audit")), ReasonRoute},
+		{"the context's target beside a model without one", WithPrimary(WithModel(bg, "careful")), ReasonRoute},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			in, err := p.intent(tc.ctx, opQuery, "select 1")
+			require.NoError(t, err)
+			require.Equal(t, tc.want, in.reason)
+		})
+	}
+}
+
+func TestTheTargetOfAnErrorIsWhatTheCallNeeded(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		in   intent
+		want Target
+	}{
+		{intent{place: placeReads, reads: true}, TargetAuto},
+		{intent{place: placePrimary}, TargetPrimary},
+		{intent{place: placeReplica, reads: true}, TargetReplica},
+		{intent{place: placeAny, reads: true}, TargetAny},
+		{intent{place: placeNamed, reads: true}, TargetAuto},
+		{intent{place: placeNamed}, TargetPrimary},
+	} {
+		require.Equal(t, tc.want, tc.in.target(), "%+v", tc.in)
+	}
+}
+
+func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
+	t.Parallel()
+	allOps := []operation{opQuery, opReadTx, opBegin, opExec, opBatch, opCopy, opAcquire, opPing}
+	intentFor := func(op operation, r Retry) intent {
+		res := &resolution{route: Route{Retry: r}}
+		return intentOf(op, "", needUnknown, res)
+	}
+
+	t.Run("what no other peer can cure ends the call", func(t *testing.T) {
+		t.Parallel()
+		for _, c := range []class{classApplication, classCaller, classClosed} {
+			for _, op := range allOps {
+				for _, sent := range []bool{false, true} {
+					in := intentFor(op, RetryReads)
+					require.Equal(t, stepStop, in.after(verdict{c, executedNo}, sent, true), "class %d, operation %d", c, op)
+				}
+			}
+		}
+	})
+
+	t.Run("what was not sent is free to go elsewhere", func(t *testing.T) {
+		t.Parallel()
+		for _, c := range []class{classPeer, classStarting, classConfig, classOverload, classRefused, classConflict, classBehind} {
+			for _, op := range allOps {
+				for _, r := range []Retry{RetryInherit, RetrySafe, RetryReads, RetryNever} {
+					in := intentFor(op, r)
+					require.Equal(t, stepElsewhere, in.after(verdict{c, executedNo}, false, false), "class %d, operation %d", c, op)
+				}
+			}
+		}
+	})
+
+	t.Run("a batch and a copy go on only when acquiring failed", func(t *testing.T) {
+		t.Parallel()
+		for _, op := range []operation{opBatch, opCopy} {
+			for c := classApplication; c <= classBehind; c++ {
+				for _, standby := range []bool{false, true} {
+					in := intentFor(op, RetryReads)
+					require.Equal(t, stepStop, in.after(verdict{c, executedNo}, true, standby), "class %d, operation %d", c, op)
+				}
+			}
+		}
+	})
+
+	t.Run("nothing that was sent is sent again under RetryNever", func(t *testing.T) {
+		t.Parallel()
+		for c := classApplication; c <= classBehind; c++ {
+			for _, op := range allOps {
+				in := intentFor(op, RetryNever)
+				require.Equal(t, stepStop, in.after(verdict{c, executedNo}, true, true), "class %d, operation %d", c, op)
+			}
+		}
+	})
+
+	lost, never := verdict{classPeer, executedUnknown}, verdict{classPeer, executedNo}
+	for _, tc := range []struct {
+		name    string
+		op      operation
+		need    need
+		target  Target
+		retry   Retry
+		verdict verdict
+		standby bool
+		want    step
+	}{
+		{"a read lost on a standby", opQuery, needReplica, 0, 0, lost, true, stepElsewhere},
+		{"... said to be safe", opQuery, needReplica, 0, RetrySafe, lost, true, stepElsewhere},
+		{"a read lost where writes are accepted", opQuery, needReplica, 0, 0, lost, false, stepStop},
+		{"... said to be safe where writes are accepted", opQuery, needReplica, 0, RetrySafe, lost, false, stepStop},
+		{"... promised not to write", opQuery, needReplica, 0, RetryReads, lost, false, stepElsewhere},
+		{"a read that never left", opQuery, needReplica, 0, 0, never, false, stepElsewhere},
+		{"a read routed to a replica and lost there", opQuery, needReplica, TargetReplica, 0, lost, true, stepElsewhere},
+		{"a query that writes, lost", opQuery, needPrimary, 0, RetryReads, lost, false, stepStop},
+		{"a query that writes, lost on a standby", opQuery, needPrimary, 0, RetryReads, lost, true, stepStop},
+		{"a write lost", opExec, 0, 0, RetryReads, lost, false, stepStop},
+		{"a write lost on a standby", opExec, 0, 0, RetryReads, lost, true, stepStop},
+		{"a write that never left", opExec, 0, 0, 0, never, false, stepElsewhere},
+		{"a begin lost", opBegin, 0, 0, 0, lost, false, stepElsewhere},
+		{"a read-only begin lost", opReadTx, 0, 0, 0, lost, false, stepElsewhere},
+		{"a ping lost", opPing, 0, 0, 0, lost, false, stepElsewhere},
+
+		{"a read refused by a standby", opQuery, needReplica, 0, 0, verdict{classRefused, executedNo}, true, stepPrimary},
+		{"a write refused by a standby", opExec, 0, 0, 0, verdict{classRefused, executedNo}, true, stepPrimary},
+		{"a begin refused by a standby", opBegin, 0, 0, 0, verdict{classRefused, executedNo}, true, stepPrimary},
+		{"... by one that was promoted", opQuery, needReplica, 0, 0, verdict{classRefused, executedNo}, false, stepStop},
+		{"... where a route insists", opExec, 0, TargetReplica, 0, verdict{classRefused, executedNo}, true, stepStop},
+		{"... where a route prefers", opExec, 0, TargetPreferReplica, 0, verdict{classRefused, executedNo}, true, stepStop},
+		{"... where TargetAny does not insist", opQuery, needReplica, TargetAny, 0, verdict{classRefused, executedNo}, true, stepPrimary},
+
+		{"a read of what is not replayed yet", opQuery, needReplica, 0, 0, verdict{classBehind, executedNo}, true, stepPrimary},
+		{"... by a write", opExec, 0, 0, 0, verdict{classBehind, executedNo}, true, stepStop},
+		{"... where a route insists", opQuery, needReplica, TargetReplica, 0, verdict{classBehind, executedNo}, true, stepStop},
+		{"... on one that was promoted", opQuery, needReplica, 0, 0, verdict{classBehind, executedNo}, false, stepStop},
+
+		{"a read cancelled by replay", opQuery, needReplica, 0, 0, verdict{classConflict, executedNo}, true, stepElsewhere},
+		{"a read where there is no more room", opQuery, needReplica, 0, 0, verdict{classOverload, executedNo}, false, stepElsewhere},
+		{"a read on a server that shuts down", opQuery, needReplica, 0, 0, verdict{classStarting, executedUnknown}, true, stepElsewhere},
+		{"a read refused by configuration after it was sent", opQuery, needReplica, 0, 0, verdict{classConfig, executedUnknown}, true, stepStop},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			in := intentOf(tc.op, "", tc.need, &resolution{route: Route{Target: tc.target, Retry: tc.retry}})
+			require.Equal(t, tc.want, in.after(tc.verdict, true, tc.standby))
+		})
+	}
+}
+
+// An Exec without arguments may hold several statements, and a procedure may commit on its way: a server that
+// terminates such a session has perhaps done a part of it.
+func TestAWriteThatMayHaveCommittedOnItsWayIsNotSentAgain(t *testing.T) {
+	t.Parallel()
+	terminated := &pgconn.PgError{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: "57P01", Routine: "ProcessInterrupts"}
+	for _, sql := range []string{
+		"begin; insert into t values (1); commit; select pg_sleep(60)",
+		"call move_a_million_rows()",
+		"do $$ begin insert into t values (1); commit; perform pg_sleep(60); end $$",
+	} {
+		t.Run(sql[:4], func(t *testing.T) {
+			t.Parallel()
+			p := routedPool(t, Route{}, nil, "a", "b")
+			p.topology.Store(tell(newTopology(p.peers, make([]Role, 2)), primaryUp("a", 1), replicaUp("b")))
+			p.budget.reserve, p.budget.since, p.budget.reads = 10, time.Now(), func() int64 { return 0 }
+			a := p.peers[0]
+			a.role.Store(int32(RolePrimary))
+			in, err := p.intent(context.Background(), opExec, sql)
+			require.NoError(t, err)
+			require.False(t, p.goOn(context.Background(), &in, &trail{}, a, &wire{peer: a}, terminated),
+				"it would be executed twice")
+			require.ErrorIs(t, p.mark(context.Background(), &in, &wire{peer: a}, terminated), ErrOutcomeUnknown)
+		})
+	}
+}
+
+func TestNamesOfRoutesAreThoseOfTheConnectionString(t *testing.T) {
+	t.Parallel()
+	for want, name := range map[string]fmt.Stringer{
+		"auto": TargetAuto, "primary": TargetPrimary, "prefer-replica": TargetPreferReplica, "replica": TargetReplica,
+		"any": TargetAny, "unknown target": Target(99), "inherit": RetryInherit, "safe": RetrySafe, "reads": RetryReads,
+		"never": RetryNever, "unknown retry": Retry(99), "replicated": ModeReplicated, "unknown mode": Mode(99),
+		"unknown": RoleUnknown, "unknown role": Role(99), "model": ReasonModel, "solo": ReasonSolo, "unknown reason": Reason(99),
+	} {
+		require.Equal(t, want, name.String())
+	}
+}

@@ -1,0 +1,732 @@
+package multipool
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// idlePeers makes peers of the names that do nothing and are connected to nothing.
+func idlePeers(names ...string) []*peer {
+	peers := make([]*peer, len(names))
+	for i, name := range names {
+		peers[i] = &peer{name: name, host: name, port: 5432}
+		peers[i].load.limit = 4
+		peers[i].load.exhausted = func() bool { return false }
+	}
+	return peers
+}
+
+func namesOf(peers []*peer) string {
+	names := make([]string, len(peers))
+	for i, p := range peers {
+		names[i] = p.name
+	}
+	return strings.Join(names, ",")
+}
+
+// listsOf writes down everything that a reader of a topology can see of its lists.
+func listsOf(t *topology) string {
+	var b strings.Builder
+	for _, list := range []struct {
+		name  string
+		peers []*peer
+	}{{"reads", t.reads}, {"writes", t.writes}, {"replicas", t.replicas}, {"any", t.anyone}} {
+		fmt.Fprintf(&b, "%s:%s ", list.name, namesOf(list.peers))
+	}
+	b.WriteString("primary:")
+	if t.primary != nil {
+		b.WriteString(t.primary.name)
+	}
+	for _, flag := range []struct {
+		name string
+		set  bool
+	}{{"fallback", t.fallback}, {"settled", t.settled}, {"split", t.split}, {"unseen", t.unseen}} {
+		if flag.set {
+			b.WriteString(" " + flag.name)
+		}
+	}
+	return b.String()
+}
+
+// A news is an observation of the peer called by its name; "" is the end of the time for first looks.
+type news struct {
+	of string
+	observation
+}
+
+func heard(of string, r Role, h health, timeline uint32) news {
+	return news{of, observation{role: r, health: h, timeline: timeline}}
+}
+
+func primaryUp(of string, timeline uint32) news {
+	return heard(of, RolePrimary, healthUp, timeline)
+}
+
+func replicaUp(of string) news { return heard(of, RoleReplica, healthUp, 0) }
+
+func turned(of string, h health) news { return heard(of, RoleUnknown, h, 0) }
+
+func cannotRead(of string) news {
+	return news{of, observation{hostile: errors.New("AfterConnect writes")}}
+}
+
+var settleNow = news{"", observation{settle: true}}
+
+func tell(top *topology, all ...news) *topology {
+	for _, n := range all {
+		for i := range top.members {
+			if top.members[i].peer.name == n.of {
+				n.peer = top.members[i].peer
+			}
+		}
+		top = top.apply(n.observation)
+	}
+	return top
+}
+
+func freshTopology(names ...string) *topology {
+	return newTopology(idlePeers(names...), make([]Role, len(names)))
+}
+
+func TestApplyWorksOutTheLists(t *testing.T) {
+	t.Parallel()
+	type all = []news
+	cluster := func(more ...news) all {
+		return append(all{primaryUp("a", 1), replicaUp("b"), replicaUp("c")}, more...)
+	}
+	for _, tc := range []struct {
+		name string
+		news all
+		want string
+	}{
+		{"nothing is known", nil,
+			"reads: writes: replicas: any: primary: unseen"},
+		{"a healthy cluster", cluster(),
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+
+		// Cold start.
+		{"a replica reads before the others have answered", all{replicaUp("b")},
+			"reads:b writes: replicas:b any:b primary: unseen"},
+		{"a first claimant waits for the others", all{primaryUp("a", 1)},
+			"reads: writes: replicas: any: primary: unseen"},
+		{"a first claimant waits even beside a replica", all{primaryUp("a", 1), replicaUp("b")},
+			"reads:b writes: replicas:b any:b primary: unseen"},
+		{"a failure is an answer", all{primaryUp("a", 1), turned("b", healthDown), turned("c", healthMisfit)},
+			"reads:a writes:a replicas: any:a primary:a fallback settled"},
+		{"a suspicion is an answer", all{primaryUp("a", 1), turned("b", healthSuspect), turned("c", healthSuspect)},
+			"reads:a writes:a replicas: any:a primary:a fallback settled"},
+		{"a role without a look is no answer", all{primaryUp("a", 1), replicaUp("b"), heard("c", RoleReplica, healthUnknown, 0)},
+			"reads:b writes: replicas:b any:b primary: unseen"},
+		{"the time for the first looks is over", all{primaryUp("a", 1), settleNow},
+			"reads:a writes:a replicas: any:a primary:a fallback settled unseen"},
+		{"the time is over before anybody answered", all{settleNow},
+			"reads: writes: replicas: any: primary: settled unseen"},
+		{"a first claimant after the time is over", all{settleNow, primaryUp("a", 1)},
+			"reads:a writes:a replicas: any:a primary:a fallback settled unseen"},
+		{"the better claimant of two that answered in time", all{primaryUp("a", 1), primaryUp("b", 2), replicaUp("c")},
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+
+		// Who is the primary.
+		{"a promotion", cluster(primaryUp("b", 2)),
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+		{"an older timeline that appears later", all{primaryUp("b", 2), replicaUp("c"), primaryUp("a", 1)},
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+		{"an older timeline that comes back", cluster(turned("a", healthDown), primaryUp("b", 2), turned("a", healthUp)),
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+		{"timelines are numbers, not dates of arrival", cluster(primaryUp("b", 3), primaryUp("c", 2)),
+			"reads:b writes:b replicas: any:b primary:b fallback settled"},
+		{"equal timelines and an incumbent", cluster(primaryUp("b", 1)),
+			"reads:c writes:a replicas:c any:c,a primary:a settled"},
+		{"equal timelines and an incumbent that comes last in the list", all{replicaUp("a"), replicaUp("b"), primaryUp("c", 4), primaryUp("a", 4)},
+			"reads:b writes:c replicas:b any:b,c primary:c settled"},
+		{"equal timelines, an incumbent and a third with a higher one", cluster(primaryUp("b", 1), primaryUp("c", 2)),
+			"reads:c writes:c replicas: any:c primary:c fallback settled"},
+		{"equal timelines without an incumbent", all{primaryUp("a", 1), primaryUp("b", 1), replicaUp("c")},
+			"reads:c writes: replicas:c any:c primary: settled split"},
+		{"a split that ends by a higher timeline", all{primaryUp("a", 1), primaryUp("b", 1), replicaUp("c"), primaryUp("b", 2)},
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+		{"a split that ends by a demotion", all{primaryUp("a", 1), primaryUp("b", 1), replicaUp("c"), replicaUp("a")},
+			"reads:a,c writes:b replicas:a,c any:a,c,b primary:b settled"},
+		{"equal claimants below a better one are no split", all{primaryUp("a", 1), primaryUp("b", 1), primaryUp("c", 2)},
+			"reads:c writes:c replicas: any:c primary:c fallback settled"},
+		{"a claimant that is down is not elected", all{heard("a", RolePrimary, healthDown, 9), primaryUp("b", 1), replicaUp("c")},
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+		{"a claimant that refuses us is not elected", all{heard("a", RolePrimary, healthMisfit, 9), primaryUp("b", 1), replicaUp("c")},
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+		{"a claimant under suspicion is elected", all{heard("a", RolePrimary, healthSuspect, 1), replicaUp("b"), replicaUp("c")},
+			"reads:b,c writes:a replicas:b,c any:b,c primary:a settled"},
+		{"a demotion leaves no primary", cluster(replicaUp("a")),
+			"reads:a,b,c writes: replicas:a,b,c any:a,b,c primary: settled"},
+		{"a change of role forgets the timeline", cluster(replicaUp("a"), heard("a", RolePrimary, healthUnknown, 0), primaryUp("b", 1)),
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+
+		// Health.
+		{"a suspect is avoided", cluster(turned("b", healthSuspect)),
+			"reads:c writes:a replicas:c any:c,a primary:a settled"},
+		{"a suspect that is well again", cluster(turned("b", healthSuspect), turned("b", healthUp)),
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+		{"a replica that is down", cluster(turned("b", healthDown)),
+			"reads:c writes:a replicas:c any:c,a primary:a settled"},
+		{"a replica that refuses us", cluster(turned("b", healthMisfit)),
+			"reads:c writes:a replicas:c any:c,a primary:a settled"},
+		{"a suspect primary still writes", cluster(turned("a", healthSuspect)),
+			"reads:b,c writes:a replicas:b,c any:b,c primary:a settled"},
+		{"a primary that is down keeps its office and gets nothing", cluster(turned("a", healthDown)),
+			"reads:b,c writes: replicas:b,c any:b,c primary:a settled"},
+		{"a primary that refuses us keeps its office and gets nothing", cluster(turned("a", healthMisfit)),
+			"reads:b,c writes: replicas:b,c any:b,c primary:a settled"},
+		{"a primary that comes back", cluster(turned("a", healthDown), turned("a", healthUp)),
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+		{"a peer of unknown role gets nothing", all{primaryUp("a", 1), replicaUp("b"), turned("c", healthUp)},
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
+
+		// What reads fall back to.
+		{"no replica: the primary", cluster(turned("b", healthDown), turned("c", healthDown)),
+			"reads:a writes:a replicas: any:a primary:a fallback settled"},
+		{"replicas under suspicion: the healthy primary", cluster(turned("b", healthSuspect), turned("c", healthSuspect)),
+			"reads:a writes:a replicas:b,c any:a primary:a fallback settled"},
+		{"all under suspicion: the replicas first", cluster(turned("a", healthSuspect), turned("b", healthSuspect), turned("c", healthSuspect)),
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+		{"only a suspect primary: that", cluster(turned("a", healthSuspect), turned("b", healthDown), turned("c", healthDown)),
+			"reads:a writes:a replicas: any:a primary:a fallback settled"},
+		{"a suspect replica and no primary", cluster(turned("a", healthDown), turned("b", healthSuspect), turned("c", healthDown)),
+			"reads:b writes: replicas:b any:b primary:a settled"},
+		{"a suspect replica before the others have answered", all{heard("b", RoleReplica, healthSuspect, 0)},
+			"reads:b writes: replicas:b any:b primary: unseen"},
+		{"nobody", cluster(turned("a", healthDown), turned("b", healthDown), turned("c", healthDown)),
+			"reads: writes: replicas: any: primary:a settled"},
+
+		// The program's own set-up.
+		{"a hostile set-up takes a replica out of the reads", cluster(cannotRead("b")),
+			"reads:c writes:a replicas:c any:c,a primary:a settled"},
+		{"... all of them: the primary", cluster(cannotRead("b"), cannotRead("c")),
+			"reads:a writes:a replicas: any:a primary:a fallback settled"},
+		{"... a suspect too", cluster(turned("a", healthSuspect), cannotRead("b"), cannotRead("c"), turned("b", healthSuspect)),
+			"reads:a writes:a replicas: any:a primary:a fallback settled"},
+		{"... and leaves a primary alone", cluster(cannotRead("a")),
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+		{"... also one that was a replica", cluster(cannotRead("b"), primaryUp("b", 2)),
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			require.Equal(t, tc.want, listsOf(tell(freshTopology("a", "b", "c"), tc.news...)))
+		})
+	}
+}
+
+func TestAHigherTimelineWinsWhicheverIsHeardFirst(t *testing.T) {
+	t.Parallel()
+	const want = "reads:c writes:b replicas:c any:c,b primary:b settled"
+	old, promoted, third := primaryUp("a", 7), primaryUp("b", 8), replicaUp("c")
+	for _, order := range [][]news{
+		{old, promoted, third}, {promoted, old, third}, {old, third, promoted},
+		{promoted, third, old}, {third, old, promoted}, {third, promoted, old},
+	} {
+		require.Equal(t, want, listsOf(tell(freshTopology("a", "b", "c"), order...)))
+		settled := append([]news{settleNow}, order...)
+		require.Equal(t, want, listsOf(tell(freshTopology("a", "b", "c"), settled...)))
+	}
+}
+
+func TestBelievedRolesStandUntilSomethingElseIsHeard(t *testing.T) {
+	t.Parallel()
+	peers := idlePeers("a", "b")
+	top := newTopology(peers, []Role{RolePrimary, RoleReplica})
+	require.Equal(t, "reads: writes: replicas: any: primary: unseen", listsOf(top), "a belief is no answer")
+
+	top = tell(top, turned("a", healthUp), turned("b", healthUp))
+	require.Equal(t, "reads:b writes:a replicas:b any:b,a primary:a settled", listsOf(top))
+}
+
+// Where the servers do not tell a timeline, a primary that is gone must not keep its office for ever.
+func TestAnUnknownTimelineDoesNotKeepADeadPrimaryInOffice(t *testing.T) {
+	t.Parallel()
+	top := tell(freshTopology("a", "b", "c"),
+		primaryUp("a", 0), replicaUp("b"), replicaUp("c"), turned("a", healthDown), primaryUp("b", 0))
+	require.Equal(t, "reads:c writes:b replicas:c any:c,b primary:b settled", listsOf(top))
+}
+
+func TestApplyReturnsTheSameTopologyIfNothingIsNew(t *testing.T) {
+	t.Parallel()
+	base := func() *topology {
+		return tell(freshTopology("a", "b", "c"), primaryUp("a", 3), replicaUp("b"), cannotRead("b"), turned("c", healthDown))
+	}
+	for _, tc := range []struct {
+		name string
+		news news
+		same bool
+	}{
+		{"the same word again", primaryUp("a", 3), true},
+		{"a part of it", turned("a", healthUp), true},
+		{"nothing at all", turned("a", healthUnknown), true},
+		{"another hostile error where there is one", cannotRead("b"), true},
+		{"the end of the first looks where all have been heard", settleNow, true},
+		{"a peer that is not of this pool", news{"", observation{peer: &peer{}, health: healthUp}}, true},
+		{"another timeline", primaryUp("a", 4), false},
+		{"another health", turned("a", healthSuspect), false},
+		{"another role", replicaUp("a"), false},
+		{"a first hostile error", cannotRead("c"), false},
+		{"another cause", news{"c", observation{cause: io.EOF}}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			before := base()
+			after := tell(before, tc.news)
+			if tc.same {
+				require.Same(t, before, after)
+				return
+			}
+			require.NotSame(t, before, after)
+			require.NotEqual(t, before.superseded, after.superseded, "who waits for the old one is told apart")
+		})
+	}
+}
+
+func TestTheEndOfTheFirstLooksIsNewsOnce(t *testing.T) {
+	t.Parallel()
+	first := freshTopology("a", "b")
+	second := tell(first, settleNow)
+	require.NotSame(t, first, second)
+	require.Same(t, second, tell(second, settleNow))
+}
+
+func TestASoloTopologyServesEverything(t *testing.T) {
+	t.Parallel()
+	top := soloTopology(idlePeers("a")[0])
+	require.Equal(t, "reads:a writes:a replicas:a any:a primary:a settled", listsOf(top))
+	for _, pl := range []place{placeReads, placePrimary, placeReplica, placeAny, placeNamed} {
+		chosen, _ := top.pick(&intent{place: pl}, &tried{})
+		require.NotNil(t, chosen, "place %d", pl)
+	}
+}
+
+// snapshot is all of a topology that must never change once it was published.
+func snapshot(t *topology) string {
+	var b strings.Builder
+	b.WriteString(listsOf(t))
+	for _, m := range t.members {
+		fmt.Fprintf(&b, " | %s %v %v %d %v %v", m.peer.name, m.role, m.health, m.timeline, m.hostile, m.cause)
+	}
+	return b.String()
+}
+
+func TestOldTopologiesAreNeverModified(t *testing.T) {
+	t.Parallel()
+	top := freshTopology("a", "b", "c", "d")
+	all, written := []*topology{top}, []string{snapshot(top)}
+	dice := rand.New(rand.NewPCG(1, 2))
+	for range 400 {
+		next := tell(top, heard(
+			string(rune('a'+dice.IntN(4))), Role(dice.IntN(3)), health(dice.IntN(5)), dice.Uint32N(3)))
+		if next == top {
+			continue
+		}
+		top = next
+		all, written = append(all, top), append(written, snapshot(top))
+	}
+	require.Greater(t, len(all), 100)
+	for i, old := range all {
+		require.Equal(t, written[i], snapshot(old))
+		select {
+		case <-old.superseded:
+			require.Fail(t, "apply has closed a channel that its caller closes")
+		default:
+		}
+	}
+}
+
+// Appending to a list of a topology, as a careless reader might, must not reach into another list of it.
+func TestTheListsOfATopologyShareNoRoomToGrow(t *testing.T) {
+	t.Parallel()
+	top := tell(freshTopology("a", "b", "c", "d"), primaryUp("a", 1), replicaUp("b"), replicaUp("c"), replicaUp("d"))
+	require.Equal(t, "b,c,d,a", namesOf(top.anyone))
+	require.Equal(t, "b,c,d", namesOf(top.reads))
+	_ = append(top.anyone[:3], top.members[1].peer)
+	require.Equal(t, "b,c,d", namesOf(top.replicas))
+}
+
+// permutations calls visit with every order of list, in place.
+func permutations[E any](list []E, visit func([]E)) {
+	if len(list) == 0 {
+		visit(list)
+		return
+	}
+	var step func(k int)
+	step = func(k int) {
+		if k == len(list) {
+			visit(list)
+			return
+		}
+		for i := k; i < len(list); i++ {
+			list[k], list[i] = list[i], list[k]
+			step(k + 1)
+			list[k], list[i] = list[i], list[k]
+		}
+	}
+	step(0)
+}
+
+func TestAnyOrderOfTheSameLastWordsEndsInTheSameLists(t *testing.T) {
+	t.Parallel()
+	names := []string{"a", "b", "c", "d"}
+	dice := rand.New(rand.NewPCG(3, 4))
+	healths := []health{healthUp, healthUp, healthUp, healthSuspect, healthDown, healthMisfit}
+	seen := map[string]bool{}
+	for round := range 300 {
+		var words []news
+		timelines := dice.Perm(9) // no two claimants of one timeline: between those the incumbent decides
+		for i, name := range names {
+			n := heard(name, Role(dice.IntN(3)), healths[dice.IntN(len(healths))], 0)
+			if dice.IntN(12) == 0 {
+				n.health = healthUnknown
+			}
+			if n.role == RolePrimary {
+				n.timeline = uint32(timelines[i]) + 1
+			}
+			if dice.IntN(4) == 0 {
+				n.hostile = io.EOF
+			}
+			words = append(words, n)
+		}
+		if round%2 == 0 {
+			words = append(words, settleNow)
+		}
+		want := listsOf(tell(freshTopology(names...), words...))
+		seen[want] = true
+		permutations(words, func(order []news) {
+			if got := listsOf(tell(freshTopology(names...), order...)); got != want {
+				require.Equal(t, want, got, "%+v", order)
+			}
+		})
+	}
+	require.Greater(t, len(seen), 80, "the dice have thrown too few different clusters")
+}
+
+func FuzzTopology(f *testing.F) {
+	f.Add([]byte{0x00, 0x00})
+	f.Add([]byte("a promotion, a demotion and a split walk into a bar"))
+	f.Add([]byte{0x11, 0x15, 0x22, 0x05, 0x33, 0x05, 0x11, 0x19, 0x10, 0x1d, 0xff, 0xff, 0x01, 0x45})
+	f.Fuzz(func(t *testing.T, events []byte) {
+		peers := idlePeers("a", "b", "c", "d")
+		top := newTopology(peers, make([]Role, len(peers)))
+		hostile := errors.New("hostile")
+		for len(events) >= 2 && len(events) < 4096 {
+			who, what := events[0], events[1]
+			events = events[2:]
+			o := observation{
+				peer:     peers[who&3],
+				role:     Role(what & 3 % 3),
+				health:   health(what >> 2 & 7 % 5),
+				timeline: uint32(what >> 5 & 3),
+			}
+			switch who >> 4 {
+			case 0xf:
+				o = observation{settle: true}
+			case 0xe:
+				o = observation{peer: peers[who&3], hostile: hostile}
+			}
+			before := snapshot(top)
+			next := top.apply(o)
+			if got := snapshot(top); got != before {
+				t.Fatalf("%+v has changed an old topology:\n%s\n%s", o, before, got)
+			}
+			if next.settled != top.settled && top.settled {
+				t.Fatalf("%+v has unsettled the topology", o)
+			}
+			if again := next.apply(o); again != next {
+				t.Fatalf("%+v is news twice", o)
+			}
+			top = next
+			checkTopology(t, top, peers)
+		}
+	})
+}
+
+// checkTopology tests what holds of every topology.
+func checkTopology(t *testing.T, top *topology, peers []*peer) {
+	t.Helper()
+	fail := func(what string) { t.Fatalf("%s: %s", what, snapshot(top)) }
+	if len(top.members) != len(peers) {
+		fail("a member is lost")
+	}
+	for i, p := range peers {
+		if top.members[i].peer != p {
+			fail("the members are not in the order of the configuration")
+		}
+	}
+	for _, list := range [][]*peer{top.reads, top.writes, top.replicas, top.anyone} {
+		for i, p := range list {
+			m := top.member(p)
+			switch {
+			case m == nil:
+				fail("a list holds a stranger")
+			case slices.Contains(list[:i], p):
+				fail("a list holds a peer twice")
+			case m.health != healthUp && m.health != healthSuspect:
+				fail("a list holds a peer that cannot serve")
+			case m.role == RoleUnknown:
+				fail("a list holds a peer of unknown role")
+			case m.role == RoleReplica && m.hostile != nil:
+				fail("a list holds a hostile replica")
+			case m.role == RolePrimary && p != top.primary:
+				fail("a list holds a fenced primary")
+			case m.health != top.member(list[0]).health && m.role == top.member(list[0]).role:
+				fail("a list holds the healthy beside the suspect")
+			}
+		}
+	}
+	for _, p := range top.replicas {
+		if top.member(p).role != RoleReplica {
+			fail("a primary among the replicas")
+		}
+	}
+	switch {
+	case len(top.writes) > 1:
+		fail("two writers")
+	case len(top.writes) == 1 && (top.writes[0] != top.primary || top.member(top.primary).role != RolePrimary):
+		fail("the writer is not the primary")
+	case top.split && top.primary != nil:
+		fail("a split with a primary")
+	case top.primary != nil && !top.settled:
+		fail("a primary before all were heard")
+	case top.fallback != (len(top.reads) > 0 && top.reads[0] == top.primary):
+		fail("fallback says something else than the reads")
+	case !top.unseen && !top.settled:
+		fail("all were heard and nothing is settled")
+	}
+	for i := range top.members {
+		m := &top.members[i]
+		if len(top.writes) == 1 && m.role == RolePrimary && m.health == healthUp && m.timeline > top.member(top.primary).timeline {
+			fail("the writer is of an older timeline")
+		}
+		if m.health == healthUp && m.role == RoleReplica && m.hostile == nil && !slices.Contains(top.reads, m.peer) {
+			fail("a healthy replica does not read")
+		}
+	}
+}
+
+func TestPickChoosesByPlace(t *testing.T) {
+	t.Parallel()
+	healthy := []news{primaryUp("a", 1), replicaUp("b"), replicaUp("c")}
+	for _, tc := range []struct {
+		name   string
+		news   []news
+		place  place
+		reason Reason
+		tried  string
+		want   string // who may be chosen
+		why    Reason
+	}{
+		{"a read", healthy, placeReads, ReasonRead, "", "b,c", ReasonRead},
+		{"a write", healthy, placePrimary, ReasonWrite, "", "a", ReasonWrite},
+		{"a read that insists on a replica", healthy, placeReplica, ReasonRoute, "", "b,c", ReasonRoute},
+		{"a read that goes anywhere", healthy, placeAny, ReasonRead, "", "a,b,c", ReasonRead},
+
+		{"a read after a replica failed", healthy, placeReads, ReasonRead, "b", "c", ReasonRead},
+		{"a read after all replicas failed", healthy, placeReads, ReasonRead, "b,c", "a", ReasonNoReplica},
+		{"a read after everybody failed", healthy, placeReads, ReasonRead, "a,b,c", "", ReasonNoReplica},
+		{"a write after the primary failed", healthy, placePrimary, ReasonWrite, "a", "", ReasonWrite},
+		{"a read that insists, after all replicas failed", healthy, placeReplica, ReasonRoute, "b,c", "", ReasonRoute},
+		{"a read that goes anywhere, after all replicas failed", healthy, placeAny, ReasonRead, "b,c", "a", ReasonRead},
+
+		{"a read where there is no replica", []news{primaryUp("a", 1), turned("b", healthDown), turned("c", healthDown)},
+			placeReads, ReasonRead, "", "a", ReasonNoReplica},
+		{"a routed read where there is no replica keeps its reason", []news{primaryUp("a", 1), turned("b", healthDown), turned("c", healthDown)},
+			placeReads, ReasonRoute, "", "a", ReasonRoute},
+		{"a read that insists where there is no replica", []news{primaryUp("a", 1), turned("b", healthDown), turned("c", healthDown)},
+			placeReplica, ReasonRoute, "", "", ReasonRoute},
+		{"a read before a replica has answered", []news{primaryUp("a", 1)}, placeReads, ReasonRead, "", "", ReasonRead},
+		{"a read after the only replica heard so far failed", []news{primaryUp("a", 1), replicaUp("b")},
+			placeReads, ReasonRead, "b", "", ReasonRead},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			top := tell(freshTopology("a", "b", "c"), tc.news...)
+			got := map[string]bool{}
+			for range 60 {
+				noted := tried{}
+				for i := range top.members {
+					if slices.Contains(strings.Split(tc.tried, ","), top.members[i].peer.name) {
+						noted.add(top.members[i].peer)
+					}
+				}
+				chosen, why := top.pick(&intent{place: tc.place, reason: tc.reason, reads: tc.place != placePrimary}, &noted)
+				require.Equal(t, tc.why, why)
+				if chosen != nil {
+					got[chosen.name] = true
+				}
+			}
+			require.Equal(t, tc.want, strings.Join(sortedKeys(got), ","))
+		})
+	}
+}
+
+func TestPickKeepsToTheNamedPeers(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name  string
+		news  []news
+		named string
+		reads bool
+		tried string
+		want  string
+	}{
+		{"a read among all", nil, "a,b,c", true, "", "b,c"},
+		{"a write among all", nil, "a,b,c", false, "", "a"},
+		{"a read of one replica", nil, "c", true, "", "c"},
+		{"a read of the primary alone", nil, "a", true, "", "a"},
+		{"a write to a replica alone", nil, "b", false, "", "b"},
+		{"a write among replicas", nil, "b,c", false, "", "b,c"},
+		{"a read after the named replica failed", nil, "a,b", true, "b", "a"},
+		{"a read after all the named failed", nil, "b", true, "b", ""},
+		{"a read of a replica that is down", []news{turned("b", healthDown)}, "b", true, "", ""},
+		{"a read of the primary and a replica that is down", []news{turned("b", healthDown)}, "a,b", true, "", "a"},
+		{"a read of a suspect that is the only one named", []news{turned("b", healthSuspect), turned("c", healthSuspect)}, "b", true, "", "b"},
+		{"a write after a promotion", []news{primaryUp("b", 2)}, "b", false, "", "b"},
+		{"a fenced primary", []news{primaryUp("b", 2)}, "a", true, "", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			top := tell(freshTopology("a", "b", "c"), append([]news{primaryUp("a", 1), replicaUp("b"), replicaUp("c")}, tc.news...)...)
+			in := intent{place: placeNamed, reads: tc.reads, reason: ReasonRoute}
+			noted := tried{}
+			for i := range top.members {
+				p := top.members[i].peer
+				if slices.Contains(strings.Split(tc.named, ","), p.name) {
+					in.peers = append(in.peers, p)
+				}
+				if slices.Contains(strings.Split(tc.tried, ","), p.name) {
+					noted.add(p)
+				}
+			}
+			got := map[string]bool{}
+			for range 60 {
+				chosen, why := top.pick(&in, &noted)
+				require.Equal(t, ReasonRoute, why)
+				if chosen != nil {
+					got[chosen.name] = true
+				}
+			}
+			require.Equal(t, tc.want, strings.Join(sortedKeys(got), ","))
+		})
+	}
+}
+
+// A route may give a target and names: then both hold.
+func TestPickKeepsToTheNamedPeersUnderATargetToo(t *testing.T) {
+	t.Parallel()
+	top := tell(freshTopology("a", "b", "c"), primaryUp("a", 1), replicaUp("b"), replicaUp("c"))
+	a, b := top.members[0].peer, top.members[1].peer
+	for range 40 {
+		chosen, _ := top.pick(&intent{place: placeReads, reads: true, peers: []*peer{a, b}}, &tried{})
+		require.Same(t, b, chosen)
+		chosen, _ = top.pick(&intent{place: placeReads, reads: true, peers: []*peer{a}}, &tried{})
+		require.Same(t, a, chosen)
+		chosen, _ = top.pick(&intent{place: placePrimary, peers: []*peer{b}}, &tried{})
+		require.Nil(t, chosen)
+	}
+}
+
+func TestWaitingIsHopelessOnlyIfEveryCandidateRefusesUs(t *testing.T) {
+	t.Parallel()
+	misfit := func(of string, r Role) news { return heard(of, r, healthMisfit, 0) }
+	for _, tc := range []struct {
+		name  string
+		place place
+		named string
+		news  []news
+		want  bool
+	}{
+		{"nothing is known yet", placeReads, "", nil, false},
+		{"everybody refuses", placeReads, "", []news{misfit("a", 0), misfit("b", 0), misfit("c", 0)}, true},
+		{"everybody refuses a write", placePrimary, "", []news{misfit("a", 0), misfit("b", 0), misfit("c", 0)}, true},
+		{"one may come back", placeReads, "", []news{misfit("a", 0), misfit("b", 0), turned("c", healthDown)}, false},
+		{"one has not answered", placeReads, "", []news{misfit("a", 0), misfit("b", 0)}, false},
+		{"the primary refuses a write, replicas are well", placePrimary, "", []news{misfit("a", RolePrimary), replicaUp("b"), replicaUp("c")}, true},
+		{"one of unknown role refuses a write, replicas are well", placePrimary, "", []news{misfit("a", 0), replicaUp("b"), replicaUp("c")}, true},
+		{"there are replicas only: one may be promoted", placePrimary, "", []news{replicaUp("a"), replicaUp("b"), replicaUp("c")}, false},
+		{"the primary is down: it may come back", placePrimary, "", []news{heard("a", RolePrimary, healthDown, 0), replicaUp("b"), replicaUp("c")}, false},
+		{"all that are named refuse", placeNamed, "b,c", []news{primaryUp("a", 1), misfit("b", 0), misfit("c", 0)}, true},
+		{"one that is named does not", placeNamed, "a,b", []news{primaryUp("a", 1), misfit("b", 0), misfit("c", 0)}, false},
+		{"the replicas refuse a read that goes to the primary too", placeReads, "", []news{heard("a", RolePrimary, healthDown, 0), misfit("b", RoleReplica), misfit("c", RoleReplica)}, false},
+		{"the replicas refuse a call that insists on one", placeReplica, "", []news{primaryUp("a", 1), misfit("b", RoleReplica), misfit("c", RoleReplica)}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			top := tell(freshTopology("a", "b", "c"), tc.news...)
+			in := intent{place: tc.place}
+			for i := range top.members {
+				if slices.Contains(strings.Split(tc.named, ","), top.members[i].peer.name) {
+					in.peers = append(in.peers, top.members[i].peer)
+				}
+			}
+			require.Equal(t, tc.want, top.hopeless(&in))
+		})
+	}
+}
+
+func TestCausesSayWhyEachPeerWasNotTaken(t *testing.T) {
+	t.Parallel()
+	broken := io.ErrUnexpectedEOF
+	down := func(of string) news { return news{of, observation{health: healthDown, cause: broken}} }
+	for _, tc := range []struct {
+		name  string
+		place place
+		named string
+		news  []news
+		want  []string
+	}{
+		{"nothing is known", placeReads, "", nil,
+			[]string{"a not yet seen", "b not yet seen", "c not yet seen"}},
+		{"a write without a primary", placePrimary, "", []news{primaryUp("a", 1), replicaUp("b"), replicaUp("c"), down("a")},
+			[]string{"a down: unexpected EOF", "b is a replica", "c is a replica"}},
+		{"a replica is insisted on", placeReplica, "", []news{primaryUp("a", 1), down("b"), turned("c", healthMisfit)},
+			[]string{"a is the primary", "b down: unexpected EOF", "c misconfigured"}},
+		{"an old fault is not the cause of one that is well", placeReplica, "", []news{primaryUp("a", 1), down("a"), turned("a", healthUp)},
+			[]string{"a is the primary", "b not yet seen", "c not yet seen"}},
+		{"a split", placePrimary, "", []news{primaryUp("a", 1), primaryUp("b", 1), replicaUp("c")},
+			[]string{"a claims to be the primary", "b claims to be the primary", "c is a replica"}},
+		{"a fenced primary", placePrimary, "", []news{primaryUp("a", 1), primaryUp("b", 2), replicaUp("c"), down("b")},
+			[]string{"a is a primary of an older timeline", "b down: unexpected EOF", "c is a replica"}},
+		{"an unknown role", placeReads, "", []news{turned("a", healthUp), down("b"), down("c")},
+			[]string{"a is of unknown role", "b down: unexpected EOF", "c down: unexpected EOF"}},
+		{"a hostile set-up", placeReplica, "", []news{primaryUp("a", 1), replicaUp("b"), cannotRead("b"), turned("c", healthSuspect)},
+			[]string{"a is the primary", "b refuses the program's own set-up of a connection: AfterConnect writes", "c suspect"}},
+		{"others are named", placeNamed, "b", []news{primaryUp("a", 1), down("b"), replicaUp("c")},
+			[]string{"a is not named by the route", "b down: unexpected EOF", "c is not named by the route"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			top := tell(freshTopology("a", "b", "c"), tc.news...)
+			in := intent{place: tc.place}
+			for i := range top.members {
+				if slices.Contains(strings.Split(tc.named, ","), top.members[i].peer.name) {
+					in.peers = append(in.peers, top.members[i].peer)
+				}
+			}
+			var got []string
+			for _, c := range top.causes(&in) {
+				line := c.Peer + " " + c.Why
+				if c.Err != nil {
+					line += ": " + c.Err.Error()
+				}
+				got = append(got, line)
+			}
+			require.Equal(t, tc.want, got)
+		})
+	}
+}
+
+func TestAClaimantThatIsNotElectedYetIsNotCalledOld(t *testing.T) {
+	t.Parallel()
+	top := tell(freshTopology("a", "b"), primaryUp("a", 1))
+	require.NotContains(t, top.causes(&intent{place: placePrimary})[0].Why, "older timeline")
+}
