@@ -41,9 +41,9 @@ func newBreaker(peer string) *breaker {
 			return b.condemned.Load() || c.ConsecutiveFailures >= consecutiveFaults
 		},
 		// Called under the circuit's mutex: it must not call back.
-		OnStateChange: func(_ string, _, to gobreaker.State) {
+		OnStateChange: func(_ string, from, to gobreaker.State) {
 			b.state.Store(int32(to))
-			if to == gobreaker.StateOpen {
+			if from == gobreaker.StateClosed {
 				b.trips.Add(1)
 			}
 		},

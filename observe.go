@@ -140,7 +140,7 @@ func (w *wire) TraceCopyFromEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceCop
 func (w *wire) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareStartData) context.Context {
 	// A statement that the program prepares is later called by its name, which tells nothing: remember what its text
 	// tells. pgx's own names are digests of texts.
-	if d.Name != "" && !strings.HasPrefix(d.Name, "stmt") && needOf(d.SQL) == needPrimary {
+	if d.Name != "" && !strings.HasPrefix(d.Name, "stmtcache_") && needOf(d.SQL) == needPrimary {
 		w.peer.owner.needs.learn(d.Name)
 	}
 	if w.user.prepare != nil {
@@ -256,6 +256,7 @@ func (w *wire) tellRole(generation uint64) {
 	}
 	if role := w.readRole(); role != RoleUnknown && role != Role(p.role.Load()) && generation == p.generation.Load() {
 		p.owner.observe(observation{peer: p, role: role})
+		p.monitor.nudge() // the session does not tell the timeline
 	}
 }
 

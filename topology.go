@@ -50,11 +50,12 @@ func (m *member) serves() bool { return m.health == healthUp }
 //
 // It carries peers as identities and calls nothing on them.
 type topology struct {
-	members []member // in the order of the configuration
-	primary *peer    // who takes the writes; stays while it is down, so that it is the incumbent; nil: nobody yet
-	split   bool     // two claim to be the primary and nothing tells which is right
-	settled bool     // every peer has answered or failed once, or the time for it is over
-	unseen  bool     // some first look is still under way
+	members  []member // in the order of the configuration
+	primary  *peer    // who takes the writes; stays while it is down, so that it is the incumbent; nil: nobody yet
+	timeline uint32   // the highest ever elected; 0: none has told it
+	split    bool     // two claim to be the primary and nothing tells which is right
+	settled  bool     // every peer has answered or failed once, or the time for it is over
+	unseen   bool     // some first look is still under way
 
 	reads    []*peer // for a plain read: healthy replicas; the primary and then suspects where there is none
 	fallback bool    // reads holds the primary because no replica can serve
@@ -186,23 +187,24 @@ func (t *topology) list() {
 	}
 }
 
-// elect decides who is the primary. The highest timeline wins: a promotion raises it, so an older one belongs to a
-// primary that was replaced (PostgreSQL documentation, 26.3.5 "Timelines"). Between equals the incumbent stays. A
-// first claimant waits until all peers have been heard, so that the order of the answers decides nothing.
+// elect decides who is the primary. A promotion raises the timeline (PostgreSQL documentation, 26.3.5 "Timelines"), so
+// a claimant below the highest ever elected is one that was replaced, or has not told its timeline yet; among the rest
+// the highest wins, and between equals the incumbent stays. A first claimant waits until all peers have been heard, so
+// that the order of the answers decides nothing. A primary that is down stays the incumbent until another is elected.
 func (t *topology) elect() {
 	t.split = false
 	var best *member
-	ties := 0
+	rivals := false
 	for i := range t.members {
 		m := &t.members[i]
-		if m.role != RolePrimary || (m.health != healthUp && m.health != healthSuspect && m.peer != t.primary) {
+		if m.role != RolePrimary || m.timeline < t.timeline || (m.health != healthUp && m.health != healthSuspect) {
 			continue
 		}
 		switch {
 		case best == nil || m.timeline > best.timeline:
-			best, ties = m, 0
+			best, rivals = m, false
 		case m.timeline == best.timeline:
-			ties++
+			rivals = true
 			if m.peer == t.primary {
 				best = m
 			}
@@ -213,11 +215,11 @@ func (t *topology) elect() {
 		if m := t.member(t.primary); m != nil && m.role == RoleReplica {
 			t.primary = nil
 		}
-	case ties > 0 && best.peer != t.primary:
+	case rivals && best.peer != t.primary:
 		t.primary, t.split = nil, true
 	case t.primary == nil && !t.settled:
 	default:
-		t.primary = best.peer
+		t.primary, t.timeline = best.peer, best.timeline
 	}
 }
 
@@ -324,9 +326,9 @@ func (t *topology) causes(in *intent) []PeerCause {
 		case in.place == placeReplica && m.role == RolePrimary:
 			why = "is the primary"
 		case m.role == RolePrimary && m.peer != t.primary:
-			why = "is a primary of an older timeline"
-			if t.split {
-				why = "claims to be the primary"
+			why = "claims to be the primary"
+			if m.timeline < t.timeline {
+				why = "claims to be the primary, of an older timeline"
 			}
 		case m.role == RoleUnknown:
 			why = "is of unknown role"

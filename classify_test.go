@@ -1,0 +1,500 @@
+package multipool
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/jackc/puddle/v2"
+	"github.com/stretchr/testify/require"
+)
+
+func serverError(severity, code, routine, message string) *pgconn.PgError {
+	return &pgconn.PgError{Severity: severity, SeverityUnlocalized: severity, Code: code, Routine: routine, Message: message}
+}
+
+// dialError is what pgx makes of a connection that dial gives it, or fails to.
+func dialError(t testing.TB, parameters string, dial pgconn.DialFunc) error {
+	t.Helper()
+	config, err := pgconn.ParseConfig("postgres://app:secret@127.0.0.1:1/app?" + parameters)
+	require.NoError(t, err)
+	config.DialFunc = dial
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	_, err = pgconn.ConnectConfig(ctx, config)
+	var connectError *pgconn.ConnectError
+	require.ErrorAs(t, err, &connectError)
+	return err
+}
+
+// pipeTo is a dial to a server that runs serve in this process.
+func pipeTo(serve func(net.Conn)) pgconn.DialFunc {
+	return func(context.Context, string, string) (net.Conn, error) {
+		ours, theirs := net.Pipe()
+		go func() {
+			defer func() { _ = theirs.Close() }()
+			serve(theirs)
+		}()
+		return ours, nil
+	}
+}
+
+// answers serves one message to whoever has sent a start-up packet.
+func answers(message pgproto3.BackendMessage) func(net.Conn) {
+	return func(c net.Conn) {
+		backend := pgproto3.NewBackend(c, c)
+		if _, err := backend.ReceiveStartupMessage(); err == nil {
+			backend.Send(message)
+			_ = backend.Flush()
+		}
+	}
+}
+
+// fault is a connection whose reads and writes fail when they are told to.
+type fault struct {
+	net.Conn
+	read, write error
+}
+
+func (f *fault) Read(b []byte) (int, error) {
+	if f.read != nil {
+		return 0, f.read
+	}
+	return f.Conn.Read(b)
+}
+
+func (f *fault) Write(b []byte) (int, error) {
+	if f.write != nil {
+		return 0, f.write
+	}
+	return f.Conn.Write(b)
+}
+
+// session is a pgx connection to a server that has let it in and then runs serve.
+func session(t testing.TB, serve func(*pgproto3.Backend)) (*pgconn.PgConn, *fault) {
+	t.Helper()
+	var wire *fault
+	config, err := pgconn.ParseConfig("postgres://app:secret@127.0.0.1:1/app?sslmode=disable")
+	require.NoError(t, err)
+	dial := pipeTo(func(c net.Conn) {
+		backend := pgproto3.NewBackend(c, c)
+		if _, err := backend.ReceiveStartupMessage(); err != nil {
+			return
+		}
+		backend.Send(&pgproto3.AuthenticationOk{})
+		backend.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+		if backend.Flush() == nil {
+			serve(backend)
+		}
+	})
+	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dial(ctx, network, addr)
+		wire = &fault{Conn: c}
+		return wire, err
+	}
+	pg, err := pgconn.ConnectConfig(context.Background(), config)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		wire.read, wire.write = nil, nil
+		_ = wire.Close()
+		<-pg.CleanupDone()
+	})
+	return pg, wire
+}
+
+func hangsUp(b *pgproto3.Backend) { _, _ = b.Receive() }
+
+func hangs(b *pgproto3.Backend) {
+	for {
+		if _, err := b.Receive(); err != nil {
+			return
+		}
+	}
+}
+
+// simple and extended are the errors of one statement under either protocol.
+func simple(ctx context.Context, pg *pgconn.PgConn) error {
+	_, err := pg.Exec(ctx, "select 1").ReadAll()
+	return err
+}
+
+func extended(ctx context.Context, pg *pgconn.PgConn) error {
+	return pg.ExecParams(ctx, "select 1", nil, nil, nil, nil).Read().Err
+}
+
+func opError(op string, err error) error {
+	return &net.OpError{Op: op, Net: "tcp", Err: os.NewSyscallError(op, err)}
+}
+
+func TestClassifyDials(t *testing.T) {
+	t.Parallel()
+	refuses := func(err error) pgconn.DialFunc {
+		return func(context.Context, string, string) (net.Conn, error) { return nil, err }
+	}
+	for _, tc := range []struct {
+		name       string
+		parameters string
+		dial       pgconn.DialFunc
+		want       class
+	}{
+		{"refused", "sslmode=disable", refuses(opError("dial", syscall.ECONNREFUSED)), classPeer},
+		{"unreachable", "sslmode=disable", refuses(opError("dial", syscall.EHOSTUNREACH)), classPeer},
+		{"no such host", "sslmode=disable", refuses(&net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}), classPeer},
+		{"a dial that is cut off by its own timeout", "sslmode=disable", refuses(&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}), classPeer},
+		{"a dial context that has ended is not the caller's", "sslmode=disable", refuses(context.DeadlineExceeded), classPeer},
+		{"a server that never answers", "sslmode=disable&connect_timeout=1", pipeTo(func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }), classPeer},
+		{"hung up before a byte", "sslmode=disable", pipeTo(func(net.Conn) {}), classPeer},
+		{"hung up after the start-up packet", "sslmode=disable", pipeTo(func(c net.Conn) { _, _ = c.Read(make([]byte, 8)) }), classPeer},
+		{"not PostgreSQL", "sslmode=disable", pipeTo(func(c net.Conn) {
+			_, _ = c.Read(make([]byte, 512))
+			_, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
+		}), classPeer},
+		{"no TLS where it is required", "sslmode=require", pipeTo(func(c net.Conn) {
+			_, _ = c.Read(make([]byte, 8))
+			_, _ = c.Write([]byte{'N'})
+		}), classConfig},
+		{"a certificate that is not trusted", "sslmode=require", refuses(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}), classConfig},
+		{"a wrong password", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "28P01"})), classConfig},
+		{"no line in pg_hba.conf", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "28000"})), classConfig},
+		{"no such database", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "3D000"})), classConfig},
+		{"a database that takes no connections", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "55000"})), classConfig},
+		{"no right to connect", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "42501"})), classConfig},
+		{"an unknown run-time parameter", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "42704"})), classConfig},
+		{"too many clients", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "53300"})), classOverload},
+		{"too many clients of a pooler", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "no more connections allowed (max_client_conn)"})), classOverload},
+		{"a pooler without its server", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "server login has been failing, try again later (server_login_retry)"})), classPeer},
+		{"starting up", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "57P03"})), classStarting},
+		{"shutting down under our feet", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "57P01"})), classPeer},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			err := dialError(t, tc.parameters, tc.dial)
+			for _, standby := range []bool{false, true} {
+				got := classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire, standby: standby})
+				require.Equal(t, verdict{tc.want, executedNo}, got, "%v", err)
+			}
+		})
+	}
+}
+
+func TestClassifyARefusedDialToARealPort(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	closed := l.Addr().String()
+	require.NoError(t, l.Close())
+	err = dialError(t, "sslmode=prefer", func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", closed)
+	})
+	require.ErrorIs(t, err, syscall.ECONNREFUSED)
+	require.Equal(t, verdict{classPeer, executedNo}, classify(evidence{err: err, ctx: context.Background()}))
+}
+
+func TestClassifyAcquires(t *testing.T) {
+	t.Parallel()
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	for _, tc := range []struct {
+		name string
+		err  error
+		ctx  context.Context
+		want class
+	}{
+		{"the caller's deadline, as the pool reports it", context.DeadlineExceeded, ended, classCaller},
+		{"the caller's cancellation", context.Canceled, ended, classCaller},
+		{"a deadline though the caller's context looks alive", context.DeadlineExceeded, context.Background(), classCaller},
+		{"a closed pool", puddle.ErrClosedPool, context.Background(), classClosed},
+		{"a closed pool to a caller that has gone", fmt.Errorf("acquire: %w", puddle.ErrClosedPool), ended, classClosed},
+		{"a hook of the program's", errors.New("no secret for you"), context.Background(), classApplication},
+		{"a ping that met a dead connection", io.ErrUnexpectedEOF, context.Background(), classPeer},
+		{"a set-up that lost its connection", opError("read", syscall.ECONNRESET), context.Background(), classPeer},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			require.Equal(t, verdict{tc.want, executedNo}, classify(evidence{err: tc.err, ctx: tc.ctx, phase: phaseAcquire}))
+		})
+	}
+}
+
+// A program's BeforeConnect may ask a secret store, under a deadline of its own.
+func TestAContextErrorOfAHookDoesNotBlameThePeer(t *testing.T) {
+	t.Parallel()
+	for _, cause := range []error{context.DeadlineExceeded, context.Canceled} {
+		err := fmt.Errorf("asking the secret store: %w", cause)
+		v := classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire})
+		require.False(t, v.blamesPeer(), "%v: class %d", err, v.class)
+	}
+}
+
+func TestClassifyServerErrors(t *testing.T) {
+	t.Parallel()
+	live := context.Background()
+	ended, cancel := context.WithCancel(live)
+	cancel()
+	type given struct {
+		ctx            context.Context
+		standby, batch bool
+	}
+	primary, replica := given{ctx: live}, given{ctx: live, standby: true}
+	both := []given{primary, replica}
+	const conflict = "canceling statement due to conflict with recovery"
+	for _, tc := range []struct {
+		name  string
+		err   *pgconn.PgError
+		given []given
+		want  verdict
+	}{
+		{"a syntax error", serverError("ERROR", "42601", "", ""), both, verdict{classApplication, executedNo}},
+		{"a unique violation", serverError("ERROR", "23505", "", ""), both, verdict{classApplication, executedNo}},
+		{"a unique violation to a caller that has gone", serverError("ERROR", "23505", "", ""), []given{{ctx: ended}}, verdict{classApplication, executedNo}},
+		{"a failed statement of a batch", serverError("ERROR", "23505", "", ""), []given{{ctx: live, batch: true}}, verdict{classApplication, executedUnknown}},
+		{"cancelled by the caller", serverError("ERROR", "57014", "ProcessInterrupts", ""), []given{{ctx: ended}, {ctx: ended, standby: true}}, verdict{classCaller, executedUnknown}},
+		{"cancelled by somebody else", serverError("ERROR", "57014", "ProcessInterrupts", ""), both, verdict{classApplication, executedNo}},
+
+		{"replay cancelled a read", serverError("ERROR", "40001", "ProcessInterrupts", conflict), both, verdict{classConflict, executedNo}},
+		{"replay ended a session", serverError("FATAL", "40001", "ProcessInterrupts", conflict), both, verdict{classConflict, executedNo}},
+		{"a serialization failure of the program's", serverError("ERROR", "40001", "CheckForSerializableConflictOut", ""), []given{primary}, verdict{classApplication, executedNo}},
+		{"a deadlock with replay", serverError("ERROR", "40P01", "DeadLockReport", ""), []given{replica}, verdict{classConflict, executedNo}},
+		{"a deadlock of the program's", serverError("ERROR", "40P01", "DeadLockReport", ""), []given{primary}, verdict{classApplication, executedNo}},
+
+		{"a write on a standby", serverError("ERROR", "25006", "PreventCommandIfReadOnly", ""), []given{replica}, verdict{classRefused, executedNo}},
+		{"... in a batch", serverError("ERROR", "25006", "PreventCommandIfReadOnly", ""), []given{{ctx: live, standby: true, batch: true}}, verdict{classRefused, executedNo}},
+		{"a write in the program's own read-only transaction", serverError("ERROR", "25006", "PreventCommandIfReadOnly", ""), []given{primary}, verdict{classApplication, executedNo}},
+		{"serializable on a standby", serverError("ERROR", "0A000", "GetSerializableTransactionSnapshot", "nicht englisch"), []given{replica}, verdict{classRefused, executedNo}},
+		{"an unlogged table on a standby", serverError("ERROR", "0A000", "get_relation_info", "nicht englisch"), []given{replica}, verdict{classRefused, executedNo}},
+		{"read write on a standby", serverError("ERROR", "0A000", "call_bool_check_hook", "cannot set transaction read-write mode during recovery"), []given{replica}, verdict{classRefused, executedNo}},
+		{"a large object on a standby", serverError("ERROR", "XX000", "GetNewObjectId", "nicht englisch"), []given{replica}, verdict{classRefused, executedNo}},
+		{"a log record on a standby", serverError("ERROR", "XX000", "XLogBeginInsert", "nicht englisch"), []given{replica}, verdict{classRefused, executedNo}},
+		{"the log position on a standby", serverError("ERROR", "55000", "pg_current_wal_lsn", "recovery is in progress"), []given{replica}, verdict{classRefused, executedNo}},
+		{"the twins of 25006 on a primary", serverError("ERROR", "0A000", "get_relation_info", ""), []given{primary}, verdict{classApplication, executedNo}},
+		{"another feature that is missing", serverError("ERROR", "0A000", "transformSelectStmt", "not implemented"), both, verdict{classApplication, executedNo}},
+		{"currval before nextval", serverError("ERROR", "55000", "currval_oid", "currval is not yet defined"), both, verdict{classApplication, executedNo}},
+		{"an internal error", serverError("ERROR", "XX000", "elog", "tuple concurrently updated"), both, verdict{classApplication, executedNo}},
+
+		{"a table that is not replayed yet", serverError("ERROR", "42P01", "", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a column that is not replayed yet", serverError("ERROR", "42703", "", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a function that is not replayed yet", serverError("ERROR", "42883", "", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a table that is not there", serverError("ERROR", "42P01", "", ""), []given{primary}, verdict{classApplication, executedNo}},
+
+		{"terminated", serverError("FATAL", "57P01", "ProcessInterrupts", ""), both, verdict{classPeer, executedNo}},
+		{"terminated in a batch", serverError("FATAL", "57P01", "ProcessInterrupts", ""), []given{{ctx: live, batch: true}}, verdict{classPeer, executedUnknown}},
+		{"terminated under a caller that has gone", serverError("FATAL", "57P01", "ProcessInterrupts", ""), []given{{ctx: ended}}, verdict{classPeer, executedNo}},
+		{"crashed", serverError("FATAL", "57P02", "", ""), both, verdict{classPeer, executedUnknown}},
+		{"starting", serverError("FATAL", "57P03", "", ""), both, verdict{classStarting, executedUnknown}},
+		{"the database is dropped", serverError("FATAL", "57P04", "", ""), both, verdict{classConfig, executedUnknown}},
+		{"idle for too long", serverError("FATAL", "57P05", "", ""), both, verdict{classApplication, executedNo}},
+		{"idle in a transaction for too long", serverError("FATAL", "25P03", "", ""), both, verdict{classApplication, executedNo}},
+
+		{"no more connections", serverError("FATAL", "53300", "", ""), both, verdict{classOverload, executedNo}},
+		{"no more room on the disk", serverError("ERROR", "53100", "", ""), both, verdict{classOverload, executedNo}},
+		{"no more memory", serverError("ERROR", "53200", "", ""), both, verdict{classOverload, executedNo}},
+		{"the statement's own limit of temporary files", serverError("ERROR", "53400", "", ""), both, verdict{classApplication, executedNo}},
+		{"a pooler's queue", serverError("FATAL", "08P01", "", "query_wait_timeout"), both, verdict{classOverload, executedNo}},
+		{"a pooler whose server crashed", serverError("FATAL", "08P01", "", "server conn crashed?"), both, verdict{classPeer, executedUnknown}},
+		{"a protocol violation of the program's", serverError("ERROR", "08P01", "", "bind message supplies 1 parameters"), both, verdict{classApplication, executedNo}},
+		{"a file that is missing", serverError("ERROR", "58P01", "", ""), both, verdict{classPeer, executedUnknown}},
+		{"a page that is corrupted", serverError("ERROR", "XX001", "", ""), both, verdict{classPeer, executedUnknown}},
+		{"an index that is corrupted", serverError("ERROR", "XX002", "", ""), both, verdict{classPeer, executedUnknown}},
+		{"any other fatal error", serverError("FATAL", "XX000", "", "out of luck"), both, verdict{classPeer, executedUnknown}},
+		{"a panic", serverError("PANIC", "XX000", "", ""), both, verdict{classPeer, executedUnknown}},
+		{"a severity that is translated", &pgconn.PgError{Severity: "FATALE", SeverityUnlocalized: "FATAL", Code: "XX000"}, both, verdict{classPeer, executedUnknown}},
+		{"a severity of an old server", &pgconn.PgError{Severity: "FATAL", Code: "XX000"}, both, verdict{classPeer, executedUnknown}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			for _, g := range tc.given {
+				e := evidence{err: tc.err, ctx: g.ctx, phase: phaseRun, standby: g.standby, batch: g.batch}
+				require.Equal(t, tc.want, classify(e), "%+v", g)
+				e.err = fmt.Errorf("scanning: %w", tc.err)
+				require.Equal(t, tc.want, classify(e), "wrapped, %+v", g)
+			}
+		})
+	}
+}
+
+func TestClassifyLostConnections(t *testing.T) {
+	t.Parallel()
+	live := context.Background()
+	ended, cancel := context.WithCancel(live)
+	cancel()
+	nearly, cancelNearly := context.WithTimeout(live, time.Millisecond)
+	t.Cleanup(cancelNearly)
+	reset := opError("read", syscall.ECONNRESET)
+	for _, tc := range []struct {
+		name string
+		err  func(t *testing.T) error
+		ctx  context.Context
+		want verdict
+	}{
+		{"lost in flight, extended protocol", func(t *testing.T) error {
+			pg, _ := session(t, hangsUp)
+			return extended(live, pg)
+		}, live, verdict{classPeer, executedUnknown}},
+		{"lost in flight, simple protocol, where pgx says that nothing was sent", func(t *testing.T) error {
+			pg, _ := session(t, hangsUp)
+			return simple(live, pg)
+		}, live, verdict{classPeer, executedUnknown}},
+		{"reset in flight", func(t *testing.T) error {
+			pg, wire := session(t, hangs)
+			wire.read = reset
+			return extended(live, pg)
+		}, live, verdict{classPeer, executedUnknown}},
+		{"reset before a byte was written", func(t *testing.T) error {
+			pg, wire := session(t, hangs)
+			wire.write = opError("write", syscall.ECONNRESET)
+			err := extended(live, pg)
+			require.True(t, pgconn.SafeToRetry(err), "pgx: %v", err)
+			return err
+		}, live, verdict{classPeer, executedNo}},
+		{"closed before", func(t *testing.T) error {
+			pg, wire := session(t, hangs)
+			wire.write = io.ErrClosedPipe
+			_ = simple(live, pg)
+			wire.write = nil
+			err := simple(live, pg)
+			require.ErrorIs(t, err, pgconn.ErrConnClosed)
+			return err
+		}, live, verdict{classPeer, executedUnknown}},
+		{"in use", func(t *testing.T) error {
+			pg, _ := session(t, hangs)
+			other, cancel := context.WithCancel(live)
+			defer cancel()
+			open := pg.Exec(other, "select 1")
+			t.Cleanup(func() { cancel(); _ = open.Close() })
+			err := simple(live, pg)
+			require.ErrorContains(t, err, "conn busy")
+			return err
+		}, live, verdict{classApplication, executedNo}},
+		{"the caller's deadline in flight", func(t *testing.T) error {
+			pg, _ := session(t, hangs)
+			ctx, cancel := context.WithTimeout(live, 10*time.Millisecond)
+			defer cancel()
+			err := extended(ctx, pg)
+			require.True(t, pgconn.Timeout(err), "pgx: %v", err)
+			return err
+		}, ended, verdict{classCaller, executedUnknown}},
+		{"the same as seen by one whose own context lives", func(t *testing.T) error {
+			pg, _ := session(t, hangs)
+			ctx, cancel := context.WithTimeout(live, 10*time.Millisecond)
+			defer cancel()
+			return extended(ctx, pg)
+		}, live, verdict{classPeer, executedUnknown}},
+		{"a context that had ended before", func(t *testing.T) error {
+			pg, _ := session(t, hangs)
+			return extended(ended, pg)
+		}, ended, verdict{classCaller, executedNo}},
+		{"lost in the last moment of the caller's time", func(*testing.T) error { return io.ErrUnexpectedEOF }, nearly, verdict{classCaller, executedUnknown}},
+		{"lost to a caller that has gone", func(*testing.T) error { return reset }, ended, verdict{classCaller, executedUnknown}},
+		{"a keepalive that was not answered", func(*testing.T) error { return opError("read", syscall.ETIMEDOUT) }, live, verdict{classPeer, executedUnknown}},
+		{"a socket that was cut", func(*testing.T) error { return fmt.Errorf("read: %w", net.ErrClosed) }, live, verdict{classPeer, executedUnknown}},
+		{"an end of file", func(*testing.T) error { return io.EOF }, live, verdict{classPeer, executedUnknown}},
+		{"a bare errno", func(*testing.T) error { return syscall.EPIPE }, live, verdict{classPeer, executedUnknown}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			err := tc.err(t)
+			require.Error(t, err)
+			e := evidence{err: err, ctx: tc.ctx, phase: phaseRun}
+			require.Equal(t, tc.want, classify(e), "%#v", err)
+			e.err = fmt.Errorf("failed to deallocate cached statement(s): %w", err)
+			require.Equal(t, tc.want, classify(e), "wrapped: %#v", err)
+		})
+	}
+}
+
+func TestClassifyErrorsThatBlameNobody(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{
+		nil, pgx.ErrNoRows, pgx.ErrTooManyRows, pgx.ErrTxClosed, pgx.ErrTxCommitRollback,
+		fmt.Errorf("scan: %w", pgx.ErrNoRows), errors.New("can't scan into dest[0]"), context.Canceled,
+	} {
+		got := classify(evidence{err: err, ctx: context.Background(), phase: phaseRun})
+		require.Equal(t, classApplication, got.class, "%v", err)
+		require.False(t, got.blamesPeer())
+	}
+}
+
+func TestOnlyAPeerThatFailedOrGoesIsBlamed(t *testing.T) {
+	t.Parallel()
+	for c := classApplication; c <= classBehind; c++ {
+		require.Equal(t, c == classPeer || c == classStarting, verdict{class: c}.blamesPeer(), "class %d", c)
+	}
+}
+
+func TestASessionThatAStandbyRefusesAltogetherIsTold(t *testing.T) {
+	t.Parallel()
+	session := serverError("ERROR", "0A000", "GetSerializableTransactionSnapshot", "")
+	require.True(t, refusesSession(session))
+	require.True(t, refusesSession(fmt.Errorf("wrapped: %w", session)))
+	require.False(t, refusesSession(serverError("ERROR", "0A000", "get_relation_info", "")))
+	require.False(t, refusesSession(serverError("ERROR", "25006", "PreventCommandIfReadOnly", "")))
+	require.False(t, refusesSession(io.EOF))
+	require.False(t, refusesSession(nil))
+}
+
+func FuzzClassify(f *testing.F) {
+	for shape := range byte(16) {
+		f.Add("57P01", "ProcessInterrupts", "terminating connection", shape, byte(0))
+		f.Add("40001", "", "conflict with recovery", shape, byte(0x15))
+		f.Add("08P01", "", "query_wait_timeout", shape, byte(0x2a))
+		f.Add("", "", "", shape, byte(0xff))
+	}
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	pg, _ := session(f, hangs)
+	done := extended(ended, pg)
+	dial := dialError(f, "sslmode=disable", func(context.Context, string, string) (net.Conn, error) {
+		return nil, opError("dial", syscall.ECONNREFUSED)
+	})
+	f.Fuzz(func(t *testing.T, code, routine, message string, shape, flags byte) {
+		severity := []string{"ERROR", "FATAL", "PANIC", message}[flags>>6]
+		bases := []error{
+			serverError(severity, code, routine, message), io.EOF, io.ErrUnexpectedEOF, pgconn.ErrConnClosed,
+			opError("read", syscall.ECONNRESET), opError("write", syscall.EPIPE), done, dial, puddle.ErrClosedPool,
+			pgx.ErrNoRows, pgx.ErrTxClosed, errors.New(message), &unknownOutcome{io.EOF},
+			context.Canceled, context.DeadlineExceeded, nil,
+		}
+		base := bases[int(shape)%len(bases)]
+		e := evidence{err: base, ctx: context.Background(), standby: flags&1 != 0, batch: flags&2 != 0}
+		if flags&4 != 0 {
+			e.phase = phaseRun
+		}
+		if flags&8 != 0 {
+			e.ctx = ended
+		}
+		v := classify(e)
+		switch {
+		case e.phase == phaseAcquire && v.executed != executedNo:
+			t.Fatalf("%v before there was a connection: executed", base)
+		case base == nil && v.class != classApplication:
+			t.Fatalf("no error is of class %d", v.class)
+		case base == nil:
+			return
+		}
+		for _, wrapped := range []error{
+			fmt.Errorf("%s: %w", message, base), errors.Join(base, errors.New(message)), errors.Join(errors.New(message), base),
+		} {
+			e.err = wrapped
+			got := classify(e)
+			if errors.Is(base, context.Canceled) || errors.Is(base, context.DeadlineExceeded) {
+				if v.blamesPeer() || got.blamesPeer() {
+					t.Fatalf("%#v, phase %d: the end of a context blames the peer: %+v, wrapped %+v", base, e.phase, v, got)
+				}
+			}
+			if got != v {
+				t.Fatalf("%#v, phase %d: %+v, wrapped %+v", base, e.phase, v, got)
+			}
+		}
+	})
+}

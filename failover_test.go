@@ -1,0 +1,139 @@
+package multipool
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/pgtest"
+)
+
+// crowd is callers that go on until they are told to stop.
+type crowd struct {
+	stop  chan struct{}
+	wait  sync.WaitGroup
+	calls atomic.Int64
+
+	mu     sync.Mutex
+	errors map[string]int
+}
+
+// gather starts n callers of call, each call with a deadline of 5 s.
+func gather(n int, call func(ctx context.Context) error) *crowd {
+	c := &crowd{stop: make(chan struct{}), errors: map[string]int{}}
+	for range n {
+		c.wait.Go(func() {
+			for {
+				select {
+				case <-c.stop:
+					return
+				default:
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+				err := call(ctx)
+				cancel()
+				c.calls.Add(1)
+				if err != nil {
+					c.mu.Lock()
+					c.errors[err.Error()]++
+					c.mu.Unlock()
+				}
+			}
+		})
+	}
+	return c
+}
+
+// reach waits until the callers have made n calls more.
+func (c *crowd) reach(t *testing.T, n int64) {
+	t.Helper()
+	goal := c.calls.Load() + n
+	waitFor(t, "the callers", time.Minute, func() bool { return c.calls.Load() >= goal })
+}
+
+// dismiss stops the callers and returns how many calls they made and which errors they met.
+func (c *crowd) dismiss() (calls int64, errors map[string]int) {
+	close(c.stop)
+	c.wait.Wait()
+	return c.calls.Load(), c.errors
+}
+
+func TestNoReadFailsWhenAReplicaIsKilled(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 3})
+	must(t, c, "create table items (id int primary key, body text)",
+		"insert into items select n, 'item ' || n from generate_series(1, 1000) n")
+	p := openPool(t, Config{}, c.ConnString("pool_max_conns=10"))
+	waitUp(t, p)
+	var id atomic.Int64
+	readers := gather(200, func(ctx context.Context) error {
+		var body string
+		return p.QueryRow(ctx, "select body from items where id = $1", id.Add(1)%1000+1).Scan(&body)
+	})
+	victim := c.Standbys()[1]
+	readers.reach(t, 20_000)
+	require.NoError(t, victim.Kill())
+	readers.reach(t, 40_000)
+	assert.Equal(t, "open", p.Status().Peers[2].Breaker)
+	require.NoError(t, victim.Start())
+	waitFor(t, "the replica to be back", 10*time.Second, func() bool { return p.Status().Peers[2].Health == healthUp.String() })
+	back := p.Status().Peers[2].Reads
+	readers.reach(t, 40_000)
+	calls, errors := readers.dismiss()
+	assert.GreaterOrEqual(t, calls, int64(100_000))
+	assert.Empty(t, errors)
+	status := p.Status()
+	assert.Greater(t, status.Peers[2].Reads, back, "it serves reads again")
+	assert.Zero(t, status.Peers[0].Reads, "the primary was spared")
+	for _, ps := range status.Peers {
+		assert.Zero(t, ps.InFlight, ps.Name)
+		want := int64(0)
+		if ps.Name == victim.Addr() {
+			want = 1
+		}
+		assert.Equal(t, want, ps.Trips, "%s: one death is one trip", ps.Name)
+	}
+	t.Logf("%d reads, 0 errors; retries %d", calls, status.Peers[1].Retries+status.Peers[2].Retries+status.Peers[3].Retries)
+}
+
+func TestRestartsUnderIdleConnectionsCostNoRead(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
+	p := openPool(t, Config{}, c.ConnString("pool_max_conns=10", "pool_min_conns=10"))
+	waitUp(t, p)
+	victim := c.Standbys()[0]
+	for _, mode := range []pgtest.Mode{pgtest.Fast, pgtest.Immediate} {
+		waitFor(t, "idle connections", 10*time.Second, func() bool { return p.PeerPool(victim.Addr()).Stat().IdleConns() >= 5 })
+		require.NoError(t, victim.Restart(mode))
+		for range 100 {
+			var n int
+			require.NoError(t, p.QueryRow(testContext(t), "select 1").Scan(&n))
+		}
+	}
+}
+
+// The first session after a promotion tells it: nobody has to look.
+func TestARoleThatChangesIsSeenFromTraffic(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
+	must(t, c, "create table t (v int)")
+	p := openPool(t, Config{CheckInterval: time.Hour}, c.ConnString())
+	waitUp(t, p)
+	next := c.Standbys()[0]
+	// A session of the replica that is promoted exists before it is.
+	require.NoError(t, p.QueryRow(WithPeer(testContext(t), next.Addr()), "select 1").Scan(new(int)))
+	require.NoError(t, c.Primary().Kill())
+	require.NoError(t, next.Promote())
+	writer := gather(1, func(ctx context.Context) error { _, err := p.Exec(ctx, "insert into t values (1)"); return err })
+	reader := gather(4, func(ctx context.Context) error { return p.QueryRow(ctx, "select 1").Scan(new(int)) })
+	waitFor(t, "the new primary", 5*time.Second, func() bool { return p.Status().Primary == next.Addr() })
+	writer.reach(t, 3)
+	_, failed := reader.dismiss()
+	assert.Empty(t, failed)
+	_, failed = writer.dismiss()
+	assert.Empty(t, failed)
+}
