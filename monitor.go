@@ -97,8 +97,11 @@ func (m *monitor) examine(ctx context.Context) error {
 		return m.recover(ctx)
 	}
 	timeout := lookTimeout
-	if m.peer.suspected.Load() {
+	switch {
+	case m.peer.suspected.Load():
 		timeout = probeTimeout
+	case m.conn == nil:
+		timeout = m.connectTimeout() // the first look, or the last was broken off: nobody suspects anything
 	}
 	seen, err := m.look(ctx, timeout)
 	if err != nil && ctx.Err() == nil {
@@ -119,7 +122,7 @@ func (m *monitor) recover(ctx context.Context) error {
 	var seen sight
 	var failure error
 	err := m.peer.breaker.trial(func() error {
-		seen, failure = m.look(ctx, lookTimeout)
+		seen, failure = m.look(ctx, m.connectTimeout())
 		return failure
 	})
 	if ctx.Err() != nil {
@@ -266,6 +269,12 @@ func (m *monitor) hangUp() {
 	defer cancel()
 	_ = m.conn.Close(ctx)
 	m.conn = nil
+}
+
+// connectTimeout is how long a look may take that has to connect first and that nobody waits for: a server far away
+// needs a second for TLS and password alone.
+func (m *monitor) connectTimeout() time.Duration {
+	return max(cmp.Or(m.peer.config.ConnConfig.ConnectTimeout, defaultConnectTimeout), lookTimeout)
 }
 
 var errOddAnswer = errors.New("multipool: the server answers a look with something else")

@@ -23,14 +23,10 @@ import (
 // cannotPass are the tests that a pool of a primary and two standbys cannot pass by design, with the reason. On one peer
 // all pass.
 var cannotPass = map[string]string{
-	"TestTxBeginFuncNestedTransactionCommit":   "reads a temporary table of one session of the primary back through QueryRow, which goes to a replica",
-	"TestTxBeginFuncNestedTransactionRollback": "the same",
-	"TestPoolQuery":                            "counts the acquired connections of Stat, which is the primary's pool, while a replica's is in use",
-	"TestPoolQueryRow":                         "the same",
-	"TestConnectEagerlyReachesMinPoolSize":     "counts the connects in all; MinConns holds for each peer",
-	"TestPoolBackgroundChecksMinConns":         "the same",
-	"TestPoolAcquirePingTimeout":               "counts on MinConns in all",
-	"TestConstructorIgnoresContext":            "its BeforeConnect calls a func that is nil until the first Exec; the monitors connect before",
+	"TestPoolQuery":                        "counts the acquired connections of Stat, which is the primary's pool, while a replica's is in use",
+	"TestPoolQueryRow":                     "the same",
+	"TestConnectEagerlyReachesMinPoolSize": "counts the connects in all; MinConns holds for each peer",
+	"TestConstructorIgnoresContext":        "its BeforeConnect calls a func that is nil until the first Exec; the monitors connect before",
 }
 
 func TestPgxpoolsOwnTestsPassOnOnePeer(t *testing.T) {
