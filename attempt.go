@@ -116,6 +116,12 @@ func (p *MultiPool) intent(ctx context.Context, op operation, sql string) (inten
 	return intentOf(op, sql, n, r), nil
 }
 
+// atomic reports whether what the call sends is done as a whole or not at all: one statement, and none that may commit
+// on its way. A server that ends a session while it runs something else has perhaps done a part of it.
+func (in *intent) atomic() bool {
+	return in.reads || in.op.harmless() || in.op == opCopy || (in.sql != "" && atomicText(in.sql))
+}
+
 // choose returns the peer of the next attempt, waiting where no peer can take it.
 func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, error) {
 	for {
@@ -129,7 +135,7 @@ func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, er
 			p.routed(ctx, in, t, chosen, reason)
 			return chosen, nil
 		}
-		if t.last != nil && (!t.waits || t.tried.full()) {
+		if t.last != nil && !top.unseen && (!t.waits || t.tried.full()) {
 			return nil, t.last
 		}
 		if err := p.await(ctx, top, in, t); err != nil {
@@ -162,7 +168,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, at *peer, w 
 	if p.solo {
 		return false
 	}
-	e := evidence{err: err, ctx: ctx, phase: phaseAcquire, batch: in.op == opBatch}
+	e := evidence{err: err, ctx: ctx, phase: phaseAcquire, batch: !in.atomic()}
 	seenAs := Role(at.role.Load())
 	if w != nil {
 		e.phase, e.standby = phaseRun, w.standby
@@ -213,7 +219,7 @@ func (p *MultiPool) mark(ctx context.Context, in *intent, w *wire, err error) er
 	if p.solo || in.reads || in.op.harmless() {
 		return err
 	}
-	return markUnknown(ctx, w, err, in.op == opBatch)
+	return markUnknown(ctx, w, err, !in.atomic())
 }
 
 func markUnknown(ctx context.Context, w *wire, err error, batch bool) error {

@@ -73,7 +73,7 @@ type evidence struct {
 	ctx     context.Context // the caller's
 	phase   phase
 	standby bool // the session's last report of in_hot_standby is "on"
-	batch   bool // more than one statement was sent
+	batch   bool // more may have been sent than one statement that is done as a whole or not at all
 }
 
 // classify judges an error by its type and SQLSTATE (PostgreSQL documentation, appendix A), first match first. It is

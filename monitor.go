@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"time"
 
@@ -103,11 +104,10 @@ func (m *monitor) examine(ctx context.Context) error {
 	case m.conn == nil:
 		timeout = m.connectTimeout() // the first look, or the last was broken off: nobody suspects anything
 	}
-	seen, err := m.look(ctx, timeout)
+	seen, err := m.look(ctx, timeout, false)
 	if err != nil && ctx.Err() == nil {
 		// One connection has failed. Whether the server has is for a fresh dial to say.
-		m.hangUp()
-		seen, err = m.look(ctx, timeout)
+		seen, err = m.look(ctx, timeout, true)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -118,11 +118,10 @@ func (m *monitor) examine(ctx context.Context) error {
 
 // recover tries the open breaker with a look on a fresh connection.
 func (m *monitor) recover(ctx context.Context) error {
-	m.hangUp()
 	var seen sight
 	var failure error
 	err := m.peer.breaker.trial(func() error {
-		seen, failure = m.look(ctx, m.connectTimeout())
+		seen, failure = m.look(ctx, m.connectTimeout(), true)
 		return failure
 	})
 	if ctx.Err() != nil {
@@ -167,6 +166,10 @@ func (m *monitor) judge(seen sight, err error) {
 	}
 }
 
+// notServed are the errors of a server that does not offer what the full look asks: undefined_function,
+// insufficient_privilege, feature_not_supported.
+var notServed = []string{"42883", "42501", "0A000"}
+
 // sight is what a look sees.
 type sight struct {
 	role     Role
@@ -182,17 +185,24 @@ const (
 	lookRole = `select pg_catalog.pg_is_in_recovery(), null::pg_catalog.text`
 )
 
-// look asks the peer what it is, connecting first where there is no connection.
-func (m *monitor) look(ctx context.Context, timeout time.Duration) (sight, error) {
+// look asks the peer what it is, connecting first where there is no connection or a fresh one is wanted.
+func (m *monitor) look(ctx context.Context, timeout time.Duration, fresh bool) (sight, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if m.shared {
-		c, err := m.peer.pool.Acquire(ctx)
-		if err != nil {
-			return sight{}, err
+		// Where the program holds every connection, one is made for the look: a full pool is no fault of the peer.
+		if s := m.peer.pool.Stat(); !fresh && s.AcquiredConns() < s.MaxConns() {
+			c, err := m.peer.pool.Acquire(ctx)
+			if err != nil {
+				return sight{}, err
+			}
+			defer c.Release()
+			return m.ask(ctx, c.Conn().PgConn())
 		}
-		defer c.Release()
-		return m.ask(ctx, c.Conn().PgConn())
+		defer m.hangUp()
+	}
+	if fresh {
+		m.hangUp()
 	}
 	if m.conn == nil || m.conn.IsClosed() {
 		if err := m.connect(ctx); err != nil {
@@ -210,7 +220,8 @@ func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
 	}
 	r := pg.ExecParams(ctx, statement, nil, nil, nil, nil).Read()
 	if r.Err != nil {
-		if v := classify(evidence{err: r.Err, ctx: ctx, phase: phaseRun}); v.class == classApplication && !m.roles && ctx.Err() == nil {
+		var pgErr *pgconn.PgError
+		if errors.As(r.Err, &pgErr) && !m.roles && slices.Contains(notServed, pgErr.Code) {
 			// A managed service without these functions, or not for this role: the role alone must do.
 			m.roles = true
 			return m.ask(ctx, pg)

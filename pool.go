@@ -249,10 +249,13 @@ func (p *MultiPool) Begin(ctx context.Context) (pgx.Tx, error) {
 // transaction stays on its peer, and nothing in it is sent twice.
 func (p *MultiPool) BeginTx(ctx context.Context, txOptions pgx.TxOptions) (pgx.Tx, error) {
 	op := opBegin
-	if txOptions.AccessMode == pgx.ReadOnly && txOptions.BeginQuery == "" && txOptions.IsoLevel != pgx.Serializable {
+	switch {
+	case txOptions.BeginQuery != "":
+		op = opExec // it may be anything
+	case txOptions.AccessMode == pgx.ReadOnly && txOptions.IsoLevel != pgx.Serializable:
 		op = opReadTx
 	}
-	tx, err := attempt(ctx, p, op, "", func(c *pgxpool.Conn, w *wire) (*Tx, error) {
+	tx, err := attempt(ctx, p, op, txOptions.BeginQuery, func(c *pgxpool.Conn, w *wire) (*Tx, error) {
 		t, err := c.BeginTx(ctx, txOptions)
 		if err != nil {
 			c.Release()

@@ -195,6 +195,24 @@ func needOf(sql string) need {
 	return needReplica
 }
 
+// atomicText reports whether a text is one statement that is done as a whole or not at all: it begins with a command that
+// cannot commit on its way, as CALL and DO can, and has no semicolon but at its end. Doubt says no: a semicolon in a string,
+// the name of a prepared statement.
+func atomicText(sql string) bool {
+	i := skipBlank(sql, 0, "(")
+	var buf [8]byte
+	word := sql[i:wordEnd(sql, i)]
+	if len(word) > len(buf) {
+		return false
+	}
+	fold(buf[:], word)
+	switch string(buf[:len(word)]) {
+	case "delete", "insert", "merge", "select", "table", "truncate", "update", "values", "with":
+		return !strings.Contains(strings.TrimRight(sql[i:], "; \t\n\r\v\f"), ";")
+	}
+	return false
+}
+
 // A token is what the scanner remembers of the last thing it passed.
 type token uint8
 

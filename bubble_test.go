@@ -1,0 +1,599 @@
+package multipool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/pgfake"
+)
+
+// Tests in a bubble: real pools over in-memory peers, minutes of virtual time in milliseconds of the real one. The
+// bubble fails when a goroutine is left.
+
+// fakes are the peers of a bubble: "primary" and "replica1" to "replicaN".
+type fakes struct {
+	t        *testing.T
+	network  pgfake.Network
+	primary  *pgfake.Peer
+	replicas []*pgfake.Peer
+	journal  journal
+	pool     *MultiPool
+}
+
+// bubble runs f in a bubble with a primary and n replicas. open, where it is not nil, changes the configuration.
+func bubble(t *testing.T, n int, open func(*Config), f func(context.Context, *fakes)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		x := &fakes{t: t, network: pgfake.Network{}}
+		hosts := []string{"primary"}
+		for i := range n + 1 {
+			p := pgfake.New(pgfake.Options{Standby: i > 0})
+			if i == 0 {
+				x.primary = p
+			} else {
+				x.replicas = append(x.replicas, p)
+				hosts = append(hosts, fmt.Sprintf("replica%d", i))
+			}
+			p.Handle(answering(nil))
+			x.network[hosts[i]+":5432"] = p
+		}
+		defer x.network.Close()
+		pool, err := ParseConfig("postgres://app@" + strings.Join(hosts, ",") + "/app?sslmode=disable&pool_max_conns=10")
+		require.NoError(t, err)
+		pool.ConnConfig.DialFunc = x.network.Dial
+		pool.ConnConfig.LookupFunc = pgfake.Lookup
+		config := Config{Pool: pool, Hooks: x.journal.hooks()}
+		if open != nil {
+			open(&config)
+		}
+		x.pool, err = Open(t.Context(), config)
+		require.NoError(t, err)
+		defer x.pool.Close()
+		f(context.Background(), x)
+	})
+}
+
+// answering is a handler that answers the monitors' looks, and f for the rest.
+func answering(f pgfake.Handler) pgfake.Handler {
+	return func(s pgfake.Statement) *pgfake.Response {
+		if s.SQL != lookFull {
+			if f == nil {
+				return nil
+			}
+			return f(s)
+		}
+		r := &pgfake.Response{Columns: []pgfake.Column{{Name: "recovery", OID: pgfake.BoolOID}, {Name: "timeline", OID: pgfake.TextOID}}}
+		if s.Standby {
+			r.Rows = [][]any{{true, nil}}
+		} else {
+			r.Rows = [][]any{{false, fmt.Sprintf("%08X", s.Timeline)}}
+		}
+		return r
+	}
+}
+
+// read makes one read and returns the name of the peer that served it.
+func (x *fakes) read(ctx context.Context) string {
+	x.t.Helper()
+	x.journal.take()
+	var n int
+	require.NoError(x.t, x.pool.QueryRow(ctx, "select 1").Scan(&n))
+	trips := x.journal.take()
+	return trips[len(trips)-1].Peer
+}
+
+func (x *fakes) peer(name string) PeerStatus {
+	for _, ps := range x.pool.Status().Peers {
+		if ps.Name == name+":5432" {
+			return ps
+		}
+	}
+	x.t.Fatalf("no peer %s", name)
+	return PeerStatus{}
+}
+
+// settled waits until nothing moves.
+func settled() { synctest.Wait() }
+
+func TestABreakerOpensOnADeathAndTheMonitorAloneClosesIt(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		victim := x.replicas[0]
+		for range 20 {
+			x.read(ctx)
+		}
+		victim.Die()
+		for range 20 {
+			x.read(ctx) // fails if a read does
+		}
+		settled()
+		assert.Equal(t, "open", x.peer("replica1").Breaker)
+		assert.Equal(t, "down", x.peer("replica1").Health)
+		assert.NotEmpty(t, x.peer("replica1").LastFault)
+		victim.ResetCounters()
+		for range 60 {
+			time.Sleep(500 * time.Millisecond)
+			assert.Equal(t, "replica2:5432", x.read(ctx))
+		}
+		assert.LessOrEqual(t, victim.Dials(), 40, "30 s of a dead peer at most one dial a second and the first, faster ones")
+		assert.GreaterOrEqual(t, victim.Dials(), 25)
+		assert.Zero(t, victim.Count("select 1"))
+
+		victim.Revive()
+		time.Sleep(1300 * time.Millisecond)
+		settled()
+		assert.Equal(t, "closed", x.peer("replica1").Breaker)
+		assert.EqualValues(t, 1, x.peer("replica1").Trips)
+		served := map[string]int{}
+		for range 100 {
+			served[x.read(ctx)]++
+		}
+		assert.Positive(t, served["replica1:5432"])
+	})
+}
+
+func TestManyConnectionsLostAtOnceAreOneEvent(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		var held []*pgxpool.Conn
+		for range 10 {
+			c, err := x.pool.Acquire(WithPeer(ctx, "replica1:5432"))
+			require.NoError(t, err)
+			held = append(held, c)
+		}
+		settled()
+		x.replicas[0].CutConns() // the server goes on: a proxy has restarted, say
+		for _, c := range held {
+			_, err := c.Exec(ctx, "select 1")
+			require.Error(t, err)
+			c.Release()
+			settled() // the probe has its answer before the next fault is met
+		}
+		assert.Zero(t, x.peer("replica1").Trips)
+		assert.Equal(t, "replica1:5432", x.read(ctx))
+	})
+}
+
+func TestAWriteWaitsForThePrimaryAndIsDoneOnce(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		x.primary.Die()
+		go func() {
+			time.Sleep(2 * time.Second)
+			x.primary.Revive()
+		}()
+		begun := time.Now()
+		_, err = x.pool.Exec(ctx, "insert into t values ($1)", 2) // meets the dead idle connection
+		assert.ErrorIs(t, err, ErrOutcomeUnknown, "a connection that dies under a write tells nothing")
+		_, err = x.pool.Exec(ctx, "insert into t values (3)")
+		require.NoError(t, err)
+		assert.InDelta(t, 2.0, time.Since(begun).Seconds(), 1.5)
+		assert.Equal(t, 1, x.primary.Applied("insert into t values (3)"))
+	})
+}
+
+func TestACallThatNobodyCanTakeFailsWhenItsWaitIsOver(t *testing.T) {
+	bubble(t, 1, func(c *Config) { c.Wait = 3 * time.Second; c.MaxWaiting = 2 }, func(ctx context.Context, x *fakes) {
+		x.read(ctx)
+		x.primary.Die()
+		x.replicas[0].Die()
+		_ = x.pool.Ping(ctx) // lets the breakers open
+		settled()
+		time.Sleep(time.Second)
+
+		begun := time.Now()
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		var none *NoPeerError
+		require.ErrorAs(t, err, &none)
+		assert.ErrorIs(t, err, ErrNoPrimary)
+		assert.NotErrorIs(t, err, ErrNoReplica)
+		assert.NotErrorIs(t, err, ErrOutcomeUnknown)
+		assert.Len(t, none.Peers, 2)
+		assert.ErrorContains(t, err, "primary:5432 down")
+		assert.Equal(t, 3*time.Second, time.Since(begun))
+
+		timed, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		begun = time.Now()
+		err = x.pool.QueryRow(timed, "select 1").Scan(new(int))
+		assert.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.ErrorAs(t, err, &none)
+		assert.Equal(t, time.Second, time.Since(begun))
+
+		var wg sync.WaitGroup
+		errs := make([]error, 5)
+		begun = time.Now()
+		for i := range errs {
+			wg.Go(func() { _, errs[i] = x.pool.Exec(ctx, "insert into t values (2)") })
+		}
+		wg.Wait()
+		assert.Equal(t, 3*time.Second, time.Since(begun))
+		for _, err := range errs {
+			assert.ErrorIs(t, err, ErrNoPrimary)
+		}
+		assert.Zero(t, x.pool.Status().Waiting)
+	})
+}
+
+func TestBeyondMaxWaitingCallsFailAtOnce(t *testing.T) {
+	bubble(t, 1, func(c *Config) { c.MaxWaiting = 2 }, func(ctx context.Context, x *fakes) {
+		x.read(ctx)
+		x.primary.Die()
+		_ = x.pool.Ping(withTimeout(t, time.Second))
+		settled()
+		results := make(chan error, 5)
+		for range 5 {
+			go func() { _, err := x.pool.Exec(ctx, "insert into t values (2)"); results <- err }()
+		}
+		settled()
+		require.Len(t, results, 3)
+		x.primary.Revive()
+		time.Sleep(2 * time.Second)
+		settled()
+		require.Len(t, results, 5)
+		failed := 0
+		for range 5 {
+			if err := <-results; err != nil {
+				require.ErrorIs(t, err, ErrNoPrimary)
+				failed++
+			}
+		}
+		assert.Equal(t, 3, failed)
+	})
+}
+
+func TestTheFirstCallsWaitForTheFirstUsableAnswer(t *testing.T) {
+	bubble(t, 2, func(c *Config) {}, func(ctx context.Context, x *fakes) {
+		// Nobody has answered yet: the bubble's goroutines run when this one waits.
+		for _, p := range append(x.replicas, x.primary) {
+			p.Delay(100 * time.Millisecond)
+		}
+		x.replicas[1].Hang()
+		begun := time.Now()
+		assert.Equal(t, "replica1:5432", x.read(ctx))
+		assert.Less(t, time.Since(begun), 250*time.Millisecond, "a read goes to the first replica that answers")
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		assert.GreaterOrEqual(t, time.Since(begun), settleTime, "a claimant is elected when all have answered or had the time to")
+		x.replicas[1].Thaw()
+	})
+}
+
+func TestALostWriteIsMarkedAndNeverSentAgain(t *testing.T) {
+	const insert = "insert into t values (7)"
+	for name, call := range map[string]func(context.Context, *MultiPool) error{
+		"Exec": func(ctx context.Context, p *MultiPool) error { _, err := p.Exec(ctx, insert); return err },
+		"Exec simple": func(ctx context.Context, p *MultiPool) error {
+			_, err := p.Exec(ctx, insert, pgx.QueryExecModeSimpleProtocol)
+			return err
+		},
+		"Query": func(ctx context.Context, p *MultiPool) error {
+			rows, err := p.Query(ctx, insert)
+			if err != nil {
+				return err
+			}
+			rows.Close()
+			return rows.Err()
+		},
+		"QueryRow": func(ctx context.Context, p *MultiPool) error { return p.QueryRow(ctx, insert).Scan(new(int)) },
+		"SendBatch": func(ctx context.Context, p *MultiPool) error {
+			b := &pgx.Batch{}
+			b.Queue(insert)
+			return p.SendBatch(ctx, b).Close()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+				require.NoError(t, x.pool.Ping(ctx))
+				x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+					if s.Preparing || s.SQL != insert {
+						return nil
+					}
+					return &pgfake.Response{Cut: pgfake.CutBeforeAnswer}
+				}))
+				err := call(ctx, x.pool)
+				require.ErrorIs(t, err, ErrOutcomeUnknown)
+				assert.NotNil(t, errors.Unwrap(err), "it unwraps to the original")
+				assert.False(t, pgconn.SafeToRetry(err))
+				settled()
+				assert.Equal(t, 1, x.primary.Applied(insert))
+			})
+		})
+	}
+}
+
+func TestALostCommitIsMarked(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		tx, err := x.pool.Begin(ctx)
+		require.NoError(t, err)
+		x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+			if strings.EqualFold(s.SQL, "commit") {
+				return &pgfake.Response{Cut: pgfake.CutBeforeAnswer}
+			}
+			return nil
+		}))
+		err = tx.Commit(ctx)
+		require.ErrorIs(t, err, ErrOutcomeUnknown)
+		require.ErrorIs(t, tx.Rollback(ctx), pgx.ErrTxClosed)
+		settled()
+		assert.Zero(t, x.pool.Status().AcquiredConns)
+	})
+}
+
+// BEGIN does nothing, so a connection that dies under it is no reason to fail the transaction.
+func TestALostBeginIsSentAgain(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		require.NoError(t, x.pool.Ping(ctx))
+		settled()
+		x.primary.CutConns()
+		tx, err := x.pool.Begin(ctx)
+		require.NoError(t, err)
+		require.NoError(t, tx.Commit(ctx))
+	})
+}
+
+func TestALostReadIsSentAgainOnlyFromAStandby(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		cut := answering(func(s pgfake.Statement) *pgfake.Response {
+			if s.Preparing || s.SQL != "select 1" {
+				return nil
+			}
+			return &pgfake.Response{Cut: pgfake.CutBeforeAnswer}
+		})
+		for _, p := range x.replicas {
+			p.Handle(cut)
+		}
+		assert.Equal(t, "primary:5432", x.read(ctx), "two replicas lose it, the primary answers")
+		x.primary.Handle(cut)
+		err := x.pool.QueryRow(WithPrimary(ctx), "select 1").Scan(new(int))
+		require.Error(t, err)
+		assert.NotErrorIs(t, err, ErrOutcomeUnknown)
+		assert.Equal(t, 2, x.primary.Applied("select 1"))
+		err = x.pool.QueryRow(WithRoute(ctx, Route{Retry: RetryNever}), "select 1").Scan(new(int))
+		require.Error(t, err)
+	})
+}
+
+func TestNothingIsSentAgainAfterItsFirstRow(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		for _, p := range x.replicas {
+			p.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+				if s.Preparing || s.SQL != "select 1" {
+					return nil
+				}
+				return &pgfake.Response{Cut: pgfake.CutBeforeTag}
+			}))
+		}
+		rows, err := x.pool.Query(ctx, "select 1")
+		require.NoError(t, err)
+		require.True(t, rows.Next())
+		require.False(t, rows.Next())
+		require.Error(t, rows.Err())
+		assert.Equal(t, 1, x.replicas[0].Applied("select 1")+x.replicas[1].Applied("select 1"))
+		assert.Len(t, x.journal.take(), 1)
+	})
+}
+
+func TestAPoolOfOnePeerReturnsWhatPgxpoolReturns(t *testing.T) {
+	bubble(t, 0, nil, func(ctx context.Context, x *fakes) {
+		require.NoError(t, x.pool.Ping(ctx))
+		x.primary.Handle(func(s pgfake.Statement) *pgfake.Response {
+			if s.Preparing || !strings.HasPrefix(s.SQL, "insert") {
+				return nil
+			}
+			return &pgfake.Response{Cut: pgfake.CutBeforeAnswer}
+		})
+		_, err := x.pool.Exec(ctx, "insert into t values ($1)", 1)
+		require.Error(t, err)
+		assert.NotErrorIs(t, err, ErrOutcomeUnknown)
+		x.primary.Die()
+		begun := time.Now()
+		err = x.pool.Ping(ctx)
+		var dial *pgconn.ConnectError
+		require.ErrorAs(t, err, &dial)
+		assert.Zero(t, time.Since(begun), "nothing is held")
+		assert.Zero(t, x.peer("primary").Trips)
+		time.Sleep(time.Hour)
+		assert.Zero(t, x.primary.Count(lookFull), "nobody looks")
+	})
+}
+
+func TestCallersWhoGiveUpTripNothing(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		for _, p := range append(x.replicas, x.primary) {
+			p.Delay(200 * time.Millisecond)
+		}
+		settled()
+		cancelled, cancel := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		for i := range 1000 {
+			wg.Go(func() {
+				c, done := cancelled, context.CancelFunc(func() {})
+				if i%2 == 0 {
+					c, done = context.WithTimeout(ctx, 100*time.Millisecond)
+				}
+				defer done()
+				_ = x.pool.QueryRow(c, "select 1").Scan(new(int))
+			})
+		}
+		time.Sleep(100 * time.Millisecond)
+		cancel()
+		wg.Wait()
+		time.Sleep(time.Minute)
+		for _, ps := range x.pool.Status().Peers {
+			assert.Zero(t, ps.Trips, ps.Name)
+			assert.Zero(t, ps.InFlight, ps.Name)
+		}
+	})
+}
+
+func TestApplicationErrorsTripNothing(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		for _, code := range []string{"42601", "23505", "57014", "22012", "40001", "53400"} {
+			x.primary.FailNext(20, code)
+			for range 20 {
+				_, err := x.pool.Exec(ctx, "update t set v = 1")
+				var pgErr *pgconn.PgError
+				require.ErrorAs(t, err, &pgErr)
+				require.Equal(t, code, pgErr.Code)
+				require.NotErrorIs(t, err, ErrOutcomeUnknown)
+			}
+		}
+		assert.Zero(t, x.peer("primary").Trips)
+	})
+}
+
+// A program whose set-up of a connection writes, or listens, used to work on its one server.
+func TestASetUpThatAStandbyRefusesLeavesTheReadsOnThePrimary(t *testing.T) {
+	bubble(t, 2, func(c *Config) {
+		c.Pool.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, "create temp table scratch (v int)")
+			return err
+		}
+	}, func(ctx context.Context, x *fakes) {
+		for range 50 {
+			assert.Equal(t, "primary:5432", x.read(ctx))
+		}
+		dials := x.replicas[0].Dials() + x.replicas[1].Dials()
+		for range 50 {
+			x.read(ctx)
+		}
+		assert.Equal(t, dials, x.replicas[0].Dials()+x.replicas[1].Dials(), "they are not tried again")
+		assert.Zero(t, x.pool.needs.learned())
+		for _, ps := range x.pool.Status().Peers {
+			assert.Zero(t, ps.Trips)
+		}
+	})
+}
+
+func TestAnObjectThatAStandbyDoesNotKnowYetIsReadFromThePrimary(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		for _, p := range x.replicas {
+			p.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+				if s.SQL != "select v from fresh" {
+					return nil
+				}
+				return &pgfake.Response{Err: &pgfake.Error{Code: "42P01", Message: `relation "fresh" does not exist`}}
+			}))
+		}
+		for range 3 {
+			x.journal.take()
+			require.NoError(t, x.pool.QueryRow(ctx, "select v from fresh").Scan(new(int)))
+			assert.Len(t, x.journal.take(), 2, "once on the primary, and not remembered")
+		}
+		assert.Zero(t, x.pool.needs.learned())
+	})
+}
+
+func TestARecoveryConflictIsReadElsewhere(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		x.replicas[0].Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+			if s.Preparing || s.SQL != "select 1" {
+				return nil
+			}
+			return &pgfake.Response{Err: &pgfake.Error{Code: "40001", Routine: "ProcessInterrupts", Message: "canceling statement due to conflict with recovery"}}
+		}))
+		for range 30 {
+			assert.Equal(t, "replica2:5432", x.read(ctx))
+		}
+		assert.Zero(t, x.peer("replica1").Trips)
+		assert.Equal(t, "up", x.peer("replica1").Health)
+	})
+}
+
+func TestMonitorsWithoutConnectionsOfTheirOwnLookThroughThePools(t *testing.T) {
+	bubble(t, 2, func(c *Config) { c.NoMonitorConns = true }, func(ctx context.Context, x *fakes) {
+		x.read(ctx)
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		for _, p := range append(x.replicas, x.primary) {
+			assert.LessOrEqual(t, p.Conns(), 2, "a look and a call may meet")
+			assert.GreaterOrEqual(t, p.Count(lookFull), 10)
+		}
+		var held []*pgxpool.Conn
+		for range 10 {
+			c, err := x.pool.Acquire(WithPeer(ctx, "replica2:5432"))
+			require.NoError(t, err)
+			held = append(held, c)
+		}
+		time.Sleep(time.Minute)
+		assert.Equal(t, "up", x.peer("replica2").Health, "a full pool is no fault of the peer")
+		for _, c := range held {
+			c.Release()
+		}
+		x.replicas[0].Die()
+		for range 20 {
+			x.read(ctx)
+		}
+		settled()
+		assert.Equal(t, "open", x.peer("replica1").Breaker)
+		x.replicas[0].Revive()
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, "closed", x.peer("replica1").Breaker)
+	})
+}
+
+// A pooler reports the role of some earlier session.
+func TestTheRoleOfAProxyIsAskedNeverBelieved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lying := pgfake.New(pgfake.Options{Standby: true, Params: map[string]string{"in_hot_standby": "off"}})
+		honest := pgfake.New(pgfake.Options{})
+		network := pgfake.Network{"pooler:6432": lying, "primary:5432": honest}
+		defer network.Close()
+		lying.Handle(answering(nil))
+		honest.Handle(answering(nil))
+		pool, err := ParseConfig("postgres://app@primary/app?sslmode=disable")
+		require.NoError(t, err)
+		pool.ConnConfig.DialFunc, pool.ConnConfig.LookupFunc = network.Dial, pgfake.Lookup
+		p, err := Open(t.Context(), Config{Pool: pool, Peers: []Peer{
+			{Host: "primary"}, {Host: "pooler", Port: 6432, Proxy: true},
+		}})
+		require.NoError(t, err)
+		defer p.Close()
+		for range 20 {
+			require.NoError(t, p.QueryRow(t.Context(), "select 1").Scan(new(int)))
+		}
+		assert.Equal(t, RoleReplica, p.Status().Peers[1].Role)
+		assert.Equal(t, 20, lying.Count("select 1"))
+	})
+}
+
+func TestCloseWakesThoseWhoWait(t *testing.T) {
+	bubble(t, 1, func(c *Config) { c.Wait = time.Hour }, func(ctx context.Context, x *fakes) {
+		x.read(ctx)
+		x.primary.Die()
+		_ = x.pool.Ping(withTimeout(t, time.Second))
+		settled()
+		done := make(chan error)
+		go func() { _, err := x.pool.Exec(ctx, "insert into t values (1)"); done <- err }()
+		settled()
+		x.pool.Close()
+		assert.ErrorContains(t, <-done, "closed pool")
+	})
+}
+
+func TestAPoolAtRestLooksNowAndThenAndNoMore(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		time.Sleep(100 * time.Second)
+		for _, p := range append(x.replicas, x.primary) {
+			assert.InDelta(t, 20, p.Count(lookFull), 4)
+			assert.Equal(t, 1, p.Conns(), "the monitor's own")
+		}
+		_ = ctx
+	})
+}
