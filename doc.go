@@ -1,0 +1,47 @@
+// Package multipool replaces pgxpool in programs that talk to a replicated PostgreSQL. A [MultiPool] holds one
+// *pgxpool.Pool per peer, each guarded by a circuit breaker: Query and QueryRow go to a random healthy replica, Exec,
+// Begin, CopyFrom and SendBatch to the primary. Real errors trip the breakers, no request ever pays for a probe, broken
+// peers recover in the background, and a promotion is followed by itself.
+//
+// The whole change in a program is one line, the import or the constructor:
+//
+//	pool, err := multipool.New(ctx, "postgres://app@db1,db2,db3/app")
+//
+// Every method of pgxpool.Pool is there with the same signature. With one host in the connection string the pool is a
+// pgxpool: nothing is watched, sent again or held.
+//
+// # Where a call goes
+//
+// A call's route is decided in this order: an explicit route of its context ([WithRoute], [WithPrimary], [WithReplica],
+// [WithPeer]), its model's ([WithModel], Config.Models), Config.Route; then the kind of call; then, for Query and
+// QueryRow, the statement's text. A text that cannot run on a standby, that locks rows, that holds a second statement,
+// or that calls a function acting on its server (advisory locks, pg_terminate_backend, ...) goes to the primary. What a
+// standby refuses all the same, before its first row, is run again on the primary, and the text is remembered.
+// [MultiPool.Explain] tells where a statement would go.
+//
+// # The states of a peer
+//
+//	not yet seen --first look--> up --fault--> suspect --probe answers--> up
+//	                                              |
+//	                                              +----probe fails-----> down --a look succeeds--> up
+//	      --refused by password, database, TLS--> misconfigured --a look succeeds--> up
+//
+// A fault is an error of the connection or the server behind it, never the program's. The first one makes the peer
+// suspect: it is left out of the reads, and its monitor probes it at once, on a connection of its own and by a fresh
+// dial. Down is an open breaker: only the monitor touches the peer, first after 200 ms, then up to once a second.
+//
+// # What is promised
+//
+//   - A read that fails on a replica before its first row is sent again elsewhere: its caller does not notice.
+//   - A statement handed to a server that accepts writes is sent again only if it certainly did not run, or if it is a
+//     read and the program has promised that its reads do not write ([RetryReads]).
+//   - A write whose outcome is unknown says so: its error matches [ErrOutcomeUnknown].
+//   - Errors pass through unchanged but for that mark and [NoPeerError].
+//   - No error, log or status holds a password.
+//
+// # What is not
+//
+// A read on a replica may see the database as it was a moment ago, and two reads may be served by two replicas. A
+// function of the program's that takes an advisory lock inside cannot be seen from outside. What asynchronous
+// replication has not shipped is lost when the primary is lost; PostgreSQL's synchronous_commit is the remedy.
+package multipool
