@@ -68,8 +68,7 @@ func (in *intent) after(v verdict, sent, standby bool) step {
 }
 
 // attempt is the one loop by which every call goes out: choose a peer, take a connection, run, and where that failed
-// judge whether and where to go on. run owns the connection it is given and releases it on failure. What run returned
-// beside its error comes back with the last error.
+// judge whether and where to go on. What run returned beside its error comes back with the last error.
 func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string, run func(*pgxpool.Conn, *wire) (T, error)) (T, error) {
 	var result T
 	in, err := p.intent(ctx, op, sql)
@@ -84,20 +83,45 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 		}
 		conn, err := peer.acquire(ctx)
 		if err != nil {
-			if !p.goOn(ctx, &in, &t, peer, nil, err) {
+			if !p.goOn(ctx, &in, &t, failure{at: peer, err: err}) {
 				return result, err
 			}
 			continue
 		}
-		w := wireOf(conn.Conn())
-		result, err = run(conn, w)
-		if err == nil {
+		f := failure{at: peer, sent: true}
+		result, f.standby, f.err = try(conn, run)
+		if f.err == nil {
 			return result, nil
 		}
-		if !p.goOn(ctx, &in, &t, peer, w, err) {
-			return result, p.mark(ctx, &in, w, err)
+		if !p.goOn(ctx, &in, &t, f) {
+			return result, p.mark(ctx, &in, f)
 		}
 	}
+}
+
+// try runs a call on a connection. Where the call succeeds, run has seen to the connection: released it, or given it to
+// the result. Where it fails, or panics, the connection is released here, after its session's last word about its role
+// has been taken: a moment later it is somebody else's.
+func try[T any](conn *pgxpool.Conn, run func(*pgxpool.Conn, *wire) (T, error)) (result T, standby bool, err error) {
+	w := wireOf(conn.Conn())
+	kept := false
+	defer func() {
+		if !kept {
+			standby = w.standby
+			conn.Release()
+		}
+	}()
+	result, err = run(conn, w)
+	kept = err == nil
+	return result, false, err
+}
+
+// failure is a failed attempt.
+type failure struct {
+	at      *peer
+	err     error
+	sent    bool // a connection had taken the call
+	standby bool // ... whose session's last word was in_hot_standby=on
 }
 
 // intent works out what a call wants.
@@ -163,33 +187,33 @@ func (p *MultiPool) routed(ctx context.Context, in *intent, t *trail, chosen *pe
 	}
 }
 
-// goOn judges a failed attempt and prepares the next; false: there is none. w is nil where no connection was had.
-func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, at *peer, w *wire, err error) bool {
+// goOn judges a failed attempt and prepares the next; false: there is none.
+func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) bool {
 	if p.solo {
 		return false
 	}
-	e := evidence{err: err, ctx: ctx, phase: phaseAcquire, batch: !in.atomic()}
-	seenAs := Role(at.role.Load())
-	if w != nil {
-		e.phase, e.standby = phaseRun, w.standby
+	e := evidence{err: f.err, ctx: ctx, phase: phaseAcquire, batch: !in.atomic()}
+	seenAs := Role(f.at.role.Load())
+	if f.sent {
+		e.phase, e.standby = phaseRun, f.standby
 	} else {
 		e.standby = seenAs == RoleReplica
 	}
 	v := classify(e)
-	next := in.after(v, w != nil, w != nil && w.standby && seenAs != RolePrimary)
+	next := in.after(v, f.sent, f.standby && seenAs != RolePrimary)
 	if next == stepStop {
 		return false
 	}
-	if w != nil {
+	if f.sent {
 		if t.resent++; t.resent > maxResent || !p.budget.take() {
 			return false
 		}
 	}
-	t.tried.add(at)
-	t.last, t.reason = err, ReasonRetry
+	t.tried.add(f.at)
+	t.last, t.reason = f.err, ReasonRetry
 	t.waits = v.blamesPeer()
 	if v.class == classRefused {
-		p.refused(in, t, at, w, err)
+		p.refused(in, t, f)
 	}
 	if next == stepPrimary {
 		in.place, t.reason = placePrimary, ReasonRefused
@@ -200,30 +224,30 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, at *peer, w 
 
 // refused learns from a standby's refusal: of a read, that its text needs the primary; of a write, that the peer is no
 // primary.
-func (p *MultiPool) refused(in *intent, t *trail, at *peer, w *wire, err error) {
+func (p *MultiPool) refused(in *intent, t *trail, f failure) {
 	t.waits = true
 	switch {
-	case w == nil:
-	case refusesSession(err):
+	case !f.sent:
+	case refusesSession(f.err):
 		// Every statement of such sessions fails here; this one's text is not to blame.
-		w.hostile(err)
+		p.observe(observation{peer: f.at, hostile: f.err})
 	case in.reads && in.sql != "":
 		p.needs.learn(in.sql)
 	case !in.reads:
-		p.observe(observation{peer: at, role: RoleReplica})
+		p.observe(observation{peer: f.at, role: RoleReplica})
 	}
 }
 
 // mark returns the error as the caller gets it: a write that may have run says so.
-func (p *MultiPool) mark(ctx context.Context, in *intent, w *wire, err error) error {
+func (p *MultiPool) mark(ctx context.Context, in *intent, f failure) error {
 	if p.solo || in.reads || in.op.harmless() {
-		return err
+		return f.err
 	}
-	return markUnknown(ctx, w, err, !in.atomic())
+	return markUnknown(ctx, f.standby, f.err, !in.atomic())
 }
 
-func markUnknown(ctx context.Context, w *wire, err error, batch bool) error {
-	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, batch: batch})
+func markUnknown(ctx context.Context, standby bool, err error, batch bool) error {
+	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: standby, batch: batch})
 	if v.executed == executedUnknown && (v.blamesPeer() || v.class == classCaller) {
 		return &unknownOutcome{err}
 	}

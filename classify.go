@@ -166,7 +166,9 @@ func refusedByStandby(e *pgconn.PgError) bool {
 		return true
 	case "0A000", "55000", "XX000": // feature_not_supported, object_not_in_prerequisite_state, internal_error
 		switch e.Routine {
-		case "GetSerializableTransactionSnapshot", "get_relation_info", "GetNewObjectId", "XLogBeginInsert":
+		case "GetSerializableTransactionSnapshot", "get_relation_info", "GetNewObjectId", "XLogBeginInsert",
+			"call_bool_check_hook", "call_enum_check_hook", "pg_current_wal_lsn", "pg_current_wal_insert_lsn",
+			"pg_current_wal_flush_lsn", "pg_switch_wal", "pg_create_restore_point", "pg_walfile_name":
 			return true
 		}
 		return strings.Contains(e.Message, "recovery") || strings.Contains(e.Message, "hot standby")
@@ -196,10 +198,12 @@ func classOfAcquire(e evidence) class {
 		return classPeer
 	case e.err == context.Canceled, e.err == context.DeadlineExceeded: // bare: how the pool reports the caller's context
 		return classCaller
+	case isContext(e.err):
+		return classApplication // of a hook of the program's, which may ask a secret store under a deadline of its own
 	case isTransport(e.err):
 		return classPeer
 	}
-	return classApplication // a hook of the program's
+	return classApplication // a hook's own
 }
 
 // soon is how close to its deadline a context counts as ended: timers and the network poller are not exact.
@@ -213,10 +217,15 @@ func classOfConn(e evidence) class {
 	if deadline, ok := e.ctx.Deadline(); ok && time.Until(deadline) < soon {
 		return classCaller
 	}
-	if isTransport(e.err) || pgconn.Timeout(e.err) {
+	if pgconn.Timeout(e.err) || (isTransport(e.err) && !isContext(e.err)) {
 		return classPeer
 	}
 	return classApplication
+}
+
+// isContext reports the end of a context by other than pgx's word, which is of type timeout.
+func isContext(err error) bool {
+	return (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) && !pgconn.Timeout(err)
 }
 
 // isTransport reports an error of the connection itself.
@@ -240,7 +249,8 @@ func executedBy(e evidence, c class) executed {
 		}
 		return executedNo
 	case classCaller:
-		if neverSent(e.err) {
+		var pgErr *pgconn.PgError
+		if neverSent(e.err) || (errors.As(e.err, &pgErr) && !e.batch) { // 57014: cancelled on the caller's behalf
 			return executedNo
 		}
 	case classPeer:

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -64,19 +65,19 @@ func answers(message pgproto3.BackendMessage) func(net.Conn) {
 // fault is a connection whose reads and writes fail when they are told to.
 type fault struct {
 	net.Conn
-	read, write error
+	read, write atomic.Pointer[error] // pgx closes a broken connection in a goroutine of its own
 }
 
 func (f *fault) Read(b []byte) (int, error) {
-	if f.read != nil {
-		return 0, f.read
+	if err := f.read.Load(); err != nil {
+		return 0, *err
 	}
 	return f.Conn.Read(b)
 }
 
 func (f *fault) Write(b []byte) (int, error) {
-	if f.write != nil {
-		return 0, f.write
+	if err := f.write.Load(); err != nil {
+		return 0, *err
 	}
 	return f.Conn.Write(b)
 }
@@ -84,7 +85,7 @@ func (f *fault) Write(b []byte) (int, error) {
 // session is a pgx connection to a server that has let it in and then runs serve.
 func session(t testing.TB, serve func(*pgproto3.Backend)) (*pgconn.PgConn, *fault) {
 	t.Helper()
-	var wire *fault
+	wire := new(fault)
 	config, err := pgconn.ParseConfig("postgres://app:secret@127.0.0.1:1/app?sslmode=disable")
 	require.NoError(t, err)
 	dial := pipeTo(func(c net.Conn) {
@@ -98,16 +99,19 @@ func session(t testing.TB, serve func(*pgproto3.Backend)) (*pgconn.PgConn, *faul
 			serve(backend)
 		}
 	})
-	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		c, err := dial(ctx, network, addr)
-		wire = &fault{Conn: c}
+	var dials atomic.Int32
+	config.DialFunc = func(ctx context.Context, network, addr string) (_ net.Conn, err error) {
+		if dials.Add(1) > 1 {
+			return nil, opError("dial", syscall.ECONNREFUSED) // a request to cancel
+		}
+		wire.Conn, err = dial(ctx, network, addr)
 		return wire, err
 	}
 	pg, err := pgconn.ConnectConfig(context.Background(), config)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		wire.read, wire.write = nil, nil
 		_ = wire.Close()
+		_ = pg.Close(context.Background())
 		<-pg.CleanupDone()
 	})
 	return pg, wire
@@ -237,6 +241,17 @@ func TestAContextErrorOfAHookDoesNotBlameThePeer(t *testing.T) {
 	}
 }
 
+// A statement of AfterConnect that hangs ends by a deadline which pgx puts on the connection: the peer's fault.
+func TestASetUpThatTimesOutOnThePeerBlamesThePeer(t *testing.T) {
+	t.Parallel()
+	pg, _ := session(t, hangs)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	err := extended(ctx, pg)
+	require.True(t, pgconn.Timeout(err), "pgx: %v", err)
+	require.Equal(t, verdict{classPeer, executedNo}, classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire}))
+}
+
 func TestClassifyServerErrors(t *testing.T) {
 	t.Parallel()
 	live := context.Background()
@@ -259,7 +274,7 @@ func TestClassifyServerErrors(t *testing.T) {
 		{"a unique violation", serverError("ERROR", "23505", "", ""), both, verdict{classApplication, executedNo}},
 		{"a unique violation to a caller that has gone", serverError("ERROR", "23505", "", ""), []given{{ctx: ended}}, verdict{classApplication, executedNo}},
 		{"a failed statement of a batch", serverError("ERROR", "23505", "", ""), []given{{ctx: live, batch: true}}, verdict{classApplication, executedUnknown}},
-		{"cancelled by the caller", serverError("ERROR", "57014", "ProcessInterrupts", ""), []given{{ctx: ended}, {ctx: ended, standby: true}}, verdict{classCaller, executedUnknown}},
+		{"cancelled by the caller", serverError("ERROR", "57014", "ProcessInterrupts", ""), []given{{ctx: ended}, {ctx: ended, standby: true}}, verdict{classCaller, executedNo}},
 		{"cancelled by somebody else", serverError("ERROR", "57014", "ProcessInterrupts", ""), both, verdict{classApplication, executedNo}},
 
 		{"replay cancelled a read", serverError("ERROR", "40001", "ProcessInterrupts", conflict), both, verdict{classConflict, executedNo}},
@@ -323,13 +338,17 @@ func TestClassifyServerErrors(t *testing.T) {
 	}
 }
 
+// lastMoment is a context that ends in a moment and has not ended yet.
+type lastMoment struct{ context.Context }
+
+func (lastMoment) Deadline() (time.Time, bool) { return time.Now().Add(soon / 2), true }
+
 func TestClassifyLostConnections(t *testing.T) {
 	t.Parallel()
 	live := context.Background()
 	ended, cancel := context.WithCancel(live)
 	cancel()
-	nearly, cancelNearly := context.WithTimeout(live, time.Millisecond)
-	t.Cleanup(cancelNearly)
+	nearly := lastMoment{live}
 	reset := opError("read", syscall.ECONNRESET)
 	for _, tc := range []struct {
 		name string
@@ -347,21 +366,22 @@ func TestClassifyLostConnections(t *testing.T) {
 		}, live, verdict{classPeer, executedUnknown}},
 		{"reset in flight", func(t *testing.T) error {
 			pg, wire := session(t, hangs)
-			wire.read = reset
+			wire.read.Store(&reset)
 			return extended(live, pg)
 		}, live, verdict{classPeer, executedUnknown}},
 		{"reset before a byte was written", func(t *testing.T) error {
 			pg, wire := session(t, hangs)
-			wire.write = opError("write", syscall.ECONNRESET)
+			cut := opError("write", syscall.ECONNRESET)
+			wire.write.Store(&cut)
 			err := extended(live, pg)
 			require.True(t, pgconn.SafeToRetry(err), "pgx: %v", err)
 			return err
 		}, live, verdict{classPeer, executedNo}},
 		{"closed before", func(t *testing.T) error {
 			pg, wire := session(t, hangs)
-			wire.write = io.ErrClosedPipe
+			wire.write.Store(&io.ErrClosedPipe)
 			_ = simple(live, pg)
-			wire.write = nil
+			wire.write.Store(nil)
 			err := simple(live, pg)
 			require.ErrorIs(t, err, pgconn.ErrConnClosed)
 			return err
@@ -487,10 +507,14 @@ func FuzzClassify(f *testing.F) {
 		} {
 			e.err = wrapped
 			got := classify(e)
-			if errors.Is(base, context.Canceled) || errors.Is(base, context.DeadlineExceeded) {
+			// What pgx itself reports of a context that ended is the caller's only if the caller's has.
+			if base == context.Canceled || base == context.DeadlineExceeded || base == done && e.ctx == ended && e.phase == phaseRun {
 				if v.blamesPeer() || got.blamesPeer() {
 					t.Fatalf("%#v, phase %d: the end of a context blames the peer: %+v, wrapped %+v", base, e.phase, v, got)
 				}
+			}
+			if e.phase == phaseAcquire && (base == context.Canceled || base == context.DeadlineExceeded) {
+				continue // the pool reports the caller's context bare; wrapped, it is a hook's own
 			}
 			if got != v {
 				t.Fatalf("%#v, phase %d: %+v, wrapped %+v", base, e.phase, v, got)

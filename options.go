@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/url"
-	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -130,6 +128,9 @@ var settings = []setting{
 		return setName(&c.Route.Retry, retryNames[:], v)
 	}},
 	{"multipool_check_interval", func(c *Config, v string) error {
+		if d, err := time.ParseDuration(v); err == nil && d < minCheckInterval {
+			return fmt.Errorf("must be at least %v", minCheckInterval)
+		}
 		return setDuration(&c.CheckInterval, v)
 	}},
 	{"multipool_wait", func(c *Config, v string) error {
@@ -201,8 +202,11 @@ func ParseConfig(connString string) (*pgxpool.Config, error) {
 		return nil, err
 	}
 	peers, err := splitHosts(config)
-	if err != nil || len(peers) == 1 {
-		return config, err
+	if err != nil {
+		return nil, err
+	}
+	if len(peers) == 1 {
+		return config, nil
 	}
 	if _, set := lookup(connString, "connect_timeout", "PGCONNECT_TIMEOUT"); !set && config.ConnConfig.ConnectTimeout == 0 {
 		config.ConnConfig.ConnectTimeout = defaultConnectTimeout
@@ -338,7 +342,7 @@ func (c *Config) listedPeers() ([]peerConfig, error) {
 			setHost(pool, p.Host)
 		}
 		if p.Port != 0 {
-			pool.ConnConfig.Port = p.Port
+			setPort(pool, p.Port)
 		}
 		split, err := splitHosts(pool)
 		switch {
@@ -348,6 +352,9 @@ func (c *Config) listedPeers() ([]peerConfig, error) {
 			return nil, fmt.Errorf("multipool: peer %s: its connection string names %d hosts: must be one", called, len(split))
 		}
 		own := split[0]
+		if p.ConnString == "" {
+			ownPassword(c.Pool, own.pool)
+		}
 		p.Name = cmp.Or(p.Name, own.Name)
 		p.Host, p.Port = own.Host, own.Port
 		own.Peer = p
@@ -381,6 +388,17 @@ func setHost(pool *pgxpool.Config, host string) {
 		}
 	}
 	cc.Fallbacks = same
+}
+
+// setPort gives pool's one host another port, also where its way of TLS has a fallback.
+func setPort(pool *pgxpool.Config, port uint16) {
+	cc := pool.ConnConfig
+	for _, f := range cc.Fallbacks {
+		if f.Host == cc.Host && f.Port == cc.Port {
+			f.Port = port
+		}
+	}
+	cc.Port = port
 }
 
 func renameTLS(c *tls.Config, old, host string) *tls.Config {
@@ -466,174 +484,4 @@ func (c *Config) takeSessionAttrs(connString string, peers []peerConfig) {
 
 func sameFunc(a, b func(context.Context, *pgconn.PgConn) error) bool {
 	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
-}
-
-// lookup finds a key in a connection string that has been parsed without error, or in the environment (env "": not
-// there). pgx keeps neither the keys it knows nor whether a default was given.
-func lookup(connString, key, env string) (string, bool) {
-	value, found := "", false
-	if _, rest, isURL := cutURL(connString); isURL {
-		_, query, _ := strings.Cut(rest, "?")
-		if v, err := url.ParseQuery(query); err == nil && v.Has(key) {
-			value, found = v.Get(key), true
-		}
-	} else {
-		value, found = lookupKeyword(connString, key)
-	}
-	if !found && env != "" {
-		value, found = os.LookupEnv(env)
-	}
-	return value, found
-}
-
-// cutURL splits a connection URI behind its user information, which may hold any character but '@' and '/'.
-func cutURL(connString string) (head, rest string, ok bool) {
-	for _, scheme := range []string{"postgres://", "postgresql://"} {
-		if p, is := strings.CutPrefix(connString, scheme); is {
-			at := 0
-			if i := strings.IndexAny(p, "@/"); i >= 0 && p[i] == '@' {
-				at = i + 1
-			}
-			return connString[:len(scheme)+at], p[at:], true
-		}
-	}
-	return "", "", false
-}
-
-// lookupKeyword finds the last value of key in a keyword/value connection string (PostgreSQL documentation, 34.1.1.1).
-func lookupKeyword(s, key string) (value string, found bool) {
-	const space = " \t\n\r\v\f"
-	for {
-		name, rest, ok := strings.Cut(s, "=")
-		if !ok {
-			return value, found
-		}
-		rest = strings.TrimLeft(rest, space)
-		end, quoted := 0, strings.HasPrefix(rest, "'")
-		if quoted {
-			rest = rest[1:]
-		}
-		var b strings.Builder
-		for ; end < len(rest); end++ {
-			ch := rest[end]
-			if quoted && ch == '\'' || !quoted && strings.IndexByte(space, ch) >= 0 {
-				break
-			}
-			if ch == '\\' && end+1 < len(rest) {
-				end++
-				ch = rest[end]
-			}
-			b.WriteByte(ch)
-		}
-		if strings.Trim(name, space) == key {
-			value, found = b.String(), true
-		}
-		s = rest[min(end+1, len(rest)):]
-	}
-}
-
-// withHost returns connString for another server.
-func withHost(connString, host string, port uint16) string {
-	if head, rest, isURL := cutURL(connString); isURL {
-		v := url.Values{"host": {host}, "port": {strconv.Itoa(int(port))}}
-		sep := "?"
-		if strings.Contains(rest, "?") {
-			sep = "&"
-		}
-		return head + rest + sep + v.Encode()
-	}
-	escape := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
-	return fmt.Sprintf("%s host='%s' port=%d", connString, escape.Replace(host), port)
-}
-
-// connStringError replaces pgconn.ParseConfigError, whose exported ConnString holds the password, and whose cause may
-// quote a part of it.
-type connStringError struct{ text string }
-
-func (e *connStringError) Error() string { return e.text }
-
-// As gives errors.As a pgconn.ParseConfigError without the string, for programs that look for the type.
-func (e *connStringError) As(target any) bool {
-	if t, ok := target.(**pgconn.ParseConfigError); ok {
-		*t = pgconn.NewParseConfigError("", e.text, nil).(*pgconn.ParseConfigError)
-		return true
-	}
-	return false
-}
-
-func newConnStringError(connString string, err error) error {
-	text := err.Error()
-	if parse := new(pgconn.ParseConfigError); errors.As(err, &parse) {
-		// Its text is: cannot parse `<redacted string>`: <what> (<why>)
-		if _, what, ok := strings.Cut(text, "`: "); ok {
-			text = what
-		}
-	}
-	for _, secret := range secretsOf(connString) {
-		if sharesRun(text, secret) {
-			text = "it is malformed near the password: percent-encode special characters in a URI, quote them in keyword/value form"
-			break
-		}
-	}
-	return &connStringError{"multipool: cannot parse the connection string: " + text}
-}
-
-// secretsOf returns everything in a string, well-formed or not, that might be a password: too much rather than too
-// little.
-func secretsOf(connString string) []string {
-	var out []string
-	add := func(s string) {
-		out = append(out, s)
-		if plain, err := url.QueryUnescape(s); err == nil && plain != s {
-			out = append(out, plain)
-		}
-	}
-	if i := strings.LastIndexByte(connString, '@'); i >= 0 {
-		head := connString[:i]
-		if _, rest, ok := strings.Cut(head, "://"); ok {
-			head = rest
-		}
-		if _, password, ok := strings.Cut(head, ":"); ok {
-			add(password)
-		}
-	}
-	for s := connString; ; {
-		_, rest, ok := strings.Cut(s, "password")
-		if !ok {
-			return out
-		}
-		rest = strings.TrimLeft(rest, " \t\n\r\v\f=")
-		end := strings.IndexAny(rest, "& \t\n")
-		if strings.HasPrefix(rest, "'") {
-			end = len(rest)
-			rest = rest[1:]
-			if i := strings.IndexByte(rest, '\''); i >= 0 {
-				end = i
-			} else {
-				end = len(rest)
-			}
-		}
-		if end < 0 {
-			end = len(rest)
-		}
-		add(rest[:end])
-		s = rest
-	}
-}
-
-// sharesRun reports whether text holds secret, or any run of four of its characters.
-func sharesRun(text, secret string) bool {
-	const run = 4
-	if secret == "" {
-		return false
-	}
-	if len(secret) <= run {
-		return strings.Contains(text, secret)
-	}
-	for i := 0; i+run <= len(secret); i++ {
-		if strings.Contains(text, secret[i:i+run]) {
-			return true
-		}
-	}
-	return false
 }

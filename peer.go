@@ -60,10 +60,10 @@ func (l *faultLog) note(err error) {
 	l.err, l.when = err, time.Now()
 }
 
-func (l *faultLog) last() (error, time.Time) {
+func (l *faultLog) last() (when time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.err, l.when
+	return l.when, l.err
 }
 
 // newPeer makes a peer and its pool. The pool dials in the background if the template has minimum sizes.
@@ -150,7 +150,9 @@ func (p *peer) wireUp(cc *pgx.ConnConfig) {
 // pool, AcquireAllIdle included.
 func (p *peer) prepareConn(user *pgxpool.Config) func(context.Context, *pgx.Conn) (bool, error) {
 	say := user.PrepareConn
+	//lint:ignore SA1019 a program may still use it
 	if say == nil && user.BeforeAcquire != nil {
+		//lint:ignore SA1019 a program may still use it
 		say = func(ctx context.Context, c *pgx.Conn) (bool, error) { return user.BeforeAcquire(ctx, c), nil }
 	}
 	return func(ctx context.Context, c *pgx.Conn) (bool, error) {

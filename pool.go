@@ -186,8 +186,11 @@ func (p *MultiPool) Close() {
 // takes. Where the statement may have been executed and its answer was lost, the error matches [ErrOutcomeUnknown].
 func (p *MultiPool) Exec(ctx context.Context, sql string, arguments ...any) (pgconn.CommandTag, error) {
 	return attempt(ctx, p, opExec, sql, func(c *pgxpool.Conn, _ *wire) (pgconn.CommandTag, error) {
-		defer c.Release()
-		return c.Exec(ctx, sql, arguments...)
+		tag, err := c.Exec(ctx, sql, arguments...)
+		if err == nil {
+			c.Release()
+		}
+		return tag, err
 	})
 }
 
@@ -258,7 +261,6 @@ func (p *MultiPool) BeginTx(ctx context.Context, txOptions pgx.TxOptions) (pgx.T
 	tx, err := attempt(ctx, p, op, txOptions.BeginQuery, func(c *pgxpool.Conn, w *wire) (*Tx, error) {
 		t, err := c.BeginTx(ctx, txOptions)
 		if err != nil {
-			c.Release()
 			return nil, err
 		}
 		return newTx(t, c, w), nil
@@ -273,16 +275,22 @@ func (p *MultiPool) BeginTx(ctx context.Context, txOptions pgx.TxOptions) (pgx.T
 // never sent again: its source has been read.
 func (p *MultiPool) CopyFrom(ctx context.Context, tableName pgx.Identifier, columnNames []string, rowSrc pgx.CopyFromSource) (int64, error) {
 	return attempt(ctx, p, opCopy, "", func(c *pgxpool.Conn, _ *wire) (int64, error) {
-		defer c.Release()
-		return c.Conn().CopyFrom(ctx, tableName, columnNames, rowSrc)
+		n, err := c.Conn().CopyFrom(ctx, tableName, columnNames, rowSrc)
+		if err == nil {
+			c.Release()
+		}
+		return n, err
 	})
 }
 
 // Ping makes one round trip to where Exec would go.
 func (p *MultiPool) Ping(ctx context.Context) error {
 	_, err := attempt(ctx, p, opPing, "", func(c *pgxpool.Conn, _ *wire) (struct{}, error) {
-		defer c.Release()
-		return struct{}{}, c.Ping(ctx)
+		err := c.Ping(ctx)
+		if err == nil {
+			c.Release()
+		}
+		return struct{}{}, err
 	})
 	return err
 }

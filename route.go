@@ -41,8 +41,8 @@ func (t Target) purpose() string {
 	}
 }
 
-// Retry says which calls may be sent again after a connection failed under them. Whatever it says, a call that was
-// certainly not executed goes on elsewhere, and nothing is sent again once a row has been handed out.
+// Retry says which calls may be sent again after a connection failed under them. Whatever it says, a call that no
+// connection had taken goes elsewhere, and nothing is sent again once a row has been handed out.
 type Retry uint8
 
 const (
@@ -149,7 +149,7 @@ type resolution struct {
 	pool  *MultiPool
 	route Route   // merged; Target and Retry are what holds
 	peers []*peer // those of route.Peers
-	model bool    // a model had a part in it
+	model bool    // a model says where
 	err   error   // an unknown model or peer: every call under this context fails with it
 }
 
@@ -173,16 +173,12 @@ func (p *MultiPool) routeOf(ctx context.Context) *resolution {
 }
 
 func (p *MultiPool) resolve(w *wishes) *resolution {
-	route := w.route
-	if w.model != "" {
-		m, ok := p.models[w.model]
-		if !ok {
-			return &resolution{pool: p, err: unknownName("model", w.model, sortedKeys(p.models))}
-		}
-		route = route.over(m)
+	m, ok := p.models[w.model]
+	if !ok && w.model != "" {
+		return &resolution{pool: p, err: unknownName("model", w.model, sortedKeys(p.models))}
 	}
-	r := p.resolveRoute(route.over(p.route.route))
-	r.model = w.model != ""
+	r := p.resolveRoute(w.route.over(m).over(p.route.route))
+	r.model = w.route.Target == TargetAuto && w.route.Peers == nil && (m.Target != TargetAuto || m.Peers != nil)
 	return r
 }
 
@@ -271,40 +267,41 @@ func (in *intent) target() Target {
 }
 
 // intentOf decides where a call goes: the route first, then the operation, then the text. It is pure.
-func intentOf(op operation, sql string, n need, r *resolution) intent {
-	in := intent{op: op, retry: r.route.Retry, sql: sql, reads: op.reads() && n != needPrimary}
-	in.forced = r.explicit()
+func intentOf(op operation, sql string, n need, r *resolution) (in intent) {
+	in.op, in.sql, in.retry = op, sql, r.route.Retry
+	in.reads = op.reads() && n != needPrimary
 	switch {
-	case in.forced:
-		in.reason = ReasonRoute
-		if r.model {
-			in.reason = ReasonModel
-		}
+	case r.explicit():
+		in.explicitly(r)
 	case in.reads:
 		in.reason = ReasonRead
+		if r.route.Target == TargetAny {
+			in.place = placeAny
+		}
 	case op == opQuery:
-		in.reason = ReasonStatement
+		in.place, in.reason = placePrimary, ReasonStatement
 	default:
-		in.reason = ReasonWrite
+		in.place, in.reason = placePrimary, ReasonWrite
 	}
-	switch {
-	case r.route.Target == TargetPrimary:
-		in.place = placePrimary
-	case r.route.Target == TargetReplica:
-		in.place = placeReplica
-	case r.route.Target == TargetPreferReplica:
-		in.place = placeReads
-	case r.peers != nil:
-		in.place = placeNamed
-	case !in.reads:
-		in.place = placePrimary
-	case r.route.Target == TargetAny:
-		in.place = placeAny
-	default:
-		in.place = placeReads
-	}
-	in.peers = r.peers
 	return in
+}
+
+// explicitly sends the call where the route says, whatever it is.
+func (in *intent) explicitly(r *resolution) {
+	in.forced, in.peers, in.reason = true, r.peers, ReasonRoute
+	if r.model {
+		in.reason = ReasonModel
+	}
+	switch r.route.Target {
+	case TargetPrimary:
+		in.place = placePrimary
+	case TargetReplica:
+		in.place = placeReplica
+	case TargetPreferReplica:
+		in.place = placeReads
+	default:
+		in.place = placeNamed
+	}
 }
 
 func nameOf(names []string, i int, kind string) string {

@@ -424,9 +424,9 @@ func TestAWriteThatMayHaveCommittedOnItsWayIsNotSentAgain(t *testing.T) {
 			a.role.Store(int32(RolePrimary))
 			in, err := p.intent(context.Background(), opExec, sql)
 			require.NoError(t, err)
-			require.False(t, p.goOn(context.Background(), &in, &trail{}, a, &wire{peer: a}, terminated),
+			require.False(t, p.goOn(context.Background(), &in, &trail{}, failure{at: a, sent: true, err: terminated}),
 				"it would be executed twice")
-			require.ErrorIs(t, p.mark(context.Background(), &in, &wire{peer: a}, terminated), ErrOutcomeUnknown)
+			require.ErrorIs(t, p.mark(context.Background(), &in, failure{at: a, sent: true, err: terminated}), ErrOutcomeUnknown)
 		})
 	}
 }

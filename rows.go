@@ -32,12 +32,11 @@ type rows struct {
 	fields []pgconn.FieldDescription
 }
 
-// queryRows runs a query and reads ahead. On an error it has released the connection; rows that came with the error
-// show it to a caller as pgx's own would.
+// queryRows runs a query and reads ahead. Rows that come with an error show it to a caller as pgx's own would, and do
+// not hold the connection.
 func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args []any) (*rows, error) {
 	in, err := c.Conn().Query(ctx, sql, args...)
 	if err != nil {
-		c.Release()
 		return nil, err
 	}
 	r := w.newRows()
@@ -48,8 +47,7 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 	r.state = rowsOpen
 	if err := in.Err(); err != nil {
 		r.fields = slices.Clone(in.FieldDescriptions())
-		r.err = err
-		r.release()
+		r.err, r.conn, r.state = err, nil, rowsEnded
 		return r, err
 	}
 	return r, nil

@@ -88,7 +88,7 @@ func (p *MultiPool) Status() Status {
 			Retries: q.picks.retries.Load(), Trips: q.breaker.trips.Load(),
 			Stat: q.pool.Stat(),
 		}
-		if err, when := q.faults.last(); err != nil {
+		if when, err := q.faults.last(); err != nil {
 			ps.LastFault, ps.FaultAt = err.Error(), when
 		}
 		if ps.Primary {

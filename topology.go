@@ -132,8 +132,8 @@ func (m *member) learn(o observation) (news bool) {
 	if o.hostile != nil && m.hostile == nil {
 		m.hostile, news = o.hostile, true
 	}
-	if o.cause != nil {
-		m.cause, news = o.cause, true
+	if o.cause != nil && (m.cause == nil || o.cause.Error() != m.cause.Error()) {
+		m.cause, news = o.cause, true // a server that keeps refusing us alike wakes nobody
 	}
 	return news
 }
@@ -177,11 +177,11 @@ func (t *topology) list() {
 	if len(healthy) == 0 {
 		t.replicas = suspect
 		switch {
-		case primary != nil && primary.serves() && t.settled:
+		case primary != nil && primary.serves():
 			t.reads, t.fallback = t.writes, true
 		case len(suspect) > 0:
 			t.reads = suspect
-		case t.settled && len(t.writes) > 0:
+		case len(t.writes) > 0:
 			t.reads, t.fallback = t.writes, true
 		}
 	}
@@ -212,7 +212,7 @@ func (t *topology) elect() {
 	}
 	switch {
 	case best == nil:
-		if m := t.member(t.primary); m != nil && m.role == RoleReplica {
+		if m := t.member(t.primary); m != nil && (m.role == RoleReplica || m.timeline < t.timeline) {
 			t.primary = nil
 		}
 	case rivals && best.peer != t.primary:
@@ -270,10 +270,10 @@ func (t *topology) pick(in *intent, tried *tried) (*peer, Reason) {
 		}
 		return p, in.reason
 	}
-	if then == nil || !t.settled {
-		return nil, in.reason
+	if p := twoDraws(then, in.peers, tried); p != nil {
+		return p, ReasonNoReplica
 	}
-	return twoDraws(then, in.peers, tried), ReasonNoReplica
+	return nil, in.reason
 }
 
 // pickNamed chooses among the peers that a route names: for a read a replica among them, for a write the primary, and
@@ -300,7 +300,7 @@ func (t *topology) hopeless(in *intent) bool {
 		if in.peers != nil && !contains(in.peers, m.peer) {
 			continue
 		}
-		if in.place == placePrimary && m.role == RoleReplica {
+		if in.place == placePrimary && m.role == RoleReplica || in.place == placeReplica && m.role == RolePrimary {
 			continue
 		}
 		if m.health != healthMisfit {
@@ -328,7 +328,7 @@ func (t *topology) causes(in *intent) []PeerCause {
 		case m.role == RolePrimary && m.peer != t.primary:
 			why = "claims to be the primary"
 			if m.timeline < t.timeline {
-				why = "claims to be the primary, of an older timeline"
+				why = "is a primary of an older timeline"
 			}
 		case m.role == RoleUnknown:
 			why = "is of unknown role"

@@ -162,6 +162,16 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
 		{"a claimant under suspicion is elected", all{heard("a", RolePrimary, healthSuspect, 1), replicaUp("b"), replicaUp("c")},
 			"reads:b,c writes:a replicas:b,c any:b,c primary:a settled"},
+		{"the old one when the promoted one is gone", cluster(primaryUp("b", 2), turned("b", healthDown)),
+			"reads:c writes: replicas:c any:c primary:b settled"},
+		{"the old one when the promoted one was demoted", cluster(primaryUp("b", 2), replicaUp("b")),
+			"reads:b,c writes: replicas:b,c any:b,c primary: settled"},
+		{"an incumbent that comes back with an older timeline", all{primaryUp("a", 3), replicaUp("b"), replicaUp("c"), primaryUp("a", 1)},
+			"reads:b,c writes: replicas:b,c any:b,c primary: settled"},
+		{"a claimant that has not told its timeline yet", cluster(turned("a", healthDown), primaryUp("b", 0)),
+			"reads:c writes: replicas:c any:c primary:a settled"},
+		{"... and then does", cluster(turned("a", healthDown), primaryUp("b", 0), primaryUp("b", 2)),
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
 		{"a demotion leaves no primary", cluster(replicaUp("a")),
 			"reads:a,b,c writes: replicas:a,b,c any:a,b,c primary: settled"},
 		{"a change of role forgets the timeline", cluster(replicaUp("a"), heard("a", RolePrimary, healthUnknown, 0), primaryUp("b", 1)),
@@ -349,8 +359,9 @@ func TestTheListsOfATopologyShareNoRoomToGrow(t *testing.T) {
 	top := tell(freshTopology("a", "b", "c", "d"), primaryUp("a", 1), replicaUp("b"), replicaUp("c"), replicaUp("d"))
 	require.Equal(t, "b,c,d,a", namesOf(top.anyone))
 	require.Equal(t, "b,c,d", namesOf(top.reads))
-	_ = append(top.anyone[:3], top.members[1].peer)
-	require.Equal(t, "b,c,d", namesOf(top.replicas))
+	_ = append(top.reads, top.members[1].peer)
+	_ = append(top.replicas, top.members[1].peer)
+	require.Equal(t, "b,c,d,a", namesOf(top.anyone))
 }
 
 // permutations calls visit with every order of list, in place.
@@ -438,6 +449,9 @@ func FuzzTopology(f *testing.F) {
 			if got := snapshot(top); got != before {
 				t.Fatalf("%+v has changed an old topology:\n%s\n%s", o, before, got)
 			}
+			if next.timeline < top.timeline {
+				t.Fatalf("%+v has set the timeline back", o)
+			}
 			if next.settled != top.settled && top.settled {
 				t.Fatalf("%+v has unsettled the topology", o)
 			}
@@ -501,6 +515,9 @@ func checkTopology(t *testing.T, top *topology, peers []*peer) {
 		fail("fallback says something else than the reads")
 	case !top.unseen && !top.settled:
 		fail("all were heard and nothing is settled")
+	}
+	if len(top.writes) == 1 && top.member(top.primary).timeline < top.timeline {
+		fail("the writer is of a timeline that was left")
 	}
 	for i := range top.members {
 		m := &top.members[i]

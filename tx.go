@@ -30,7 +30,7 @@ func (tx *Tx) Commit(ctx context.Context) error {
 	err := tx.pgxTx.Commit(ctx)
 	if err != nil && !tx.wire.peer.solo && !errors.Is(err, pgx.ErrTxClosed) {
 		// A COMMIT that was terminated may have been done: the server says 57P01 while it waits for a standby.
-		err = markUnknown(ctx, tx.wire, err, true)
+		err = markUnknown(ctx, tx.wire.standby, err, true)
 	}
 	tx.release()
 	return err
@@ -65,7 +65,7 @@ type batchResults struct {
 func (b *batchResults) Close() error {
 	err := b.BatchResults.Close()
 	if err != nil && b.conn != nil && !b.wire.peer.solo {
-		err = markUnknown(b.ctx, b.wire, err, true)
+		err = markUnknown(b.ctx, b.wire.standby, err, true)
 	}
 	if b.conn != nil {
 		b.conn.Release()

@@ -1,0 +1,32 @@
+# Needs Go and nothing else: a missing PostgreSQL is installed by the first target that starts servers.
+
+# How long each target of "make fuzz" is fuzzed.
+FUZZTIME ?= 30s
+# For the program or tool that a target runs, as in: make demo ARGS="-readers 10", make test ARGS="-run Failover -v".
+ARGS ?=
+
+help:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: postgres ## watch a replica die and come back under load, on a real cluster (half a minute)
+	@go run ./examples/failover $(ARGS)
+
+test: postgres ## all tests, with the race detector, on real servers
+	@sh scripts/test.sh $(ARGS)
+
+lint: ## formatting, go vet, staticcheck, go.mod
+	@sh scripts/lint.sh
+
+bench: postgres ## all benchmarks
+	go test -bench . -run '^$$' $(ARGS) ./bench
+
+bench-check: postgres ## measure what the documentation promises, and fail where it does not hold
+	MULTIPOOL_BENCH_CHECK=1 go test -count=1 -v -run TestCheck $(ARGS) ./bench
+
+fuzz: ## every fuzz target for FUZZTIME (30s) each
+	@sh scripts/fuzz.sh $(FUZZTIME)
+
+postgres:
+	@sh scripts/postgres.sh
+
+.PHONY: help demo test lint bench bench-check fuzz postgres

@@ -1,0 +1,723 @@
+package multipool
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	gotoken "go/token"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/require"
+)
+
+// withoutEnvironment hides what the machine says about PostgreSQL: variables and files. Tests that parse connection
+// strings use it and so are not parallel.
+func withoutEnvironment(t testing.TB) (home string) {
+	t.Helper()
+	for _, entry := range os.Environ() {
+		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "PG") {
+			t.Setenv(name, "") // so that it comes back
+			require.NoError(t, os.Unsetenv(name))
+		}
+	}
+	home = t.TempDir()
+	t.Setenv("HOME", home)
+	return home
+}
+
+// parsed is what a constructor makes of a connection string.
+func parsed(t *testing.T, connString string) (Config, []peerConfig) {
+	t.Helper()
+	config, err := ParseConfig(connString)
+	require.NoError(t, err)
+	return completed(t, Config{Pool: config})
+}
+
+func completed(t *testing.T, c Config) (Config, []peerConfig) {
+	t.Helper()
+	complete, peers, err := c.complete()
+	require.NoError(t, err)
+	return complete, peers
+}
+
+func peerNames(peers []peerConfig) []string {
+	names := make([]string, len(peers))
+	for i, p := range peers {
+		names[i] = p.Name
+	}
+	return names
+}
+
+const threeHosts = "postgres://app:secret@db1,db2:5433,db3/app?sslmode=disable"
+
+func TestEveryKeySetsItsField(t *testing.T) {
+	withoutEnvironment(t)
+	tested := map[string]bool{}
+	for _, tc := range []struct {
+		key, value string
+		get        func(Config) any
+		want       any
+	}{
+		{"multipool_mode", "replicated", func(c Config) any { return c.Mode }, ModeReplicated},
+		{"multipool_target", "auto", func(c Config) any { return c.Route.Target }, TargetAuto},
+		{"multipool_target", "primary", func(c Config) any { return c.Route.Target }, TargetPrimary},
+		{"multipool_target", "prefer-replica", func(c Config) any { return c.Route.Target }, TargetPreferReplica},
+		{"multipool_target", "replica", func(c Config) any { return c.Route.Target }, TargetReplica},
+		{"multipool_target", "any", func(c Config) any { return c.Route.Target }, TargetAny},
+		{"multipool_retry", "inherit", func(c Config) any { return c.Route.Retry }, RetryInherit},
+		{"multipool_retry", "safe", func(c Config) any { return c.Route.Retry }, RetrySafe},
+		{"multipool_retry", "reads", func(c Config) any { return c.Route.Retry }, RetryReads},
+		{"multipool_retry", "never", func(c Config) any { return c.Route.Retry }, RetryNever},
+		{"multipool_check_interval", "10ms", func(c Config) any { return c.CheckInterval }, 10 * time.Millisecond},
+		{"multipool_check_interval", "1m30s", func(c Config) any { return c.CheckInterval }, 90 * time.Second},
+		{"multipool_wait", "250ms", func(c Config) any { return c.Wait }, 250 * time.Millisecond},
+		{"multipool_wait", "0", func(c Config) any { return c.Wait }, time.Duration(0)},
+		{"multipool_wait", "-1s", func(c Config) any { return c.Wait }, time.Duration(0)},
+		{"multipool_max_waiting", "7", func(c Config) any { return c.MaxWaiting }, 7},
+		{"multipool_max_waiting", "0", func(c Config) any { return c.MaxWaiting }, 0},
+		{"multipool_max_waiting", "-3", func(c Config) any { return c.MaxWaiting }, 0},
+		{"multipool_monitor_conns", "true", func(c Config) any { return c.NoMonitorConns }, false},
+		{"multipool_monitor_conns", "false", func(c Config) any { return c.NoMonitorConns }, true},
+		{"multipool_monitor_conns", "0", func(c Config) any { return c.NoMonitorConns }, true},
+	} {
+		tested[tc.key] = true
+		t.Run(tc.key+"="+tc.value, func(t *testing.T) {
+			complete, peers := parsed(t, threeHosts+"&"+tc.key+"="+tc.value)
+			require.Equal(t, tc.want, tc.get(complete))
+			for _, p := range peers {
+				require.NotContains(t, p.pool.ConnConfig.RuntimeParams, tc.key, "no server knows the key")
+			}
+		})
+	}
+	for _, s := range settings {
+		require.True(t, tested[s.key], "no test of %s", s.key)
+	}
+}
+
+func TestABadValueIsAnErrorThatNamesKeyValueAndBound(t *testing.T) {
+	withoutEnvironment(t)
+	for _, tc := range []struct{ key, value, bound string }{
+		{"multipool_mode", "primary-only", "replicated"},
+		{"multipool_mode", "", "replicated"},
+		{"multipool_mode", "Replicated", "replicated"},
+		{"multipool_target", "secondary", "prefer-replica"},
+		{"multipool_retry", "always", "reads"},
+		{"multipool_check_interval", "5", "500ms"},
+		{"multipool_check_interval", "soon", "500ms"},
+		{"multipool_check_interval", "9ms", "at least 10ms"},
+		{"multipool_check_interval", "-1s", "at least 10ms"},
+		{"multipool_check_interval", "0", "at least 10ms"},
+		{"multipool_wait", "5", "500ms"},
+		{"multipool_max_waiting", "1.5", "whole number"},
+		{"multipool_max_waiting", "many", "whole number"},
+		{"multipool_monitor_conns", "maybe", "true or false"},
+	} {
+		t.Run(tc.key+"="+tc.value, func(t *testing.T) {
+			config, err := ParseConfig(threeHosts + "&" + tc.key + "=" + tc.value)
+			require.Nil(t, config)
+			require.ErrorContains(t, err, tc.key)
+			require.ErrorContains(t, err, tc.bound)
+			require.Regexp(t, `(=|is )"?`+regexp.QuoteMeta(tc.value)+`("|:|s:| )`, err.Error(), "the value as it was given")
+			require.ErrorContains(t, err, "multipool: ")
+
+			// A constructor says the same of a configuration that ParseConfig has not seen.
+			plain, err := pgxpool.ParseConfig(threeHosts)
+			require.NoError(t, err)
+			plain.ConnConfig.RuntimeParams[tc.key] = tc.value
+			_, err = NewWithConfig(context.Background(), plain)
+			require.ErrorContains(t, err, tc.key)
+		})
+	}
+}
+
+func TestAnUnknownKeyOfOursIsAnErrorThatListsTheKnown(t *testing.T) {
+	withoutEnvironment(t)
+	_, err := ParseConfig(threeHosts + "&multipool_chek_interval=1s")
+	require.ErrorContains(t, err, "multipool_chek_interval")
+	for _, s := range settings {
+		require.ErrorContains(t, err, s.key)
+	}
+}
+
+func TestFieldsOfAConfigHaveBoundsToo(t *testing.T) {
+	withoutEnvironment(t)
+	pool, err := ParseConfig(threeHosts)
+	require.NoError(t, err)
+	for _, tc := range []struct {
+		name   string
+		config Config
+		says   string
+	}{
+		{"a short interval", Config{Pool: pool, CheckInterval: time.Millisecond}, "CheckInterval"},
+		{"a mode", Config{Pool: pool, Mode: 99}, "Mode is 99"},
+		{"a target", Config{Pool: pool, Route: Route{Target: 99}}, "Target is 99"},
+		{"a retry", Config{Pool: pool, Route: Route{Retry: 99}}, "Retry is 99"},
+		{"no pool", Config{}, "Config.Pool"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := Open(context.Background(), tc.config)
+			require.ErrorContains(t, err, tc.says)
+		})
+	}
+	require.Panics(t, func() { _, _ = NewWithConfig(context.Background(), &pgxpool.Config{}) }, "as pgxpool does")
+}
+
+func TestAFieldWinsOverItsKey(t *testing.T) {
+	withoutEnvironment(t)
+	pool, err := ParseConfig(threeHosts + "&multipool_wait=1s&multipool_check_interval=2s&multipool_max_waiting=3" +
+		"&multipool_target=any&multipool_retry=never&multipool_monitor_conns=true")
+	require.NoError(t, err)
+	c, _ := completed(t, Config{
+		Pool: pool, Wait: time.Minute, CheckInterval: time.Hour, MaxWaiting: 4, NoMonitorConns: true,
+		Route: Route{Target: TargetPrimary, Retry: RetryReads},
+	})
+	require.Equal(t, time.Minute, c.Wait)
+	require.Equal(t, time.Hour, c.CheckInterval)
+	require.Equal(t, 4, c.MaxWaiting)
+	require.True(t, c.NoMonitorConns)
+	require.Equal(t, Route{Target: TargetPrimary, Retry: RetryReads}, c.Route)
+}
+
+func TestZeroFieldsMeanDefaultsAndNegativeOnesOff(t *testing.T) {
+	withoutEnvironment(t)
+	pool, err := ParseConfig(threeHosts)
+	require.NoError(t, err)
+	c, _ := completed(t, Config{Pool: pool})
+	require.Equal(t, 5*time.Second, c.CheckInterval)
+	require.Equal(t, 5*time.Second, c.Wait)
+	require.Equal(t, 1000, c.MaxWaiting)
+	require.NotNil(t, c.Hooks)
+
+	c, _ = completed(t, Config{Pool: pool, Wait: -1, MaxWaiting: -1})
+	require.Zero(t, c.Wait)
+	require.Zero(t, c.MaxWaiting)
+}
+
+// The list of keys in the documentation of ParseConfig is the one in the code, in its order, and no default differs.
+func TestTheDocumentationOfParseConfigListsTheKeys(t *testing.T) {
+	t.Parallel()
+	file, err := parser.ParseFile(gotoken.NewFileSet(), "options.go", nil, parser.ParseComments)
+	require.NoError(t, err)
+	var doc string
+	for _, d := range file.Decls {
+		if f, ok := d.(*ast.FuncDecl); ok && f.Name.Name == "ParseConfig" {
+			doc = f.Doc.Text()
+		}
+	}
+	lines := map[string]string{}
+	var documented []string
+	for _, m := range regexp.MustCompile(`(?m)^\s*- (multipool_\w+): (.*)$`).FindAllStringSubmatch(doc, -1) {
+		documented = append(documented, m[1])
+		lines[m[1]] = m[2]
+	}
+	var keys []string
+	for _, s := range settings {
+		keys = append(keys, s.key)
+	}
+	require.Equal(t, keys, documented)
+	for key, names := range map[string][]string{
+		"multipool_mode": modeNames[:], "multipool_target": targetNames[:], "multipool_retry": retryNames[:],
+	} {
+		require.Contains(t, lines[key], strings.Join(names, ", "), key)
+		require.Contains(t, lines[key], "default "+names[0], key)
+	}
+	require.Contains(t, lines["multipool_check_interval"], "default "+defaultCheckInterval.String())
+	require.Contains(t, lines["multipool_check_interval"], "at least "+minCheckInterval.String())
+	require.Contains(t, lines["multipool_wait"], "default "+defaultWait.String())
+	require.Contains(t, lines["multipool_max_waiting"], fmt.Sprintf("default %d", defaultMaxWaiting))
+}
+
+func TestHostsBecomePeers(t *testing.T) {
+	home := withoutEnvironment(t)
+	for _, tc := range []struct {
+		name, connString string
+		want             []string
+	}{
+		{"one", "postgres://app@db1/app", []string{"db1:5432"}},
+		{"three with ports of their own", "postgres://app:secret@db1,db2:5433,db3/app", []string{"db1:5432", "db2:5433", "db3:5432"}},
+		{"one port for all", "host=db1,db2 port=6000 user=app", []string{"db1:6000", "db2:6000"}},
+		{"a port each", "host=db1,db2 port=6000,6001 user=app", []string{"db1:6000", "db2:6001"}},
+		{"an empty port", "host=db1,db2 port=6000, user=app", []string{"db1:6000", "db2:5432"}},
+		{"one host, two ports", "postgres://app@db1:6000,db1:6001/app", []string{"db1:6000", "db1:6001"}},
+		{"in a query", "postgres:///app?host=db1,db2&port=6000,6001&user=app", []string{"db1:6000", "db2:6001"}},
+		{"the longer scheme", "postgresql://app@db1,db2/app", []string{"db1:5432", "db2:5432"}},
+		{"addresses", "postgres://app@10.0.0.1,[::1]:5433/app", []string{"10.0.0.1:5432", "[::1]:5433"}},
+		{"sockets", "host=/var/run/a,/var/run/b user=app", []string{"/var/run/a:5432", "/var/run/b:5432"}},
+		{"a socket and a host", "postgres:///app?host=%2Fvar%2Frun%2Fa,db1&user=app", []string{"/var/run/a:5432", "db1:5432"}},
+	} {
+		for _, tls := range []struct {
+			mode      string
+			fallbacks int
+		}{{"", 1}, {"prefer", 1}, {"allow", 1}, {"disable", 0}, {"require", 0}, {"verify-ca", 0}, {"verify-full", 0}} {
+			t.Run(tc.name+" "+tls.mode, func(t *testing.T) {
+				connString := tc.connString
+				if tls.mode != "" {
+					t.Setenv("PGSSLMODE", tls.mode)
+				}
+				_, peers := parsed(t, connString)
+				require.Equal(t, tc.want, peerNames(peers))
+				for _, p := range peers {
+					cc := p.pool.ConnConfig
+					require.Equal(t, p.Name, peerName(cc.Host, cc.Port))
+					require.Equal(t, p.Host, cc.Host)
+					require.Equal(t, p.Port, cc.Port)
+					want := tls.fallbacks
+					if strings.HasPrefix(p.Host, "/") {
+						want = 0
+					}
+					require.Len(t, cc.Fallbacks, want)
+					for _, f := range cc.Fallbacks {
+						require.Equal(t, cc.Host, f.Host)
+						require.Equal(t, cc.Port, f.Port)
+						require.NotEqual(t, cc.TLSConfig == nil, f.TLSConfig == nil)
+					}
+					for _, c := range append(cc.Fallbacks, &pgconn.FallbackConfig{TLSConfig: cc.TLSConfig}) {
+						if c.TLSConfig != nil && (tls.mode == "verify-full" || !strings.ContainsAny(p.Host, ":") && p.Host[0] > '9') {
+							require.Equal(t, p.Host, c.TLSConfig.ServerName, "each peer has its own name")
+						}
+					}
+				}
+			})
+		}
+	}
+	require.DirExists(t, home)
+}
+
+func TestAPeerThatIsGivenTwiceIsAnError(t *testing.T) {
+	withoutEnvironment(t)
+	for _, mode := range []string{"disable", "allow", "prefer", "require", "verify-full"} {
+		t.Run(mode, func(t *testing.T) {
+			config, err := ParseConfig("postgres://app@db1,db2,db1/app?sslmode=" + mode)
+			require.ErrorContains(t, err, "peer db1:5432 is given twice")
+			require.Nil(t, config, "an error comes without a configuration")
+		})
+	}
+	pool, err := ParseConfig("postgres://app@db1/app")
+	require.NoError(t, err)
+	_, err = Open(context.Background(), Config{Pool: pool, Peers: []Peer{{Name: "x", Host: "db1"}, {Name: "x", Host: "db2"}}})
+	require.ErrorContains(t, err, "peer x is given twice")
+}
+
+func TestTargetSessionAttrsBecomeTheRouteOfSeveralPeers(t *testing.T) {
+	withoutEnvironment(t)
+	for _, tc := range []struct {
+		attrs string
+		want  Target
+	}{
+		{"", TargetAuto}, {"any", TargetAny}, {"read-write", TargetPrimary}, {"primary", TargetPrimary},
+		{"read-only", TargetReplica}, {"standby", TargetReplica}, {"prefer-standby", TargetAuto},
+	} {
+		t.Run("attrs "+tc.attrs, func(t *testing.T) {
+			url, words := threeHosts, "host=db1,db2,db3 user=app sslmode=disable"
+			if tc.attrs != "" {
+				url += "&target_session_attrs=" + tc.attrs
+				words += " target_session_attrs=" + tc.attrs
+			}
+			for _, connString := range []string{url, words} {
+				complete, peers := parsed(t, connString)
+				require.Equal(t, tc.want, complete.Route.Target)
+				require.Len(t, peers, 3)
+				for _, p := range peers {
+					require.Nil(t, p.pool.ConnConfig.ValidateConnect, "a peer must not refuse its own server")
+				}
+			}
+			if tc.attrs != "" {
+				t.Setenv("PGTARGETSESSIONATTRS", tc.attrs)
+				complete, _ := parsed(t, threeHosts)
+				require.Equal(t, tc.want, complete.Route.Target, "from the environment")
+			}
+
+			// One host is pgxpool: the check stays.
+			one := "postgres://app@db1/app?sslmode=disable"
+			if tc.attrs != "" {
+				one += "&target_session_attrs=" + tc.attrs
+			}
+			complete, peers := parsed(t, one)
+			require.Equal(t, TargetAuto, complete.Route.Target)
+			require.Equal(t, tc.attrs == "" || tc.attrs == "any", peers[0].pool.ConnConfig.ValidateConnect == nil)
+		})
+	}
+}
+
+func TestTargetSessionAttrsYieldToARouteAndToTheProgramsOwnCheck(t *testing.T) {
+	withoutEnvironment(t)
+	complete, _ := parsed(t, threeHosts+"&target_session_attrs=read-write&multipool_target=any")
+	require.Equal(t, TargetAny, complete.Route.Target)
+
+	pool, err := ParseConfig(threeHosts)
+	require.NoError(t, err)
+	pool.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error { return nil }
+	complete, peers := completed(t, Config{Pool: pool})
+	require.Equal(t, TargetAuto, complete.Route.Target)
+	for _, p := range peers {
+		require.NotNil(t, p.pool.ConnConfig.ValidateConnect)
+	}
+}
+
+func TestParseConfigSetsDefaultsForSeveralHostsOnly(t *testing.T) {
+	withoutEnvironment(t)
+	for _, tc := range []struct {
+		name, connString string
+		connect, ping    time.Duration
+	}{
+		{"one host", "postgres://app@db1/app", 0, 0},
+		{"one host under sslmode=prefer", "postgres://app@db1/app?sslmode=prefer", 0, 0},
+		{"several", threeHosts, 5 * time.Second, time.Second},
+		{"several, in words", "host=db1,db2 user=app", 5 * time.Second, time.Second},
+		{"own values", threeHosts + "&connect_timeout=7&pool_ping_timeout=3s", 7 * time.Second, 3 * time.Second},
+		{"zeros", threeHosts + "&connect_timeout=0&pool_ping_timeout=0", 0, 0},
+		{"zeros in words", "host=db1,db2 user=app connect_timeout=0 pool_ping_timeout='0'", 0, 0},
+		{"a zero behind a semicolon", threeHosts + "&application_name=a;b&connect_timeout=0&pool_ping_timeout=0", 0, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			config, err := ParseConfig(tc.connString)
+			require.NoError(t, err)
+			require.Equal(t, tc.connect, config.ConnConfig.ConnectTimeout)
+			require.Equal(t, tc.ping, config.PingTimeout)
+		})
+	}
+	for value, want := range map[string]time.Duration{"9": 9 * time.Second, "0": 0, "": 5 * time.Second} {
+		t.Run("environment "+value, func(t *testing.T) {
+			t.Setenv("PGCONNECT_TIMEOUT", value)
+			config, err := ParseConfig(threeHosts)
+			require.NoError(t, err)
+			require.Equal(t, want, config.ConnConfig.ConnectTimeout)
+		})
+	}
+}
+
+func TestTheConstructorSpreadsLifetimesOfSeveralPeers(t *testing.T) {
+	withoutEnvironment(t)
+	jitter := func(c *pgxpool.Config) time.Duration {
+		_, peers := completed(t, Config{Pool: c})
+		return peers[len(peers)-1].pool.MaxConnLifetimeJitter
+	}
+	several, err := ParseConfig(threeHosts)
+	require.NoError(t, err)
+	require.Zero(t, several.MaxConnLifetimeJitter)
+	several.MaxConnLifetime = 20 * time.Minute
+	require.Equal(t, 2*time.Minute, jitter(several))
+	several.MaxConnLifetimeJitter = time.Second
+	require.Equal(t, time.Second, jitter(several))
+	several.MaxConnLifetimeJitter = -1
+	require.Zero(t, jitter(several))
+	one, err := ParseConfig("postgres://app@db1/app")
+	require.NoError(t, err)
+	require.Zero(t, jitter(one))
+}
+
+func TestEachPeerHasItsOwnPasswordFromThePassfile(t *testing.T) {
+	home := withoutEnvironment(t)
+	passfile := filepath.Join(home, "passwords")
+	require.NoError(t, os.WriteFile(passfile, []byte("db1:*:*:app:one\ndb2:5433:*:app:two\ndb3:*:*:app:three\n"), 0o600))
+	t.Setenv("PGPASSFILE", passfile)
+	for _, tc := range []struct {
+		name, connString string
+		want             string
+	}{
+		{"a URI", "postgres://app@db1,db2:5433,db3/app?sslmode=disable", "one two three"},
+		{"a URI without a query", "postgres://app@db1,db2:5433,db3/app", "one two three"},
+		{"a URI that ends in a separator", "postgres://app@db1,db2:5433,db3/app?sslmode=disable&", "one two three"},
+		{"words", "host=db1,db2,db3 port=5432,5433,5432 user=app", "one two three"},
+		{"the file has not the first", "postgres://app@db0,db2:5433,db3/app", " two three"},
+		{"a password in the string", "postgres://app:own@db1,db2:5433,db3/app", "own own own"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, peers := parsed(t, tc.connString)
+			var got []string
+			for _, p := range peers {
+				got = append(got, p.pool.ConnConfig.Password)
+			}
+			require.Equal(t, tc.want, strings.Join(got, " "))
+		})
+	}
+	t.Run("a password that the program set", func(t *testing.T) {
+		config, err := ParseConfig("postgres://app@db1,db2:5433/app")
+		require.NoError(t, err)
+		config.ConnConfig.Password = "rotated"
+		_, peers := completed(t, Config{Pool: config})
+		require.Equal(t, "rotated", peers[0].pool.ConnConfig.Password)
+		require.Equal(t, "rotated", peers[1].pool.ConnConfig.Password)
+	})
+	t.Run("peers that are listed", func(t *testing.T) {
+		config, err := ParseConfig("postgres://app@db1/app")
+		require.NoError(t, err)
+		_, peers := completed(t, Config{Pool: config, Peers: []Peer{{Host: "db1"}, {Host: "db3"}, {ConnString: "postgres://app@db2:5433/app"}}})
+		require.Equal(t, "one", peers[0].pool.ConnConfig.Password)
+		require.Equal(t, "two", peers[2].pool.ConnConfig.Password)
+		require.Equal(t, "three", peers[1].pool.ConnConfig.Password)
+	})
+}
+
+func TestAHostThatTheProgramSetsIsThePeer(t *testing.T) {
+	withoutEnvironment(t)
+	config, err := ParseConfig("postgres://app@db1/app?sslmode=disable")
+	require.NoError(t, err)
+	config.ConnConfig.Host, config.ConnConfig.Port = "elsewhere", 6000
+	_, peers := completed(t, Config{Pool: config})
+	require.Equal(t, []string{"elsewhere:6000"}, peerNames(peers))
+}
+
+func TestListedPeersReplaceTheHosts(t *testing.T) {
+	withoutEnvironment(t)
+	template := func(query string) *pgxpool.Config {
+		pool, err := ParseConfig("postgres://app:secret@db1:5432,db9/app?pool_max_conns=10&" + query)
+		require.NoError(t, err)
+		return pool
+	}
+	t.Run("hosts and ports", func(t *testing.T) {
+		_, peers := completed(t, Config{Pool: template("sslmode=disable"), Peers: []Peer{
+			{Host: "a"}, {Host: "b", Port: 6000}, {Name: "third", Host: "c", MaxConns: 3, Role: RoleReplica, Proxy: true},
+		}})
+		require.Equal(t, []string{"a:5432", "b:6000", "third"}, peerNames(peers))
+		require.EqualValues(t, 10, peers[0].pool.MaxConns)
+		require.EqualValues(t, 3, peers[2].pool.MaxConns)
+		require.Equal(t, RoleReplica, peers[2].Role)
+		require.True(t, peers[2].Proxy)
+		for _, p := range peers {
+			require.Equal(t, "app", p.pool.ConnConfig.User)
+			require.Equal(t, "secret", p.pool.ConnConfig.Password)
+		}
+	})
+	t.Run("a connection string", func(t *testing.T) {
+		_, peers := completed(t, Config{Pool: template("sslmode=disable"), Peers: []Peer{
+			{ConnString: "postgres://other:word@a:6000/theirs?sslmode=verify-full"},
+			{ConnString: "host=b user=app", Host: "c", Port: 6001},
+		}})
+		require.Equal(t, []string{"a:6000", "c:6001"}, peerNames(peers))
+		cc := peers[0].pool.ConnConfig
+		require.Equal(t, []string{"other", "word", "theirs", "a"}, []string{cc.User, cc.Password, cc.Database, cc.TLSConfig.ServerName})
+		require.EqualValues(t, 10, peers[0].pool.MaxConns)
+	})
+	t.Run("a certificate is checked for the peer's name", func(t *testing.T) {
+		_, peers := completed(t, Config{Pool: template("sslmode=verify-full"), Peers: []Peer{{Host: "a"}, {Host: "b"}}})
+		require.Equal(t, "a", peers[0].pool.ConnConfig.TLSConfig.ServerName)
+		require.Equal(t, "b", peers[1].pool.ConnConfig.TLSConfig.ServerName)
+	})
+	t.Run("a way of TLS with a fallback stays one with a fallback", func(t *testing.T) {
+		for _, mode := range []string{"prefer", "allow"} {
+			for _, p := range []Peer{{Host: "a"}, {Host: "a", Port: 6000}} {
+				_, peers := completed(t, Config{Pool: template("sslmode=" + mode), Peers: []Peer{p, {Host: "b"}}})
+				cc := peers[0].pool.ConnConfig
+				require.Len(t, cc.Fallbacks, 1, "%s, port %d", mode, p.Port)
+				require.Equal(t, cc.Port, cc.Fallbacks[0].Port)
+				require.Equal(t, "a", cc.Fallbacks[0].Host)
+			}
+		}
+	})
+	t.Run("a port beside a connection string", func(t *testing.T) {
+		_, peers := completed(t, Config{Pool: template("sslmode=disable"), Peers: []Peer{{ConnString: "postgres://a/app", Port: 6000}}})
+		require.Equal(t, []string{"a:6000"}, peerNames(peers))
+	})
+	for _, tc := range []struct {
+		name string
+		peer Peer
+		says []string
+	}{
+		{"neither host nor string", Peer{Name: "x"}, []string{"peer x", "neither Host nor ConnString"}},
+		{"... nor name", Peer{}, []string{"peer #2"}},
+		{"a string of several hosts", Peer{Name: "x", ConnString: "postgres://a,b/app"}, []string{"peer x", "2 hosts"}},
+		{"a bad string", Peer{Name: "x", ConnString: "postgres://a:port/app"}, []string{"peer x", "invalid port"}},
+		{"a role", Peer{Name: "x", Host: "a", Role: 99}, []string{"peer x", "Role is 99"}},
+		{"the same again", Peer{Host: "first"}, []string{"peer first:5432 is given twice"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, _, err := Config{Pool: template("sslmode=disable"), Peers: []Peer{{Host: "first"}, tc.peer}}.complete()
+			for _, part := range tc.says {
+				require.ErrorContains(t, err, part)
+			}
+		})
+	}
+}
+
+func TestTheConfigurationIsCopied(t *testing.T) {
+	withoutEnvironment(t)
+	given, err := ParseConfig("postgres://app@db1,db2/app?multipool_wait=1s&application_name=mine")
+	require.NoError(t, err)
+	require.Equal(t, "1s", given.ConnConfig.RuntimeParams["multipool_wait"], "visible until a constructor takes it")
+	models := map[string]Route{"m": {Target: TargetPrimary}}
+	complete, peers := completed(t, Config{Pool: given, Models: models})
+	require.Equal(t, "1s", given.ConnConfig.RuntimeParams["multipool_wait"], "what came in is not changed")
+	given.ConnConfig.RuntimeParams["application_name"] = "changed"
+	models["m"] = Route{}
+	require.Equal(t, "mine", complete.Pool.ConnConfig.RuntimeParams["application_name"])
+	require.Equal(t, TargetPrimary, complete.Models["m"].Target)
+	peers[0].pool.ConnConfig.RuntimeParams["application_name"] = "first"
+	require.Equal(t, "mine", peers[1].pool.ConnConfig.RuntimeParams["application_name"])
+
+	p := &MultiPool{given: given}
+	require.Equal(t, given.ConnString(), p.Config().ConnString())
+	p.Config().ConnConfig.RuntimeParams["application_name"] = "through the copy"
+	require.Equal(t, "changed", p.Config().ConnConfig.RuntimeParams["application_name"])
+}
+
+func FuzzLookup(f *testing.F) {
+	for _, s := range []string{
+		"", threeHosts, "application_name=a", "application_name='a b'", `application_name='it\'s' host=x`,
+		`application_name=a\ b`, "application_name = a application_name = b", "application_name= host=x", "application_name=''",
+		"user='application_name=x'", "host=x application_name", `options='-c application_name=x'`, "\tapplication_name=\n'a'\vhost=b",
+		`application_name=a\`,
+		"postgres://h/d?application_name=a", "postgres://h?application_name=a%20b%2Bc", "postgres://h/d?application_name=a&application_name=b",
+		"postgres://u:p?application_name=x@h/d", "postgres://u:p@h/d?application%5Fname=a", "postgres://h/d?x=y",
+		"postgres://h/d?application_name=a+b", "postgres://h/d?application_name=a;b", "postgres://h/d?application_name=a&x=b;c",
+		"postgres://h/d? application_name=a ", "postgresql://[::1]/d?application_name=a", "postgres://h/d?application_name=&",
+	} {
+		f.Add(s)
+	}
+	withoutEnvironment(f)
+	f.Fuzz(func(t *testing.T, connString string) {
+		if strings.Contains(connString, "service") {
+			t.Skip() // read from a file
+		}
+		config, err := pgconn.ParseConfig(connString)
+		if err != nil {
+			t.Skip()
+		}
+		want, wantFound := config.RuntimeParams["application_name"]
+		got, found := lookup(connString, "application_name", "")
+		if got != want || found != wantFound {
+			t.Fatalf("%q: application_name is %q (%v), lookup says %q (%v)", connString, want, wantFound, got, found)
+		}
+	})
+}
+
+// secretForms are connection strings, well-formed and not, with a place for a password.
+var secretForms = []string{
+	"postgres://app:%s@db1,db2/app?multipool_mode=x",
+	"postgres://app:%s@db1,db2/app?multipool_nonsense=x",
+	"postgres://app:%s@db1,db1/app?sslmode=disable",
+	"postgres://app:%s@db1:port/app",
+	"postgres://app:%s@db1/app?sslmode=sometimes",
+	"postgres://app:%s@db1/app?pool_max_conns=many",
+	"postgres://app:%s@db1/app?target_session_attrs=x",
+	"postgres://app:%s@db1/app?x",
+	"postgres://app:%s@db1/app?x=%%zz",
+	"postgres://app:%s@[db1/app",
+	"postgres://app:%%zz%s@db1/app",
+	"postgres://app:a/%s@db1/app",
+	"postgres://app:a?%s@db1/app",
+	"postgres://app:a#%s@db1/app",
+	"postgres://app:a/b?%s@db1/app",
+	"postgres://app:a@%s@db1:port/app",
+	"postgres://app:a:%s@db1:port/app",
+	"postgres://app:%s/app",
+	"postgres://app:%%zz%s",
+	"postgres://app:%s",
+	"postgres://db1:port/app?user=app&password=%s",
+	"postgres://db1:port/app?user=app&password=correct&%s",
+	"postgres://db1/app?user=app&password=correct=%s",
+	"postgres://db1/app?user=app&password=%%zz%s",
+	"postgres://db1/app?sslmode=require&sslkey=nowhere&sslcert=nowhere&sslpassword=%s",
+	"host=db1 port=x user=app password=%s",
+	"host=db1 port=x user=app password='%s'",
+	"host=db1 port=x user=app password = '%s'",
+	"host=db1 user=app password='%s",
+	"host=db1 user=app password='correct\\'%s' port=x",
+	"host=db1 user=app password=correct %s port=x",
+	"host=db1 user=app password=correct\\ %s port=x",
+	"password=correct %s",
+	"password=%s host",
+	"host=db1 port=x passwd=y password=%s",
+	"host=db1,db1 user=app sslmode=disable password=%s",
+	"host=db1 user=app password=%s multipool_wait=x",
+}
+
+func requireNoSecret(t *testing.T, err error, secret, connString string) {
+	t.Helper()
+	if err == nil {
+		return
+	}
+	var text, structured bytes.Buffer
+	for _, l := range []*slog.Logger{slog.New(slog.NewTextHandler(&text, nil)), slog.New(slog.NewJSONHandler(&structured, nil))} {
+		l.Error("opening", "err", err, slog.Group("in", "err", err))
+	}
+	marshalled, _ := json.Marshal(struct{ Err error }{err})
+	outputs := map[string]string{
+		"Error": err.Error(), "%v": fmt.Sprintf("%v", err), "%+v": fmt.Sprintf("%+v", err), "%s": fmt.Sprintf("%s", err),
+		"%q": fmt.Sprintf("%q", err), "%#v": fmt.Sprintf("%#v", err), "slog text": text.String(), "slog JSON": structured.String(),
+		"JSON": string(marshalled),
+	}
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		outputs["unwrapped "+fmt.Sprintf("%T", e)] = e.Error() + fmt.Sprintf("%#v", e)
+	}
+	var parse *pgconn.ParseConfigError
+	if errors.As(err, &parse) {
+		outputs["ParseConfigError"] = parse.ConnString + parse.Error()
+	}
+	for how, out := range outputs {
+		if strings.Contains(out, secret) {
+			t.Fatalf("%q: the password is in %s: %s", connString, how, out)
+		}
+	}
+}
+
+func tryBadStrings(t *testing.T, connString, secret string) {
+	t.Helper()
+	_, err := ParseConfig(connString)
+	requireNoSecret(t, err, secret, connString)
+	_, _, err = Config{Pool: plainPool(t), Peers: []Peer{{Name: "x", ConnString: connString}, {Host: "y"}}}.complete()
+	requireNoSecret(t, err, secret, connString)
+}
+
+func plainPool(t *testing.T) *pgxpool.Config {
+	t.Helper()
+	pool, err := pgxpool.ParseConfig("postgres://app@db1/app")
+	require.NoError(t, err)
+	return pool
+}
+
+func TestNoErrorHoldsThePassword(t *testing.T) {
+	withoutEnvironment(t)
+	failed := 0
+	for _, form := range secretForms {
+		connString := fmt.Sprintf(form, "Kq7wZx93Vt")
+		t.Run(form, func(t *testing.T) {
+			tryBadStrings(t, connString, "Kq7wZx93Vt")
+		})
+		if _, err := ParseConfig(connString); err != nil {
+			failed++
+		}
+	}
+	require.Greater(t, failed, len(secretForms)/2, "most of the forms are errors, or this tests nothing")
+}
+
+func FuzzConfigRedact(f *testing.F) {
+	for i := range secretForms {
+		f.Add(uint(i), "", "")
+		f.Add(uint(i), "a ", "")
+		f.Add(uint(i), "", "`: ")
+		f.Add(uint(i), "'", "'")
+	}
+	withoutEnvironment(f)
+	f.Fuzz(func(t *testing.T, form uint, before, after string) {
+		const secret = "Kq7wZx93Vt"
+		if len(before)+len(after) > 200 || strings.Contains(before+after, "service") {
+			t.Skip()
+		}
+		tryBadStrings(t, fmt.Sprintf(secretForms[form%uint(len(secretForms))], before+secret+after), secret)
+	})
+}
+
+func TestABadConnectionStringIsStillAParseConfigError(t *testing.T) {
+	withoutEnvironment(t)
+	_, err := ParseConfig("postgres://app:Kq7wZx93Vt@db1:port/app")
+	require.EqualError(t, err, "multipool: cannot parse the connection string: invalid port")
+	var parse *pgconn.ParseConfigError
+	require.ErrorAs(t, err, &parse, "for programs that look for the type")
+	require.Empty(t, parse.ConnString)
+	require.ErrorContains(t, parse, "invalid port")
+	var other *pgconn.PgError
+	require.False(t, errors.As(err, &other))
+}
