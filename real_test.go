@@ -75,15 +75,6 @@ func waitUp(t testing.TB, p *MultiPool) {
 	})
 }
 
-// names maps a cluster's servers to the names of their peers.
-func names(servers []*pgtest.Server) []string {
-	out := make([]string, len(servers))
-	for i, s := range servers {
-		out[i] = s.Addr()
-	}
-	return out
-}
-
 func testContext(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

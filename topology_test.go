@@ -549,7 +549,7 @@ func TestPickChoosesByPlace(t *testing.T) {
 
 		{"a read after a replica failed", healthy, placeReads, ReasonRead, "b", "c", ReasonRead},
 		{"a read after all replicas failed", healthy, placeReads, ReasonRead, "b,c", "a", ReasonNoReplica},
-		{"a read after everybody failed", healthy, placeReads, ReasonRead, "a,b,c", "", ReasonNoReplica},
+		{"a read after everybody failed", healthy, placeReads, ReasonRead, "a,b,c", "", ReasonRead},
 		{"a write after the primary failed", healthy, placePrimary, ReasonWrite, "a", "", ReasonWrite},
 		{"a read that insists, after all replicas failed", healthy, placeReplica, ReasonRoute, "b,c", "", ReasonRoute},
 		{"a read that goes anywhere, after all replicas failed", healthy, placeAny, ReasonRead, "b,c", "a", ReasonRead},

@@ -18,7 +18,6 @@ type wire struct {
 	generation uint64 // the peer's, when this connection was last known to be good
 	started    uint64 // the peer's, when the statement that is running began
 	busy       bool   // a statement is running
-	sampled    bool   // ... whose time is taken
 	out        bool   // handed out by the pool and not yet released
 	standby    bool   // the session's last report of in_hot_standby was "on"
 
