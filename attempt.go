@@ -71,8 +71,8 @@ func (in *intent) after(v verdict, sent, standby bool) step {
 // judge whether and where to go on. What run returned beside its error comes back with the last error.
 func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string, run func(*pgxpool.Conn, *wire) (T, error)) (T, error) {
 	var result T
-	in, err := p.intent(ctx, op, sql)
-	if err != nil {
+	var in intent
+	if err := p.intend(ctx, op, sql, &in); err != nil {
 		return result, err
 	}
 	var t trail
@@ -104,16 +104,21 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 // has been taken: a moment later it is somebody else's.
 func try[T any](conn *pgxpool.Conn, run func(*pgxpool.Conn, *wire) (T, error)) (result T, standby bool, err error) {
 	w := wireOf(conn.Conn())
-	kept := false
-	defer func() {
-		if !kept {
-			standby = w.standby
-			conn.Release()
-		}
-	}()
+	failed := true
+	defer releaseIf(&failed, conn)
 	result, err = run(conn, w)
-	kept = err == nil
-	return result, false, err
+	if err == nil {
+		failed = false
+		return result, false, nil
+	}
+	return result, w.standby, err
+}
+
+// releaseIf is no closure: one that captured the results would move them to the heap's ways on the common path.
+func releaseIf(failed *bool, conn *pgxpool.Conn) {
+	if *failed {
+		conn.Release()
+	}
 }
 
 // failure is a failed attempt.
@@ -124,20 +129,21 @@ type failure struct {
 	standby bool // ... whose session's last word was in_hot_standby=on
 }
 
-// intent works out what a call wants.
-func (p *MultiPool) intent(ctx context.Context, op operation, sql string) (intent, error) {
+// intend works out what a call wants.
+func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *intent) error {
 	if p.closed.Load() {
-		return intent{}, puddle.ErrClosedPool
+		return puddle.ErrClosedPool
 	}
 	r := p.routeOf(ctx)
 	if r.err != nil {
-		return intent{}, r.err
+		return r.err
 	}
 	n := needUnknown
-	if op == opQuery && !r.explicit() && !p.solo {
+	if op == opQuery && !p.solo && !r.explicit() {
 		n = p.needs.of(sql)
 	}
-	return intentOf(op, sql, n, r), nil
+	in.decide(op, sql, n, r)
+	return nil
 }
 
 // atomic reports whether what the call sends is done as a whole or not at all: one statement, and none that may commit

@@ -63,8 +63,10 @@ func twoDraws(list, only []*peer, tried *tried) *peer {
 	switch {
 	case n == 0:
 		return nil
-	case n == 1 || tried.n > 0 || only != nil:
+	case tried.n > 0 || only != nil:
 		return lessBusyOf(list, only, tried)
+	case n == 1:
+		return list[0]
 	}
 	r := rand.Uint64()
 	i := r >> 32 * n >> 32

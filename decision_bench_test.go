@@ -47,7 +47,8 @@ func BenchmarkDecision(b *testing.B) {
 		b.Run(fmt.Sprintf("peers=%d", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				in, _ := p.intent(ctx, opQuery, sql)
+				var in intent
+				_ = p.intend(ctx, opQuery, sql, &in)
 				if q, _ := p.topology.Load().pick(&in, &tried{}); q == nil {
 					b.Fatal("nobody")
 				}
@@ -61,7 +62,8 @@ func TestTheDecisionAllocatesNothing(t *testing.T) {
 	ctx := deep(4)
 	var none int
 	allocs := testing.AllocsPerRun(1000, func() {
-		in, _ := p.intent(ctx, opQuery, "select 1")
+		var in intent
+		_ = p.intend(ctx, opQuery, "select 1", &in)
 		if q, _ := p.topology.Load().pick(&in, &tried{}); q == nil {
 			none++
 		}

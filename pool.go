@@ -357,8 +357,8 @@ func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
 // Explain says where a Query of sql under ctx would go now, and why. It sends nothing, waits for nothing and counts
 // nothing. Decision.Peer is empty where no peer could take it.
 func (p *MultiPool) Explain(ctx context.Context, sql string) Decision {
-	in, err := p.intent(ctx, opQuery, sql)
-	if err != nil {
+	var in intent
+	if p.intend(ctx, opQuery, sql, &in) != nil {
 		return Decision{}
 	}
 	chosen, reason := p.topology.Load().pick(&in, &tried{})

@@ -139,7 +139,7 @@ func TestUnknownNamesAreErrorsThatNameTheKnown(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			_, err := p.intent(tc.ctx, opExec, "")
+			_, err := intentOn(p, tc.ctx, opExec, "")
 			require.ErrorIs(t, err, ErrUnknownName)
 			for _, part := range tc.says {
 				require.ErrorContains(t, err, part)
@@ -180,15 +180,15 @@ func TestRoutingACallAllocatesNothing(t *testing.T) {
 	p := routedPool(t, Route{}, map[string]Route{"m": {Target: TargetAny}}, "a", "b")
 	ctx := WithModel(WithPeer(context.Background(), "a"), "m")
 	for range 3 { // a text is remembered at its second sighting
-		_, err := p.intent(context.Background(), opQuery, "select 1")
+		_, err := intentOn(p, context.Background(), opQuery, "select 1")
 		require.NoError(t, err)
-		_, err = p.intent(ctx, opQuery, "select 1")
+		_, err = intentOn(p, ctx, opQuery, "select 1")
 		require.NoError(t, err)
 	}
 	var sink intent
-	require.Zero(t, testing.AllocsPerRun(200, func() { sink, _ = p.intent(ctx, opQuery, "select 1") }))
+	require.Zero(t, testing.AllocsPerRun(200, func() { sink, _ = intentOn(p, ctx, opQuery, "select 1") }))
 	require.Equal(t, placeNamed, sink.place)
-	require.Zero(t, testing.AllocsPerRun(200, func() { sink, _ = p.intent(context.Background(), opQuery, "select 1") }))
+	require.Zero(t, testing.AllocsPerRun(200, func() { sink, _ = intentOn(p, context.Background(), opQuery, "select 1") }))
 	require.Equal(t, placeReads, sink.place)
 }
 
@@ -274,7 +274,7 @@ func TestTheReasonIsTheModelOnlyWhereTheModelDecides(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			in, err := p.intent(tc.ctx, opQuery, "select 1")
+			in, err := intentOn(p, tc.ctx, opQuery, "select 1")
 			require.NoError(t, err)
 			require.Equal(t, tc.want, in.reason)
 		})
@@ -422,7 +422,7 @@ func TestAWriteThatMayHaveCommittedOnItsWayIsNotSentAgain(t *testing.T) {
 			p.budget.reserve, p.budget.since, p.budget.reads = 10, time.Now(), func() int64 { return 0 }
 			a := p.peers[0]
 			a.role.Store(int32(RolePrimary))
-			in, err := p.intent(context.Background(), opExec, sql)
+			in, err := intentOn(p, context.Background(), opExec, sql)
 			require.NoError(t, err)
 			require.False(t, p.goOn(context.Background(), &in, &trail{}, failure{at: a, sent: true, err: terminated}),
 				"it would be executed twice")
@@ -441,4 +441,16 @@ func TestNamesOfRoutesAreThoseOfTheConnectionString(t *testing.T) {
 	} {
 		require.Equal(t, want, name.String())
 	}
+}
+
+// intentOn is what a call on the pool wants.
+func intentOn(p *MultiPool, ctx context.Context, op operation, sql string) (in intent, err error) {
+	err = p.intend(ctx, op, sql, &in)
+	return in, err
+}
+
+// intentOf is what a call under a route wants.
+func intentOf(op operation, sql string, n need, r *resolution) (in intent) {
+	in.decide(op, sql, n, r)
+	return in
 }
