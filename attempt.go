@@ -16,6 +16,7 @@ type trail struct {
 	attempt int    // attempts begun
 	resent  int    // statements sent again after one had reached a server
 	reason  Reason // why the next attempt goes where it goes, where that is not the intent's own reason
+	guest   bool   // the next attempt is a read that falls back to the primary
 	last    error  // of the last attempt; nil: there was none
 	waits   bool   // the last error is one that waiting may cure
 	until   time.Time
@@ -81,7 +82,7 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 		if err != nil {
 			return result, err
 		}
-		conn, err := peer.acquire(ctx)
+		conn, w, err := peer.acquire(ctx, t.guest)
 		if err != nil {
 			if !p.goOn(ctx, &in, &t, failure{at: peer, err: err}) {
 				return result, err
@@ -89,7 +90,10 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 			continue
 		}
 		f := failure{at: peer, sent: true}
-		result, f.standby, f.err = try(conn, run)
+		if in.reads && in.mayResend(w) {
+			w.use.Store(useRead)
+		}
+		result, f.standby, f.err = try(conn, w, run)
 		if f.err == nil {
 			return result, nil
 		}
@@ -102,8 +106,7 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 // try runs a call on a connection. Where the call succeeds, run has seen to the connection: released it, or given it to
 // the result. Where it fails, or panics, the connection is released here, after its session's last word about its role
 // has been taken: a moment later it is somebody else's.
-func try[T any](conn *pgxpool.Conn, run func(*pgxpool.Conn, *wire) (T, error)) (result T, standby bool, err error) {
-	w := wireOf(conn.Conn())
+func try[T any](conn *pgxpool.Conn, w *wire, run func(*pgxpool.Conn, *wire) (T, error)) (result T, standby bool, err error) {
 	failed := true
 	defer releaseIf(&failed, conn)
 	result, err = run(conn, w)
@@ -146,6 +149,11 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 	return nil
 }
 
+// mayResend reports whether the call, lost on this connection before its first row, would be sent again.
+func (in *intent) mayResend(w *wire) bool {
+	return in.retry != RetryNever && (w.standby || in.retry == RetryReads) && !w.peer.solo
+}
+
 // atomic reports whether what the call sends is done as a whole or not at all: one statement, and none that may commit
 // on its way. A server that ends a session while it runs something else has perhaps done a part of it.
 func (in *intent) atomic() bool {
@@ -159,6 +167,7 @@ func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, er
 		chosen, reason := top.pick(in, &t.tried)
 		if chosen != nil {
 			t.attempt++
+			t.guest = reason == ReasonNoReplica
 			if t.attempt > 1 {
 				reason = t.reason
 			}

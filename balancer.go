@@ -5,29 +5,37 @@ import (
 	"sync/atomic"
 )
 
-// load is what a peer is carrying, kept by whoever sends and ends calls there, read by the choice without a lock.
+// load is what a peer is carrying, kept by whoever sends calls there, read by the choice without a lock.
 type load struct {
-	waiting atomic.Int64 // calls that have chosen the peer and wait for a connection
-	begun   atomic.Int64 // statements begun on its connections
-	ended   atomic.Int64 // statements ended
-	out     atomic.Int32 // connections handed out; may read high after a Hijack, never low
-	limit   int32        // connections at most
+	out   atomic.Int32 // calls that have or want a connection
+	made  atomic.Int32 // connections there are
+	limit int32        // connections at most
+
+	// share is the part of its draws that the peer takes, in 1/fullShare: a risen peer is used gently at first.
+	share atomic.Int32
 
 	// exhausted asks the pool itself, under its lock, whether every connection is in use.
 	exhausted func() bool
 }
 
+const fullShare = 256
+
 // busy is how many calls are waiting for the peer or running on it.
-func (l *load) busy() int64 {
-	// ended first: what begins in between makes the peer look busier, never less busy than idle.
-	ended := l.ended.Load()
-	return l.waiting.Load() + l.begun.Load() - ended
-}
+func (l *load) busy() int32 { return l.out.Load() }
 
 // nearlyFull reports that no connection may be free. Only then is the pool itself asked.
-func (l *load) nearlyFull() bool { return l.out.Load()+int32(l.waiting.Load()) >= l.limit }
+func (l *load) nearlyFull() bool { return l.out.Load() >= l.limit }
 
 func (l *load) full() bool { return l.nearlyFull() && l.exhausted() }
+
+// easeIn sets the share of a peer that has just risen; the watch raises it again.
+func (l *load) easeIn() { l.share.Store(fullShare / 10) }
+
+// shy reports whether the peer leaves this draw to another.
+func (l *load) shy(r uint32) bool {
+	share := l.share.Load()
+	return share < fullShare && int32(r%fullShare) >= share
+}
 
 // tried is the peers that have failed one call: a small set that lives on the caller's stack.
 type tried struct {
@@ -75,6 +83,14 @@ func twoDraws(list, only []*peer, tried *tried) *peer {
 		j++
 	}
 	a, b := list[i], list[j]
+	if shyA, shyB := a.load.shy(uint32(r)), b.load.shy(uint32(r>>8)); shyA != shyB {
+		if shyA {
+			a = b
+		}
+		if !a.load.nearlyFull() {
+			return a
+		}
+	}
 	if a.load.nearlyFull() || b.load.nearlyFull() {
 		return notFull(list, a, b)
 	}

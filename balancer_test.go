@@ -32,7 +32,8 @@ func busyPeers(calls ...int64) []*peer {
 	}
 	peers := idlePeers(names...)
 	for i, n := range calls {
-		peers[i].load.begun.Store(n)
+		peers[i].load.limit = int32(n) + 4
+		peers[i].load.out.Store(int32(n))
 	}
 	return peers
 }
@@ -208,7 +209,7 @@ func TestAPoolIsNotAskedWhileItHasRoom(t *testing.T) {
 		p.load.exhausted = func() bool { panic("the pool was asked") }
 	}
 	draw(100, peers, nil, &tried{})
-	peers[0].load.waiting.Store(1) // one who waits for a connection counts as one who has it
+	peers[0].load.out.Add(1) // one who waits for a connection counts as one who has it
 	require.True(t, peers[0].load.nearlyFull())
 }
 
@@ -224,14 +225,18 @@ func TestASpillAsksAFewPoolsAtMost(t *testing.T) {
 	require.LessOrEqual(t, asked, 2+maxSpill)
 }
 
-func TestBusyCountsWhoWaitsAndWhoRuns(t *testing.T) {
+// A peer that has just risen takes a tenth of its draws, and leaves the rest to the others.
+func TestARisenPeerIsUsedGently(t *testing.T) {
 	t.Parallel()
-	var l load
-	require.Zero(t, l.busy())
-	l.waiting.Store(2)
-	l.begun.Store(10)
-	l.ended.Store(7)
-	require.EqualValues(t, 5, l.busy())
+	peers := busyPeers(0, 0)
+	peers[0].load.easeIn()
+	drawn := draw(20_000, peers, nil, &tried{})
+	require.InDelta(t, 0.05, float64(drawn[peers[0]])/20_000, 0.02, "half of the draws are its own, a tenth of these it takes")
+	for range 200 {
+		peers[0].load.easeOut()
+	}
+	require.EqualValues(t, fullShare, peers[0].load.share.Load())
+	require.NotNil(t, twoDraws(peers[:1], nil, &tried{}), "the last is used however new it is")
 }
 
 func TestTriedHoldsWhatItWasGivenUntilItIsFull(t *testing.T) {

@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,17 +21,25 @@ type breaker struct {
 	// condemned makes the next failure trip: gobreaker cannot be forced open.
 	condemned atomic.Bool
 	trips     atomic.Int64
+	opened    atomic.Int64 // when it opened last, in nanoseconds since start
+	start     time.Time
 }
 
 const (
-	// consecutiveFaults trips without a probe's verdict.
+	// Two rules trip without a probe's verdict: so many faults of one generation in a row, and a share of the outcomes
+	// of the last ten seconds (Finagle's line; a healthy server's share is near zero).
 	consecutiveFaults = 5
+	faultShare        = 5 // one in five
+	faultSample       = 20
+	faultWindow       = 10 // seconds
 	// halfOpenAfter only makes half-open reachable; when it is tried is the monitor's decision.
 	halfOpenAfter = 100 * time.Millisecond
 )
 
-func newBreaker(peer string) *breaker {
-	b := new(breaker)
+// newBreaker returns a closed breaker. rate is the peer's own count of outcomes: gobreaker is told of successes only while
+// the peer is suspect, so it cannot know the share of faults.
+func newBreaker(peer string, rate *faultRate) *breaker {
+	b := &breaker{start: time.Now()}
 	b.circuit = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
 		Name:         peer,
 		MaxRequests:  1,
@@ -38,12 +47,13 @@ func newBreaker(peer string) *breaker {
 		BucketPeriod: time.Second,
 		Timeout:      halfOpenAfter,
 		ReadyToTrip: func(c gobreaker.Counts) bool {
-			return b.condemned.Load() || c.ConsecutiveFailures >= consecutiveFaults
+			return b.condemned.Load() || c.ConsecutiveFailures >= consecutiveFaults || rate.high()
 		},
 		// Called under the circuit's mutex: it must not call back.
 		OnStateChange: func(_ string, from, to gobreaker.State) {
 			b.state.Store(int32(to))
 			if from == gobreaker.StateClosed {
+				b.opened.Store(int64(time.Since(b.start)))
 				b.trips.Add(1)
 			}
 		},
@@ -85,4 +95,60 @@ func (b *breaker) trial(look func() error) error {
 
 func (b *breaker) closed() bool { return gobreaker.State(b.state.Load()) == gobreaker.StateClosed }
 
+// openSince is when the breaker opened last, openFor how long ago that was.
+func (b *breaker) openSince() time.Time { return b.start.Add(time.Duration(b.opened.Load())) }
+
+func (b *breaker) openFor() time.Duration { return time.Since(b.openSince()) }
+
 func (b *breaker) String() string { return gobreaker.State(b.state.Load()).String() }
+
+// faultRate is the outcomes of the last seconds at one peer: faults as they come, all statements as the watch counts
+// them.
+type faultRate struct {
+	mu      sync.Mutex
+	faults  [faultWindow]int64
+	done    [faultWindow]int64
+	current int // the present second's place
+}
+
+// fault counts one.
+func (r *faultRate) fault() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.faults[r.current]++
+}
+
+// add counts statements that have ended, faults included.
+func (r *faultRate) add(done int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.done[r.current] += done
+}
+
+// next begins another second.
+func (r *faultRate) next() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.current = (r.current + 1) % faultWindow
+	r.faults[r.current], r.done[r.current] = 0, 0
+}
+
+// clear forgets everything: the peer has been judged.
+func (r *faultRate) clear() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.faults, r.done = [faultWindow]int64{}, [faultWindow]int64{}
+}
+
+// high reports whether the share of faults is one that no healthy server has.
+func (r *faultRate) high() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var faults, done int64
+	for i := range faultWindow {
+		faults += r.faults[i]
+		done += r.done[i]
+	}
+	done = max(done, faults)
+	return done >= faultSample && faults*faultShare >= done
+}

@@ -24,6 +24,7 @@ func idlePool(n int) *MultiPool {
 	for i := range n {
 		q := &peer{name: fmt.Sprintf("p%d", i), owner: p}
 		q.load.limit = 100
+		q.load.share.Store(fullShare)
 		p.peers = append(p.peers, q)
 		believed[i] = RoleReplica
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -103,16 +104,31 @@ func TestNoReadFailsWhenAReplicaIsKilled(t *testing.T) {
 func TestRestartsUnderIdleConnectionsCostNoRead(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
-	p := openPool(t, Config{}, c.ConnString("pool_max_conns=10", "pool_min_conns=10"))
+	p := openPool(t, Config{}, c.ConnString("pool_max_conns=20"))
 	waitUp(t, p)
 	victim := c.Standbys()[0]
 	for _, mode := range []pgtest.Mode{pgtest.Fast, pgtest.Immediate} {
-		waitFor(t, "idle connections", 10*time.Second, func() bool { return p.PeerPool(victim.Addr()).Stat().IdleConns() >= 5 })
+		fillPool(t, p, victim, 20)
 		require.NoError(t, victim.Restart(mode))
 		for range 100 {
 			var n int
 			require.NoError(t, p.QueryRow(testContext(t), "select 1").Scan(&n))
 		}
+	}
+}
+
+// fillPool makes n idle connections to a server.
+func fillPool(t *testing.T, p *MultiPool, s *pgtest.Server, n int) {
+	t.Helper()
+	ctx := WithPeer(testContext(t), s.Addr())
+	var held []*pgxpool.Conn
+	for range n {
+		conn, err := p.Acquire(ctx)
+		require.NoError(t, err)
+		held = append(held, conn)
+	}
+	for _, conn := range held {
+		conn.Release()
 	}
 }
 

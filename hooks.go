@@ -1,6 +1,11 @@
 package multipool
 
-import "context"
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+)
 
 // Reason is why a call went where it went: a closed set, fit for a metric's label.
 type Reason uint8
@@ -38,8 +43,24 @@ type Decision struct {
 	Attempt int // 1 for the first
 }
 
-// Hooks are told what happens. A nil func is skipped.
+// PeerEvent is a change of one peer.
+type PeerEvent struct {
+	Peer      string
+	Role      Role
+	From, To  string // health: "not yet seen", "up", "suspect", "down", "misconfigured", "draining"
+	FromRole  Role
+	Slow      bool  // its reads take far longer than elsewhere
+	Cause     error // the last fault; nil where there was none
+	At        time.Time
+	Discarded int64 // events that were lost before this one, because a hook was slow
+}
+
+// Hooks are told what happens. A nil func is skipped. All but Routed are called in order, by one goroutine of the
+// pool's; where one is slow, up to 256 events wait, and more are discarded and counted.
 type Hooks struct {
+	// PeerChanged is called when a peer's health or role has changed, or it has become slow or quick.
+	PeerChanged func(PeerEvent)
+
 	// Routed is called on the caller's goroutine before each attempt of each call, so it must be quick.
 	Routed func(context.Context, Decision)
 }
@@ -48,14 +69,98 @@ type Hooks struct {
 func JoinHooks(h ...*Hooks) *Hooks {
 	out := &Hooks{}
 	for _, one := range h {
-		if one == nil || one.Routed == nil {
+		if one == nil {
 			continue
 		}
-		if prev := out.Routed; prev != nil {
-			out.Routed = func(ctx context.Context, d Decision) { prev(ctx, d); one.Routed(ctx, d) }
-		} else {
-			out.Routed = one.Routed
+		if f := one.Routed; f != nil {
+			before := out.Routed
+			out.Routed = func(ctx context.Context, d Decision) {
+				if before != nil {
+					before(ctx, d)
+				}
+				f(ctx, d)
+			}
+		}
+		if f := one.PeerChanged; f != nil {
+			before := out.PeerChanged
+			out.PeerChanged = func(e PeerEvent) {
+				if before != nil {
+					before(e)
+				}
+				f(e)
+			}
 		}
 	}
 	return out
+}
+
+// SlogHooks returns hooks that log changes of peers: a fall as a warning, the rest as information; a suspicion, which
+// most often ends in nothing, for debugging only.
+func SlogHooks(l *slog.Logger) *Hooks {
+	return &Hooks{PeerChanged: func(e PeerEvent) {
+		level := slog.LevelInfo
+		switch e.To {
+		case healthDown.String(), healthMisfit.String():
+			level = slog.LevelWarn
+		case healthSuspect.String():
+			level = slog.LevelDebug
+		}
+		attrs := []slog.Attr{
+			slog.String("peer", e.Peer), slog.String("role", e.Role.String()),
+			slog.String("from", e.From), slog.String("to", e.To),
+		}
+		if e.Cause != nil {
+			attrs = append(attrs, slog.String("cause", e.Cause.Error()))
+		}
+		l.LogAttrs(context.Background(), level, "multipool: peer changed", attrs...)
+	}}
+}
+
+// herald calls the hooks behind the back of whoever publishes: a hook may be slow, and may call the pool.
+type herald struct {
+	hooks     *Hooks
+	events    chan PeerEvent
+	discarded atomic.Int64
+}
+
+const heraldQueue = 256
+
+// newHerald returns nil where there is nothing to tell.
+func newHerald(h *Hooks) *herald {
+	if h.PeerChanged == nil {
+		return nil
+	}
+	return &herald{hooks: h, events: make(chan PeerEvent, heraldQueue)}
+}
+
+// tell queues what an observation has changed. It is called in the order of publication, and never blocks.
+func (h *herald) tell(old, next *topology, o observation) {
+	if h == nil || o.peer == nil {
+		return
+	}
+	was, is := old.member(o.peer), next.member(o.peer)
+	if was.health == is.health && was.role == is.role && was.slow == is.slow {
+		return
+	}
+	e := PeerEvent{
+		Peer: o.peer.name, Role: is.role, FromRole: was.role, From: was.health.String(), To: is.health.String(),
+		Slow: is.slow, Cause: o.cause, At: time.Now(), Discarded: h.discarded.Load(),
+	}
+	select {
+	case h.events <- e:
+	default:
+		h.discarded.Add(1)
+	}
+}
+
+// run delivers until ctx ends.
+func (h *herald) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-h.events:
+			h.hooks.PeerChanged(e)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -17,14 +18,23 @@ import (
 // monitor watches one peer from a goroutine of its own: a look now and then while the peer is well, a probe at once
 // when somebody reports a fault, tries with growing pauses while the breaker is open. It alone touches an open peer,
 // and it alone decides the peer's health; a call's errors only nudge it.
+//
+// Between looks its own connection blocks in a read: a sentinel that sees a shutdown or a crash within milliseconds,
+// with no query sent.
 type monitor struct {
 	peer     *peer
 	interval time.Duration
 	shared   bool // look through an idle connection of the pool
 
 	nudged chan struct{} // capacity 1: a nudge is never lost and never waits
-	conn   *pgx.Conn     // the monitor's own; nil: none at the moment
-	roles  bool          // the server refuses the full look: ask the role only
+	waking atomic.Pointer[context.CancelFunc]
+
+	conn     *pgx.Conn // the monitor's own; nil: none at the moment
+	roles    bool      // the server refuses the full look: ask the role only
+	failures int       // looks in a row that have failed
+	hold     time.Duration
+	fellAt   time.Time
+	roseAt   time.Time
 }
 
 const (
@@ -32,13 +42,20 @@ const (
 	probeTimeout = 500 * time.Millisecond // of a look at a suspect
 	firstRetry   = 200 * time.Millisecond // after the breaker has opened
 	maxRetry     = time.Second
-	retryStart   = 250 * time.Millisecond // constant, while the server says that it is starting
+	eagerTime    = time.Minute            // how long a peer that is down is tried each maxRetry; then each interval
+	retryStart   = 250 * time.Millisecond // constant, while the server says that it is starting or shutting down
+
+	// A peer that falls again within flapTime of its last fall stays out twice as long as then, up to maxHold; each
+	// calmTime in which it stands takes one doubling back.
+	flapTime = time.Minute
+	calmTime = 30 * time.Second
+	maxHold  = 30 * time.Second
 )
 
 func newMonitor(p *peer, c *Config) *monitor {
 	return &monitor{
 		peer: p, interval: c.CheckInterval, shared: c.NoMonitorConns,
-		nudged: make(chan struct{}, 1),
+		nudged: make(chan struct{}, 1), hold: firstRetry,
 	}
 }
 
@@ -51,102 +68,243 @@ func (m *monitor) nudge() {
 	case m.nudged <- struct{}{}:
 	default:
 	}
+	if wake := m.waking.Load(); wake != nil {
+		(*wake)()
+	}
 }
 
 // run watches until ctx ends.
 func (m *monitor) run(ctx context.Context) {
 	defer m.hangUp()
-	for failures := 0; ; {
-		err := m.examine(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		pause := jittered(m.interval)
-		if err != nil {
-			failures++
-			pause = backoff(failures, err, m.interval)
-		} else {
-			failures = 0
-		}
-		if !m.sleep(ctx, pause) {
+	for {
+		pause := m.examine(ctx)
+		if ctx.Err() != nil || !m.rest(ctx, pause) {
 			return
 		}
 	}
 }
 
-// sleep waits for the pause to be over or a nudge, and reports whether to go on. A nudge during a backoff does not
-// shorten it: everybody who meets a dead peer nudges.
-func (m *monitor) sleep(ctx context.Context, pause time.Duration) bool {
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	nudged := m.nudged
-	if !m.peer.breaker.closed() {
-		nudged = nil
+// rest waits for the pause to be over or a nudge, and reports whether to go on. A nudge does not shorten the pause
+// between tries at a peer that is out: everybody who meets a dead peer nudges.
+func (m *monitor) rest(ctx context.Context, pause time.Duration) bool {
+	waiting, wake := context.WithTimeout(ctx, pause)
+	defer wake()
+	if m.out() {
+		<-waiting.Done()
+		return ctx.Err() == nil
+	}
+	m.waking.Store(&wake)
+	defer m.waking.Store(nil)
+	select {
+	case <-m.nudged:
+		return true
+	default:
+	}
+	if m.conn != nil && !m.shared {
+		m.listen(waiting)
+	} else {
+		<-waiting.Done()
 	}
 	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-	case <-nudged:
+	case <-m.nudged:
+	default:
 	}
-	return true
+	return ctx.Err() == nil
 }
 
-// examine looks at the peer as its state asks for, and publishes what it found.
-func (m *monitor) examine(ctx context.Context) error {
-	if !m.peer.breaker.closed() {
-		return m.recover(ctx)
+// listen blocks in a read of the monitor's own connection until ctx ends. A connection that ends meanwhile is a fault
+// of the peer's like any other.
+func (m *monitor) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := m.conn.PgConn().WaitForNotification(ctx)
+		if m.conn.IsClosed() {
+			m.conn = nil
+			m.peer.suspect(err)
+			return
+		}
+		if err != nil {
+			return
+		}
 	}
-	timeout := lookTimeout
+}
+
+// out reports whether the peer is out of use by a verdict, not by a suspicion.
+func (m *monitor) out() bool {
+	return !m.peer.breaker.closed() || health(m.peer.health.Load()) == healthDraining
+}
+
+// examine looks at the peer as its state asks for, publishes what it found and returns the pause until the next time.
+func (m *monitor) examine(ctx context.Context) time.Duration {
+	var err error
 	switch {
-	case m.peer.suspected.Load():
-		timeout = probeTimeout
-	case m.conn == nil:
-		timeout = m.connectTimeout() // the first look, or the last was broken off: nobody suspects anything
+	case !m.peer.breaker.closed():
+		err = m.recover(ctx)
+	case m.peer.suspected.Load(), m.peer.doubted.Load(), health(m.peer.health.Load()) == healthDraining:
+		err = m.probe(ctx)
+	default:
+		err = m.regular(ctx)
 	}
-	seen, err := m.look(ctx, timeout, false)
-	if err != nil && ctx.Err() == nil {
-		// One connection has failed. Whether the server has is for a fresh dial to say.
-		seen, err = m.look(ctx, timeout, true)
+	switch {
+	case err == nil:
+		m.failures = 0
+		return jittered(m.pauseWhileWell())
+	case ctx.Err() != nil:
+		return 0
+	}
+	m.failures++
+	return m.backoff(err)
+}
+
+// pauseWhileWell is the time between looks at a peer that is well: a second while it is left out for being slow.
+func (m *monitor) pauseWhileWell() time.Duration {
+	if m.peer.leftOut() {
+		return min(m.interval, time.Second)
+	}
+	return m.interval
+}
+
+// regular is the look at a peer of which nothing bad is known.
+func (m *monitor) regular(ctx context.Context) error {
+	if m.conn == nil && !m.shared {
+		// The first look, or the last connection has ended: to connect takes its time, and nobody waits for it.
+		seen, err := m.fresh(ctx, m.connectTimeout())
+		m.judge(ctx, seen, err)
+		return err
+	}
+	begun := time.Now()
+	seen, err := m.look(ctx, lookTimeout)
+	if err == nil {
+		if m.peer.leftOut() {
+			m.peer.latency.replace(time.Since(begun))
+		}
+		m.judge(ctx, seen, nil)
+		return nil
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	m.judge(seen, err)
-	return err
+	m.hangUp()
+	m.peer.suspect(err)
+	return m.probe(ctx)
+}
+
+// probe asks a suspect in two ways at once, by a statement on the monitor's connection and by a fresh dial: one
+// connection that fails tells nothing of the server. If either answers the peer stands. A probe whose own timer came
+// late is void: this process was stopped, and its peers are not to blame.
+func (m *monitor) probe(ctx context.Context) error {
+	for {
+		begun := time.Now()
+		seen, err := m.askTwice(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil && time.Since(begun) > probeTimeout+lateTick {
+			continue
+		}
+		m.judge(ctx, seen, err)
+		return err
+	}
+}
+
+// askTwice returns what either way saw. A dial's refusal is told where the session did not answer, and where it says that
+// the server is shutting down: then sessions go on, and new ones are not to be sent there.
+func (m *monitor) askTwice(ctx context.Context) (sight, error) {
+	type answer struct {
+		sight
+		err error
+	}
+	session := make(chan answer, 1)
+	old := m.conn
+	if old != nil && !m.shared {
+		go func() {
+			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+			defer cancel()
+			seen, err := m.ask(ctx, old.PgConn())
+			session <- answer{seen, err}
+		}()
+	} else {
+		session <- answer{err: errNoSession}
+	}
+	m.conn = nil
+	dialled, err := m.fresh(ctx, probeTimeout)
+	asked := <-session
+	switch {
+	case err == nil:
+		hangUp(old)
+		return dialled, nil
+	case asked.err == nil && isStarting(err):
+		hangUp(old) // it would hold the shutdown up
+		return sight{}, err
+	case asked.err == nil:
+		m.conn = old
+		m.peer.faults.note(err)
+		return asked.sight, nil
+	}
+	hangUp(old)
+	return sight{}, err
+}
+
+var errNoSession = errors.New("multipool: the monitor has no connection")
+
+func isStarting(err error) bool {
+	return classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire}).class == classStarting
 }
 
 // recover tries the open breaker with a look on a fresh connection.
 func (m *monitor) recover(ctx context.Context) error {
+	if m.peer.breaker.openFor() < m.holdFor() {
+		return errHeld
+	}
 	var seen sight
 	var failure error
 	err := m.peer.breaker.trial(func() error {
-		seen, failure = m.look(ctx, m.connectTimeout(), true)
+		seen, failure = m.fresh(ctx, m.connectTimeout())
 		return failure
 	})
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return ctx.Err()
-	}
-	if err != nil {
-		if failure != nil {
-			m.peer.faults.note(failure)
-			m.peer.owner.observe(observation{peer: m.peer, health: healthDown, cause: failure})
-		}
+	case failure != nil:
+		m.peer.faults.note(failure)
+		m.peer.owner.observe(observation{peer: m.peer, health: healthDown, cause: failure})
+		return failure
+	case err != nil:
 		return err
 	}
-	m.judge(seen, nil)
+	m.roseAt = time.Now()
+	m.judge(ctx, seen, nil)
 	return nil
 }
 
-// judge publishes a look's outcome. Every verdict starts a new generation; what the pool holds of the last one is
-// thrown away where the verdict is bad.
-func (m *monitor) judge(seen sight, err error) {
-	p := m.peer
-	if err == nil {
-		if p.suspected.Swap(false) {
-			p.generation.Add(1)
+// errHeld is no fault: the peer has flapped, and its time is not over.
+var errHeld = errors.New("multipool: the breaker has not been open for long enough")
+
+// holdFor is how long the breaker stays open this time. It is worked out once for each fall.
+func (m *monitor) holdFor() time.Duration {
+	fell := m.peer.breaker.openSince()
+	if fell == m.fellAt {
+		return m.hold
+	}
+	if !m.fellAt.IsZero() && fell.Sub(m.fellAt) < flapTime+m.hold {
+		m.hold = min(2*m.hold, maxHold)
+	} else if !m.roseAt.IsZero() {
+		for calm := fell.Sub(m.roseAt); calm >= calmTime && m.hold > firstRetry; calm -= calmTime {
+			m.hold /= 2
 		}
-		p.owner.observe(observation{peer: p, health: healthUp, role: cmp.Or(p.vouch, seen.role), timeline: seen.timeline})
+		m.hold = max(m.hold, firstRetry)
+	}
+	m.fellAt = fell
+	return m.hold
+}
+
+// judge publishes a verdict. Every verdict on a suspect starts a new generation.
+func (m *monitor) judge(ctx context.Context, seen sight, err error) {
+	p := m.peer
+	if ctx.Err() != nil {
+		return
+	}
+	if err == nil {
+		p.rise(observation{role: cmp.Or(p.vouch, seen.role), timeline: seen.timeline})
 		return
 	}
 	p.faults.note(err)
@@ -154,15 +312,15 @@ func (m *monitor) judge(seen sight, err error) {
 	var answer *pgconn.PgError
 	switch {
 	case v.class == classConfig:
-		p.suspected.Store(false)
-		p.owner.observe(observation{peer: p, health: healthMisfit, cause: err})
+		p.fall(healthMisfit, err)
+	case v.class == classStarting:
+		p.fall(healthDraining, err)
 	case !v.blamesPeer() && errors.As(err, &answer):
 		// The server has answered, if only that it is full: it lives, and those who hold connections go on.
-		p.suspected.Store(false)
-		p.owner.observe(observation{peer: p, health: healthUp, cause: err})
+		p.rise(observation{cause: err})
 	default:
 		p.breaker.trip()
-		p.down(err)
+		p.fall(healthDown, err)
 	}
 }
 
@@ -185,31 +343,41 @@ const (
 	lookRole = `select pg_catalog.pg_is_in_recovery(), null::pg_catalog.text`
 )
 
-// look asks the peer what it is, connecting first where there is no connection or a fresh one is wanted.
-func (m *monitor) look(ctx context.Context, timeout time.Duration, fresh bool) (sight, error) {
+// look asks the peer what it is, on the monitor's connection or, where it has none of its own, one of the program's.
+func (m *monitor) look(ctx context.Context, timeout time.Duration) (sight, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if m.shared {
-		// Where the program holds every connection, one is made for the look: a full pool is no fault of the peer.
-		if s := m.peer.pool.Stat(); !fresh && s.AcquiredConns() < s.MaxConns() {
-			c, err := m.peer.pool.Acquire(ctx)
-			if err != nil {
-				return sight{}, err
-			}
-			defer c.Release()
-			return m.ask(ctx, c.Conn().PgConn())
-		}
-		defer m.hangUp()
+	if !m.shared {
+		return m.ask(ctx, m.conn.PgConn())
 	}
-	if fresh {
-		m.hangUp()
-	}
-	if m.conn == nil || m.conn.IsClosed() {
-		if err := m.connect(ctx); err != nil {
+	// Where the program holds every connection, one is made for the look: a full pool is no fault of the peer.
+	if s := m.peer.pool.Stat(); s.AcquiredConns() < s.MaxConns() {
+		c, err := m.peer.pool.Acquire(ctx)
+		if err != nil {
 			return sight{}, err
 		}
+		defer c.Release()
+		return m.ask(ctx, c.Conn().PgConn())
 	}
-	return m.ask(ctx, m.conn.PgConn())
+	return m.fresh(ctx, timeout)
+}
+
+// fresh asks on a new connection, which becomes the monitor's.
+func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	m.hangUp()
+	c, err := m.connect(ctx)
+	if err != nil {
+		return sight{}, err
+	}
+	seen, err := m.ask(ctx, c.PgConn())
+	if err != nil || m.shared {
+		hangUp(c)
+		return seen, err
+	}
+	m.conn = c
+	return seen, nil
 }
 
 // ask runs the look's statement by the extended protocol: never the simple one, which poolers and injections love.
@@ -243,7 +411,7 @@ func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
 
 // connect makes the monitor's own connection: with the peer's address and credentials, without the program's tracer and
 // hooks but BeforeConnect, which may hold the credentials.
-func (m *monitor) connect(ctx context.Context) error {
+func (m *monitor) connect(ctx context.Context) (*pgx.Conn, error) {
 	p := m.peer
 	cc := p.config.ConnConfig.Copy()
 	cc.Tracer = nil
@@ -255,31 +423,34 @@ func (m *monitor) connect(ctx context.Context) error {
 	}
 	if p.config.BeforeConnect != nil {
 		if err := p.config.BeforeConnect(ctx, cc); err != nil {
-			return err
+			return nil, err
 		}
 		cc.Tracer = nil
 	}
 	cc.LookupFunc = p.address.pinned(cc.LookupFunc, &p.generation)
 	c, err := pgx.ConnectConfig(ctx, cc)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p.address.keep(c.PgConn(), p.generation.Load())
-	m.conn = c
-	return nil
+	return c, nil
 }
 
 // hangUp drops the monitor's connection.
 func (m *monitor) hangUp() {
-	if m.conn == nil {
+	hangUp(m.conn)
+	m.conn = nil
+}
+
+func hangUp(c *pgx.Conn) {
+	if c == nil {
 		return
 	}
 	// A dead server reads no farewell: the socket goes first.
-	_ = m.conn.PgConn().Conn().Close()
+	_ = c.PgConn().Conn().Close()
 	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
 	defer cancel()
-	_ = m.conn.Close(ctx)
-	m.conn = nil
+	_ = c.Close(ctx)
 }
 
 // connectTimeout is how long a look may take that has to connect first and that nobody waits for: a server far away
@@ -295,13 +466,18 @@ func jittered(d time.Duration) time.Duration {
 	return d - d/5 + rand.N(max(2*d/5, 1))
 }
 
-// backoff is the pause after the n-th failure in a row.
-func backoff(n int, err error, interval time.Duration) time.Duration {
-	switch v := classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire}); v.class {
-	case classStarting:
+// backoff is the pause after a failed look.
+func (m *monitor) backoff(err error) time.Duration {
+	v := classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire})
+	switch {
+	case err == errHeld:
+		return m.hold - min(m.peer.breaker.openFor(), m.hold) + time.Millisecond
+	case v.class == classStarting:
 		return jittered(retryStart)
-	case classConfig:
-		return jittered(interval) // knocking faster with a wrong password locks accounts
+	case v.class == classConfig:
+		return jittered(m.interval) // knocking faster with a wrong password locks accounts
+	case m.peer.breaker.openFor() > eagerTime && m.peer.owner.anybodyServes():
+		return jittered(max(m.interval, maxRetry))
 	}
-	return jittered(min(firstRetry<<min(n-1, 8), maxRetry))
+	return jittered(min(firstRetry<<min(m.failures-1, 8), maxRetry))
 }

@@ -50,21 +50,20 @@ func splitTracer(t pgx.QueryTracer) (u userTracers) {
 	return u
 }
 
-// begin marks the connection busy. One mark per connection, not a count per peer: pgx ends a failed batch twice, and
-// a copy that fails early never.
+// begin marks the connection busy, in a place of its own: a counter that all callers share would cost them more than the
+// rest of the tracing. One mark per connection, and not a count, because pgx ends a failed batch twice, and a copy that
+// fails early never.
 func (w *wire) begin() {
-	if !w.busy {
-		w.busy = true
+	if n := w.seq.Load(); n&1 == 0 {
 		w.started = w.peer.generation.Load()
-		w.peer.load.begun.Add(1)
+		w.seq.Store(n + 1)
 	}
 }
 
 // settle ends the mark. It is called at the statement's end and again at release, for what pgx forgot.
 func (w *wire) settle() {
-	if w.busy {
-		w.busy = false
-		w.peer.load.ended.Add(1)
+	if n := w.seq.Load(); n&1 == 1 {
+		w.seq.Store(n + 1)
 	}
 }
 
@@ -84,6 +83,9 @@ func (w *wire) end(ctx context.Context, err error, batch bool) {
 	}
 	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, batch: batch})
 	w.peer.report(w.generation, v, err)
+	if v.class == classCaller && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		w.peer.doubt()
+	}
 }
 
 func (w *wire) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
@@ -168,6 +170,10 @@ func (w *wire) TraceConnectStart(ctx context.Context, d pgx.TraceConnectStartDat
 }
 
 func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
+	if w.dialling {
+		w.dialling = false
+		<-w.peer.dials
+	}
 	if d.Err != nil && !w.peer.solo {
 		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseAcquire})
 		w.peer.report(w.generation, v, d.Err)
@@ -241,10 +247,12 @@ func (t acquiringTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool
 // released settles the connection's marks.
 func (w *wire) released() {
 	w.settle()
-	if w.out {
-		w.out = false
-		w.peer.load.out.Add(-1)
+	w.use.Store(useNone)
+	if w.guest {
+		w.guest = false
+		<-w.peer.guests
 	}
+	w.leave()
 }
 
 // tellRole publishes the session's report of the role where it is news. The report came with the end of a statement
@@ -264,6 +272,8 @@ func (w *wire) tellRole(generation uint64) {
 func (w *wire) connected(pg *pgconn.PgConn) {
 	pg.CustomData()[wireKey] = w
 	w.pg = pg
+	w.made.Store(true)
+	w.peer.load.made.Add(1)
 	w.tellRole(w.generation)
 }
 

@@ -64,6 +64,14 @@ type Config struct {
 	// Key multipool_max_waiting.
 	MaxWaiting int
 
+	// StallAfter is how long statements may run on a peer without any of them ending before the peer is probed. Default
+	// 500 ms, at least 100 ms; negative: hangs are found by the callers' deadlines alone. Key multipool_stall_after.
+	StallAfter time.Duration
+
+	// WriteReserve is the part of the primary's connections that reads leave alone which fall back to it because no
+	// replica can serve. Default 0.25, one connection at least; at most 0.9; negative: none. Key multipool_write_reserve.
+	WriteReserve float64
+
 	// NoMonitorConns makes the monitors look through an idle connection of the peer's pool instead of one of their
 	// own: one backend less per peer and program, and later news. Key multipool_monitor_conns (true by default).
 	NoMonitorConns bool
@@ -101,6 +109,10 @@ const (
 	minCheckInterval     = 10 * time.Millisecond
 	defaultWait          = 5 * time.Second
 	defaultMaxWaiting    = 1000
+	defaultStallAfter    = 500 * time.Millisecond
+	minStallAfter        = watchTick
+	defaultWriteReserve  = 0.25
+	maxWriteReserve      = 0.9
 
 	// Applied by ParseConfig where a connection string of several hosts is silent.
 	defaultConnectTimeout = 5 * time.Second
@@ -147,6 +159,23 @@ var settings = []setting{
 		c.MaxWaiting = cmp.Or(c.MaxWaiting, n)
 		return nil
 	}},
+	{"multipool_stall_after", func(c *Config, v string) error {
+		if d, err := time.ParseDuration(v); err == nil && d > 0 && d < minStallAfter {
+			return fmt.Errorf("must be 0 or at least %v", minStallAfter)
+		}
+		return setDuration(&c.StallAfter, v)
+	}},
+	{"multipool_write_reserve", func(c *Config, v string) error {
+		share, err := strconv.ParseFloat(v, 64)
+		if err != nil || !(share >= 0 && share <= maxWriteReserve) {
+			return fmt.Errorf("must be a number from 0 to %v", maxWriteReserve)
+		}
+		if share == 0 {
+			share = -1 // in the string 0 means none; in the struct it means the default
+		}
+		c.WriteReserve = cmp.Or(c.WriteReserve, share)
+		return nil
+	}},
 	{"multipool_monitor_conns", func(c *Config, v string) error {
 		own, err := strconv.ParseBool(v)
 		if err != nil {
@@ -181,9 +210,10 @@ func setDuration(field *time.Duration, v string) error {
 
 // ParseConfig parses connString as pgxpool.ParseConfig does, multipool_* keys included: they are checked here and stay
 // in ConnConfig.RuntimeParams until a constructor takes them. Where the string lists several hosts and is silent about
-// them it sets, visibly, ConnConfig.ConnectTimeout to 5 s and PingTimeout to 1 s: pgxpool's defaults, two minutes and
-// none, are for a program that has nowhere else to go. An error names the key, the value and the bound, and never a
-// password.
+// them it sets, visibly, ConnConfig.ConnectTimeout to 5 s and PingTimeout to 1 s (pgxpool's defaults, two minutes and
+// none, are for a program that has nowhere else to go), [ShouldPing] to look instead of ping, and ConnConfig.DialFunc to
+// a dialer with TCP keepalive and TCP_USER_TIMEOUT, by which a connection to a host that is gone ends within 15 s. An
+// error names the key, the value and the bound, and never a password.
 //
 //   - multipool_mode: replicated (default replicated)
 //   - multipool_target: auto, primary, prefer-replica, replica, any (default auto)
@@ -191,6 +221,8 @@ func setDuration(field *time.Duration, v string) error {
 //   - multipool_check_interval: duration string of at least 10ms (default 5s)
 //   - multipool_wait: duration string (default 5s; 0: a call does not wait)
 //   - multipool_max_waiting: integer (default 1000; 0: none)
+//   - multipool_stall_after: duration string of at least 100ms (default 500ms; 0: hangs are not looked for)
+//   - multipool_write_reserve: number from 0 to 0.9 (default 0.25)
 //   - multipool_monitor_conns: true or false (default true)
 func ParseConfig(connString string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(connString)
@@ -214,6 +246,8 @@ func ParseConfig(connString string) (*pgxpool.Config, error) {
 	if _, set := lookup(connString, "pool_ping_timeout", ""); !set {
 		config.PingTimeout = defaultPingTimeout
 	}
+	config.ShouldPing = ShouldPing
+	config.ConnConfig.DialFunc = newDialer().DialContext
 	return config, nil
 }
 
@@ -244,6 +278,10 @@ func (c *Config) checkBounds() error {
 	switch {
 	case c.CheckInterval != 0 && c.CheckInterval < minCheckInterval:
 		return fmt.Errorf("multipool: CheckInterval (multipool_check_interval) is %v: must be at least %v", c.CheckInterval, minCheckInterval)
+	case c.StallAfter > 0 && c.StallAfter < minStallAfter:
+		return fmt.Errorf("multipool: StallAfter (multipool_stall_after) is %v: must be at least %v", c.StallAfter, minStallAfter)
+	case c.WriteReserve > maxWriteReserve || c.WriteReserve != c.WriteReserve:
+		return fmt.Errorf("multipool: WriteReserve (multipool_write_reserve) is %v: must be at most %v", c.WriteReserve, maxWriteReserve)
 	case int(c.Mode) >= len(modeNames):
 		return fmt.Errorf("multipool: Mode is %d: unknown", c.Mode)
 	case int(c.Route.Target) >= len(targetNames):
@@ -258,6 +296,8 @@ func (c *Config) checkBounds() error {
 func (c Config) withDefaults() Config {
 	c.CheckInterval = cmp.Or(c.CheckInterval, defaultCheckInterval)
 	c.Wait = max(cmp.Or(c.Wait, defaultWait), 0)
+	c.StallAfter = cmp.Or(c.StallAfter, defaultStallAfter)
+	c.WriteReserve = max(cmp.Or(c.WriteReserve, defaultWriteReserve), 0)
 	c.MaxWaiting = max(cmp.Or(c.MaxWaiting, defaultMaxWaiting), 0)
 	if c.Hooks == nil {
 		c.Hooks = &Hooks{}

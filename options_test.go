@@ -88,6 +88,10 @@ func TestEveryKeySetsItsField(t *testing.T) {
 		{"multipool_max_waiting", "7", func(c Config) any { return c.MaxWaiting }, 7},
 		{"multipool_max_waiting", "0", func(c Config) any { return c.MaxWaiting }, 0},
 		{"multipool_max_waiting", "-3", func(c Config) any { return c.MaxWaiting }, 0},
+		{"multipool_stall_after", "250ms", func(c Config) any { return c.StallAfter }, 250 * time.Millisecond},
+		{"multipool_stall_after", "0", func(c Config) any { return c.StallAfter < 0 }, true},
+		{"multipool_write_reserve", "0.5", func(c Config) any { return c.WriteReserve }, 0.5},
+		{"multipool_write_reserve", "0", func(c Config) any { return c.WriteReserve }, 0.0},
 		{"multipool_monitor_conns", "true", func(c Config) any { return c.NoMonitorConns }, false},
 		{"multipool_monitor_conns", "false", func(c Config) any { return c.NoMonitorConns }, true},
 		{"multipool_monitor_conns", "0", func(c Config) any { return c.NoMonitorConns }, true},
@@ -122,6 +126,11 @@ func TestABadValueIsAnErrorThatNamesKeyValueAndBound(t *testing.T) {
 		{"multipool_wait", "5", "500ms"},
 		{"multipool_max_waiting", "1.5", "whole number"},
 		{"multipool_max_waiting", "many", "whole number"},
+		{"multipool_stall_after", "99ms", "at least 100ms"},
+		{"multipool_stall_after", "500", "500ms"},
+		{"multipool_write_reserve", "0.91", "from 0 to 0.9"},
+		{"multipool_write_reserve", "-0.1", "from 0 to 0.9"},
+		{"multipool_write_reserve", "NaN", "from 0 to 0.9"},
 		{"multipool_monitor_conns", "maybe", "true or false"},
 	} {
 		t.Run(tc.key+"="+tc.value, func(t *testing.T) {

@@ -2,6 +2,8 @@ package multipool
 
 import (
 	"context"
+	"errors"
+	"math"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -12,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/puddle/v2"
 )
 
 // peer is one server: its pool, its breaker, its counters. It has an identity, not an index: snapshots point at it.
@@ -30,16 +33,25 @@ type peer struct {
 	monitor *monitor
 	sockets sockets
 	address addressPin
+	era     atomic.Pointer[era]
+	dials   chan struct{} // places for handshakes
+	guests  chan struct{} // places for reads that fell back to the primary; nil: no limit
 
 	// generation counts the verdicts about the peer. What began in an older one says nothing about the present, so
 	// that twenty connections lost at once are one event.
 	generation atomic.Uint64
 	suspected  atomic.Bool  // a fault was reported and the probe's verdict is out
+	doubted    atomic.Bool  // a probe was asked for, for less than a fault
 	role       atomic.Int32 // the topology's Role, for a comparison at each statement's end
 
 	load   load
 	picks  counters
 	faults faultLog
+	rate   faultRate
+
+	latency latencies
+	stall   stall // the watch's
+	health  atomic.Int32
 }
 
 // counters are what a peer was chosen for.
@@ -77,9 +89,12 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 	if !solo {
 		p.monitor = newMonitor(p, &owner.config)
 	}
+	p.era.Store(newEra())
+	p.dials = make(chan struct{}, maxHandshakes)
 	p.load.limit = c.pool.MaxConns
+	p.load.share.Store(fullShare)
 	p.load.exhausted = p.exhausted
-	p.breaker = newBreaker(p.name)
+	p.breaker = newBreaker(p.name, &p.rate)
 	p.address.offset = rand.Uint32()
 	var err error
 	p.pool, err = pgxpool.NewWithConfig(ctx, p.compose())
@@ -98,8 +113,7 @@ func (p *peer) compose() *pgxpool.Config {
 				return err
 			}
 		}
-		p.wireUp(cc)
-		return nil
+		return p.wireUp(ctx, cc)
 	}
 	if user.AfterConnect != nil {
 		c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
@@ -119,21 +133,23 @@ func (p *peer) compose() *pgxpool.Config {
 }
 
 // wireUp puts a wire into the private copy of the configuration that one connection is made from. It comes after the
-// program's BeforeConnect, which may have put its own things there.
-func (p *peer) wireUp(cc *pgx.ConnConfig) {
+// program's BeforeConnect, which may have put its own things there, and waits for a place among the handshakes: not in
+// the dial, where the wait would be taken from the connect timeout.
+func (p *peer) wireUp(ctx context.Context, cc *pgx.ConnConfig) error {
 	w := &wire{peer: p, user: splitTracer(cc.Tracer), generation: p.generation.Load()}
 	w.started = w.generation
-	cc.Tracer = w
-	dial := cc.DialFunc
-	cc.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		raw, err := dial(ctx, network, addr)
-		if err != nil {
-			return nil, err
+	if !p.solo {
+		select {
+		case p.dials <- struct{}{}:
+			w.dialling = true // until TraceConnectEnd, which pgx calls however the connect ends
+		case <-p.era.Load().over:
+			return errPeerDown
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		s := &socket{Conn: raw, wire: w}
-		p.sockets.add(s)
-		return s, nil
 	}
+	cc.Tracer = w
+	cc.DialFunc = p.dialer(w, cc.DialFunc)
 	cc.LookupFunc = p.address.pinned(cc.LookupFunc, &p.generation)
 	after := cc.AfterConnect
 	cc.AfterConnect = func(ctx context.Context, pg *pgconn.PgConn) error {
@@ -144,10 +160,36 @@ func (p *peer) wireUp(cc *pgx.ConnConfig) {
 		}
 		return nil
 	}
+	return nil
 }
 
-// prepareConn marks a connection as handed out, behind the program's own say. pgxpool calls it on every way out of the
-// pool, AcquireAllIdle included.
+// dialer makes the network connections of one wire: its own, and later those of cancel requests. A dial ends when the
+// peer falls.
+func (p *peer) dialer(w *wire, dial pgconn.DialFunc) pgconn.DialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if p.sockets.refuses() {
+			return nil, errPeerDown
+		}
+		ctx, done := p.era.Load().within(ctx)
+		defer done()
+		raw, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		s := &socket{Conn: raw, wire: w, main: w.pg == nil}
+		if !p.sockets.add(s) { // it fell while we dialled
+			_ = raw.Close()
+			return nil, errPeerDown
+		}
+		if s.main {
+			w.eye.open(raw) // of several tries the last is the connection
+		}
+		return s, nil
+	}
+}
+
+// prepareConn marks a connection as held, behind the program's own say. pgxpool calls it on every way out of the pool,
+// PeerPool and AcquireAllIdle included.
 func (p *peer) prepareConn(user *pgxpool.Config) func(context.Context, *pgx.Conn) (bool, error) {
 	say := user.PrepareConn
 	//lint:ignore SA1019 a program may still use it
@@ -161,20 +203,74 @@ func (p *peer) prepareConn(user *pgxpool.Config) func(context.Context, *pgx.Conn
 				return ok, err
 			}
 		}
-		if w := wireOf(c); w != nil && !w.out {
-			w.out = true
-			p.load.out.Add(1)
+		if w := wireOf(c); w != nil {
+			w.use.Store(useHeld)
 		}
 		return true, nil
 	}
 }
 
-// acquire takes a connection from the peer's pool.
-func (p *peer) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	p.load.waiting.Add(1)
+// acquire takes a connection from the peer's pool for a call. guest says that the call is a read that has fallen back to
+// the primary: such reads leave a reserve of its connections alone.
+func (p *peer) acquire(ctx context.Context, guest bool) (*pgxpool.Conn, *wire, error) {
+	n := p.load.out.Add(1)
+	c, err := p.take(ctx, n, guest)
+	if err != nil {
+		p.load.out.Add(-1)
+		return nil, nil, err
+	}
+	w := wireOf(c.Conn())
+	if w.out.Swap(true) {
+		p.load.out.Add(-1) // it is counted already
+	}
+	return c, w, nil
+}
+
+// take is acquire behind the counting: n calls have or want a connection, this one included.
+func (p *peer) take(ctx context.Context, n int32, guest bool) (*pgxpool.Conn, error) {
+	switch {
+	case guest && p.guests != nil:
+		return p.takeAsGuest(ctx)
+	case n > p.load.limit && !p.solo:
+		// It has to wait for somebody else's connection, which may be stuck for as long as its caller's deadline: no
+		// longer than the peer stands.
+		within, done := p.era.Load().within(ctx)
+		defer done()
+		c, err := p.pool.Acquire(within)
+		if err != nil && within.Err() != nil && ctx.Err() == nil {
+			return nil, errPeerDown
+		}
+		return c, err
+	}
+	return p.pool.Acquire(ctx)
+}
+
+func (p *peer) takeAsGuest(ctx context.Context) (*pgxpool.Conn, error) {
+	select {
+	case p.guests <- struct{}{}:
+	case <-p.era.Load().over:
+		return nil, errPeerDown
+	case <-p.owner.done:
+		return nil, puddle.ErrClosedPool
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	c, err := p.pool.Acquire(ctx)
-	p.load.waiting.Add(-1)
-	return c, err
+	if err != nil {
+		<-p.guests
+		return nil, err
+	}
+	wireOf(c.Conn()).guest = true
+	return c, nil
+}
+
+// reserve limits the connections that reads may use which have fallen back to this peer as the primary.
+func (p *peer) reserve(share float64) {
+	if share == 0 {
+		return
+	}
+	kept := max(1, int(math.Ceil(share*float64(p.load.limit))))
+	p.guests = make(chan struct{}, max(1, int(p.load.limit)-kept))
 }
 
 // exhausted asks the pool whether a call would have to wait for somebody else's connection.
@@ -197,24 +293,144 @@ func (p *peer) report(generation uint64, v verdict, err error) {
 		return
 	}
 	p.faults.note(err)
+	p.rate.fault()
 	if p.breaker.failure() {
-		p.down(err)
+		p.fall(healthDown, err)
 		return
 	}
+	p.suspect(err)
+}
+
+// suspect takes the peer out of the reads and has it probed, until the probe's verdict.
+func (p *peer) suspect(cause error) {
 	if p.suspected.CompareAndSwap(false, true) {
-		p.owner.observe(observation{peer: p, health: healthSuspect, cause: err})
+		p.owner.observe(observation{peer: p, health: healthSuspect, cause: cause})
+	}
+	p.monitor.nudge()
+}
+
+// doubt has the peer probed and used meanwhile: a caller's deadline passed and nothing had come, which may be the
+// statement's fault alone.
+func (p *peer) doubt() {
+	if p.doubted.CompareAndSwap(false, true) {
 		p.monitor.nudge()
 	}
 }
 
-// down publishes that the peer's breaker has opened, and throws away what the pool holds of it.
-func (p *peer) down(cause error) {
+// fall takes the peer out of use. The order matters: first nobody new is sent there, then what was of the last
+// generation counts no more, then those who are there are freed as far as that loses nothing (the table in
+// docs/failures.md). Writes, transactions, streams and connections that the program holds are left to their deadlines:
+// a server that wakes has lost nothing.
+func (p *peer) fall(to health, cause error) {
+	p.owner.observe(observation{peer: p, health: to, cause: cause})
 	p.generation.Add(1)
 	p.suspected.Store(false)
-	p.owner.observe(observation{peer: p, health: healthDown, cause: cause})
+	p.doubted.Store(false)
+	p.rate.clear()
+	if to == healthDown {
+		p.sockets.cut(useRead, true)
+		p.era.Load().end()
+	}
 	p.pool.Reset()
 	p.monitor.nudge()
 }
+
+// rise says that the peer stands, and puts it back into use: gently, where it had been out.
+func (p *peer) rise(o observation) {
+	if p.era.Load().ended() {
+		p.era.Store(newEra())
+		p.load.easeIn()
+	}
+	p.sockets.open()
+	if p.suspected.Swap(false) || p.doubted.Swap(false) {
+		p.generation.Add(1)
+	}
+	o.peer, o.health = p, healthUp
+	p.owner.observe(o)
+}
+
+// leftOut reports whether the peer gets no reads for being slow.
+func (p *peer) leftOut() bool {
+	m := p.owner.topology.Load().member(p)
+	return m != nil && m.slow
+}
+
+// close ends the peer's pool. It waits for the connections that the program holds, as pgxpool does; but a server that
+// does not answer is not waited for: calls in progress there are cut.
+func (p *peer) close() {
+	if h := health(p.health.Load()); !p.solo && h != healthUp && h != healthDraining {
+		p.sockets.cut(useHeld, true)
+	}
+	closed := make(chan struct{})
+	go func() {
+		p.pool.Close()
+		close(closed)
+	}()
+	if p.solo {
+		<-closed
+		return
+	}
+	select {
+	case <-closed:
+		return
+	case <-time.After(closeGrace):
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	if c, err := p.monitor.connect(ctx); err == nil {
+		hangUp(c)
+		p.sockets.cut(useNone, true) // what a caller left behind
+	} else {
+		p.sockets.cut(useHeld, true)
+	}
+	<-closed
+}
+
+// closeGrace is how long a closing pool waits before it asks whether its server is there at all.
+const closeGrace = time.Second
+
+// era is the time from a peer's rise to its fall.
+type era struct {
+	over chan struct{}
+	once sync.Once
+}
+
+func newEra() *era { return &era{over: make(chan struct{})} }
+
+func (e *era) end() { e.once.Do(func() { close(e.over) }) }
+
+func (e *era) ended() bool {
+	select {
+	case <-e.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// within returns a context that ends with the era. done must be called.
+func (e *era) within(ctx context.Context) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	finished := make(chan struct{})
+	go func() {
+		select {
+		case <-e.over:
+			cancel()
+		case <-ctx.Done():
+		}
+		close(finished)
+	}()
+	return ctx, func() { cancel(); <-finished }
+}
+
+// maxHandshakes is how many connections are made to one peer at a time. A burst of callers on a cold pool is served as
+// fast by four as by two hundred, and the server keeps its wits.
+const maxHandshakes = 4
+
+var (
+	errPeerDown = errors.New("multipool: the peer is down")
+	errStalled  = errors.New("multipool: statements run and none ends")
+)
 
 // addressPin keeps a peer on one server where its name has several addresses: a peer is a server, and what is known
 // of one does not hold for another behind the same name. The pin lasts for a generation, so that a dead address is

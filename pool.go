@@ -34,6 +34,7 @@ type MultiPool struct {
 	route  *resolution
 	models map[string]Route
 	hooks  Hooks
+	herald *herald
 	needs  needs
 	budget budget
 
@@ -93,6 +94,7 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 	}
 	p.budget.reserve = max(minReserve, 2*int64(complete.Pool.MaxConns))
 	p.budget.reads = p.readsSoFar
+	p.herald = newHerald(complete.Hooks)
 	p.start(ctx)
 	return p, nil
 }
@@ -104,6 +106,9 @@ func (p *MultiPool) addPeers(ctx context.Context, configs []peerConfig) error {
 		q, err := newPeer(ctx, p, c, p.solo)
 		if err != nil {
 			return err
+		}
+		if !p.solo {
+			q.reserve(p.config.WriteReserve)
 		}
 		believed[i] = c.Role
 		q.role.Store(int32(c.Role))
@@ -140,6 +145,11 @@ func (p *MultiPool) start(ctx context.Context) {
 	for _, q := range p.peers {
 		p.monitors.Go(func() { q.monitor.run(ctx) })
 	}
+	w := &watch{pool: p, stallAfter: p.config.StallAfter}
+	p.monitors.Go(func() { w.run(ctx) })
+	if p.herald != nil {
+		p.monitors.Go(func() { p.herald.run(ctx) })
+	}
 }
 
 // observe takes a piece of news into the topology and publishes it. It is the only place where the topology changes.
@@ -158,8 +168,12 @@ func (p *MultiPool) observe(o observation) {
 		o.peer.role.Store(int32(o.role))
 		o.peer.generation.Add(1)
 	}
+	if o.peer != nil && o.health != healthUnknown {
+		o.peer.health.Store(int32(o.health))
+	}
 	p.topology.Store(next)
 	close(old.superseded)
+	p.herald.tell(old, next, o)
 }
 
 // Close closes all connections of all peers and rejects further calls with puddle.ErrClosedPool. It blocks until every
@@ -176,7 +190,7 @@ func (p *MultiPool) Close() {
 		p.monitors.Wait()
 		var pools sync.WaitGroup
 		for _, q := range p.peers {
-			pools.Go(q.pool.Close)
+			pools.Go(q.close)
 		}
 		pools.Wait()
 	})
@@ -222,9 +236,20 @@ func (p *MultiPool) QueryRow(ctx context.Context, sql string, args ...any) pgx.R
 
 func (p *MultiPool) query(ctx context.Context, sql string, args []any) (*rows, error) {
 	return attempt(ctx, p, opQuery, sql, func(c *pgxpool.Conn, w *wire) (*rows, error) {
-		return queryRows(ctx, c, w, sql, args)
+		if w.seq.Load()%sampleEvery != 0 {
+			return queryRows(ctx, c, w, sql, args)
+		}
+		begun := time.Now()
+		r, err := queryRows(ctx, c, w, sql, args)
+		if err == nil {
+			w.peer.latency.note(time.Since(begun))
+		}
+		return r, err
 	})
 }
+
+// sampleEvery makes one read in eight take its time: a connection's seq grows by two a statement.
+const sampleEvery = 16
 
 // SendBatch sends b to the primary, or where the route says. The connection is released when the results are closed.
 // A batch that a connection has taken is never sent again.
@@ -370,6 +395,12 @@ func (p *MultiPool) Explain(ctx context.Context, sql string) Decision {
 		d.Peer = chosen.name
 	}
 	return d
+}
+
+// anybodyServes reports whether some peer takes calls.
+func (p *MultiPool) anybodyServes() bool {
+	t := p.topology.Load()
+	return len(t.reads)+len(t.writes) > 0
 }
 
 // readsSoFar counts the reads sent to all peers.

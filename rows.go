@@ -42,6 +42,7 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 	r := w.newRows()
 	r.Rows, r.conn = in, c
 	if in.Next() {
+		w.use.Store(useHeld) // a row is out: it cannot be sent again
 		return r, nil
 	}
 	r.state = rowsOpen

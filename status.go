@@ -84,7 +84,7 @@ func (p *MultiPool) Status() Status {
 			Role: m.role, Health: m.health.String(), Breaker: q.breaker.String(), Timeline: m.timeline,
 			Primary:  q == top.primary,
 			Serves:   contains(top.reads, q) || contains(top.writes, q),
-			InFlight: q.load.busy(), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),
+			InFlight: int64(q.load.busy()), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),
 			Retries: q.picks.retries.Load(), Trips: q.breaker.trips.Load(),
 			Stat: q.pool.Stat(),
 		}

@@ -23,12 +23,13 @@ type health uint8
 const (
 	healthUnknown health = iota // no look has ended yet
 	healthUp
-	healthSuspect // a fault was seen; the probe is under way
-	healthDown    // the breaker is open
-	healthMisfit  // the server answers and refuses us: password, database, TLS
+	healthSuspect  // a fault was seen; the probe is under way
+	healthDown     // the breaker is open
+	healthMisfit   // the server answers and refuses us: password, database, TLS
+	healthDraining // the server is shutting down: sessions go on, new ones are refused
 )
 
-var healthNames = [...]string{"not yet seen", "up", "suspect", "down", "misconfigured"}
+var healthNames = [...]string{"not yet seen", "up", "suspect", "down", "misconfigured", "draining"}
 
 func (h health) String() string { return nameOf(healthNames[:], int(h), "health") }
 
@@ -38,6 +39,7 @@ type member struct {
 	role     Role
 	health   health
 	timeline uint32 // of a primary that told it; 0: unknown
+	slow     bool   // reads there take far longer than elsewhere
 	hostile  error  // the user's own set-up of a connection cannot run on a standby: no reads there
 	cause    error  // the last fault; kept when the peer is well again
 }
@@ -72,10 +74,20 @@ type observation struct {
 	role     Role
 	health   health
 	timeline uint32
+	slow     ternary
 	hostile  error
 	cause    error
 	settle   bool // the time for the first looks is over; peer is nil
 }
+
+// ternary is a bool that may say nothing.
+type ternary uint8
+
+const (
+	unsaid ternary = iota
+	yes
+	no
+)
 
 // newTopology returns the first snapshot: nothing is known but the roles that the configuration vouches for.
 func newTopology(peers []*peer, believed []Role) *topology {
@@ -129,6 +141,9 @@ func (m *member) learn(o observation) (news bool) {
 	if o.health != healthUnknown && o.health != m.health {
 		m.health, news = o.health, true
 	}
+	if o.slow != unsaid && (o.slow == yes) != m.slow {
+		m.slow, news = o.slow == yes, true
+	}
 	if o.hostile != nil && m.hostile == nil {
 		m.hostile, news = o.hostile, true
 	}
@@ -145,7 +160,8 @@ func (t *topology) list() {
 	t.settled = t.settled || !t.unseen
 	t.elect()
 
-	var healthy, suspect []*peer
+	var well []*member
+	var suspect []*peer
 	for i := range t.members {
 		m := &t.members[i]
 		if m.role != RoleReplica || m.hostile != nil {
@@ -153,7 +169,7 @@ func (t *topology) list() {
 		}
 		switch m.health {
 		case healthUp:
-			healthy = append(healthy, m.peer)
+			well = append(well, m)
 		case healthSuspect:
 			suspect = append(suspect, m.peer)
 		}
@@ -165,6 +181,7 @@ func (t *topology) list() {
 		t.writes = []*peer{t.primary}
 	}
 
+	healthy := quick(well)
 	t.replicas = healthy
 	t.anyone = healthy
 	if primary != nil && primary.serves() {
@@ -185,6 +202,20 @@ func (t *topology) list() {
 			t.reads, t.fallback = t.writes, true
 		}
 	}
+}
+
+// quick leaves the slow out: of N healthy replicas never more than half, never the last.
+func quick(healthy []*member) []*peer {
+	out := len(healthy) / 2
+	list := make([]*peer, 0, len(healthy))
+	for _, m := range healthy {
+		if m.slow && out > 0 {
+			out--
+			continue
+		}
+		list = append(list, m.peer)
+	}
+	return list
 }
 
 // elect decides who is the primary. A promotion raises the timeline (PostgreSQL documentation, 26.3.5 "Timelines"), so

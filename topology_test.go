@@ -18,6 +18,7 @@ func idlePeers(names ...string) []*peer {
 	for i, name := range names {
 		peers[i] = &peer{name: name, host: name, port: 5432}
 		peers[i].load.limit = 4
+		peers[i].load.share.Store(fullShare)
 		peers[i].load.exhausted = func() bool { return false }
 	}
 	return peers

@@ -3,6 +3,7 @@ package multipool
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -15,14 +16,30 @@ type wire struct {
 	user userTracers // the program's own, called behind ours
 	pg   *pgconn.PgConn
 
+	eye  eye    // on the raw socket
+	seen uint32 // seq at the watch's last tick; the watch's alone
+
+	// Read from other goroutines: by who cuts, by the watch, by whoever closes the socket.
+	use  atomic.Int32  // what the connection is used for
+	seq  atomic.Uint32 // statements begun and ended: odd while one is running
+	out  atomic.Bool   // counted in the peer's load: a call has it
+	made atomic.Bool   // counted among the peer's connections
+
 	generation uint64 // the peer's, when this connection was last known to be good
 	started    uint64 // the peer's, when the statement that is running began
-	busy       bool   // a statement is running
-	out        bool   // handed out by the pool and not yet released
+	dialling   bool   // holds a place among the peer's handshakes
+	guest      bool   // holds a place among the reads that fell back to the primary
 	standby    bool   // the session's last report of in_hot_standby was "on"
 
 	slab []rows
 }
+
+// What a connection is used for, as far as it matters to who would cut it.
+const (
+	useNone int32 = iota // idle in the pool, being made, or left behind by a caller who has gone
+	useRead              // a read that has not handed out a row and may be sent again elsewhere
+	useHeld              // anything else: a write, a transaction, a stream, a connection that the program holds
+)
 
 // wireKey is where a connection's CustomData holds its wire.
 const wireKey = "multipool"
@@ -66,33 +83,94 @@ func (w *wire) readRole() (role Role) {
 type socket struct {
 	net.Conn
 	wire *wire
+	main bool // the connection itself, not a cancel request on its behalf
 }
 
 // Close closes the network connection and forgets it.
 func (s *socket) Close() error {
-	s.wire.peer.sockets.forget(s)
+	w := s.wire
+	w.peer.sockets.forget(s)
+	if s.main {
+		w.leave() // a connection that was hijacked is never released
+		if w.made.Swap(false) {
+			w.peer.load.made.Add(-1)
+		}
+	}
 	return s.Conn.Close()
+}
+
+// leave ends the connection's part in the peer's load, once.
+func (w *wire) leave() {
+	if w.out.Swap(false) {
+		w.peer.load.out.Add(-1)
+	}
 }
 
 // sockets is the register of a peer's network connections, those of cancel requests included.
 type sockets struct {
-	mu  sync.Mutex
-	all map[*socket]struct{}
+	mu   sync.Mutex // guards all and shut; nothing blocks under it
+	all  map[*socket]struct{}
+	shut bool // no new ones: the peer is down
 }
 
-func (r *sockets) add(s *socket) {
+// add registers a connection, or reports that there are to be none.
+func (r *sockets) add(s *socket) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.shut {
+		return false
+	}
 	if r.all == nil {
 		r.all = make(map[*socket]struct{})
 	}
 	r.all[s] = struct{}{}
+	return true
 }
 
 func (r *sockets) forget(s *socket) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.all, s)
+}
+
+// cut closes the connections whose use is at most the given one, and refuses new ones until open is called: pgx would
+// dial again to cancel what it was running, and keep the pool's slot for 15 s meanwhile.
+func (r *sockets) cut(most int32, shut bool) {
+	r.mu.Lock()
+	r.shut = r.shut || shut
+	var closing []*socket
+	for s := range r.all {
+		if s.wire.use.Load() <= most {
+			closing = append(closing, s)
+		}
+	}
+	r.mu.Unlock()
+	for _, s := range closing {
+		_ = s.Close()
+	}
+}
+
+func (r *sockets) open() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.shut = false
+}
+
+func (r *sockets) refuses() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.shut
+}
+
+// wires calls f with each connection's wire.
+func (r *sockets) wires(f func(*wire)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for s := range r.all {
+		if s.main {
+			f(s.wire)
+		}
+	}
 }
 
 func (r *sockets) len() int {

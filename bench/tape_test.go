@@ -5,7 +5,9 @@ import (
 	"context"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -38,6 +40,7 @@ type tape struct {
 	answers map[string][]byte
 	unread  []byte
 	closed  bool
+	expiry  time.Time // of reads; zero: none
 }
 
 func (t *tape) Write(b []byte) (int, error) {
@@ -88,14 +91,36 @@ func (t *tape) Read(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for len(t.unread) == 0 {
-		if t.closed {
+		switch {
+		case t.closed:
 			return 0, net.ErrClosed
+		case !t.expiry.IsZero() && !time.Now().Before(t.expiry):
+			return 0, os.ErrDeadlineExceeded
 		}
 		t.news.Wait()
 	}
 	n := copy(b, t.unread)
 	t.unread = t.unread[n:]
 	return n, nil
+}
+
+// SetDeadline is for the monitors, which wait in a read between their looks and are woken by its deadline.
+func (t *tape) SetDeadline(at time.Time) error {
+	if err := t.SetReadDeadline(at); err != nil {
+		return err
+	}
+	return t.SetWriteDeadline(at)
+}
+
+func (t *tape) SetReadDeadline(at time.Time) error {
+	t.mu.Lock()
+	t.expiry = at
+	t.news.Broadcast()
+	t.mu.Unlock()
+	if left := time.Until(at); left > 0 {
+		time.AfterFunc(left, t.news.Broadcast)
+	}
+	return t.Conn.SetReadDeadline(at)
 }
 
 func (t *tape) Close() error {

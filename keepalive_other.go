@@ -1,0 +1,11 @@
+//go:build !linux
+
+package multipool
+
+import (
+	"syscall"
+	"time"
+)
+
+// setUserTimeout does nothing: the system has no such limit, or another name for it.
+func setUserTimeout(syscall.RawConn, time.Duration) error { return nil }

@@ -1,0 +1,166 @@
+package multipool
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+// watch sees what no error tells: a peer on which statements run and none ends, and one whose reads take far longer than
+// the others'. One goroutine for all peers samples what the connections count, so that no call looks at a clock.
+type watch struct {
+	pool       *MultiPool
+	stallAfter time.Duration // negative: hangs are not looked for
+}
+
+const (
+	watchTick = 100 * time.Millisecond
+	// lateTick voids a tick, or a probe: this process itself was stopped, and what it would find is its own doing.
+	lateTick = 100 * time.Millisecond
+	// easeTime is how long a risen peer takes to get its whole share.
+	easeTime = 10 * time.Second
+)
+
+// run ticks until ctx ends.
+func (w *watch) run(ctx context.Context) {
+	ticker := time.NewTicker(watchTick)
+	defer ticker.Stop()
+	last := time.Now()
+	for n := 1; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		now := time.Now()
+		void := now.Sub(last) > watchTick+lateTick
+		last = now
+		for _, p := range w.pool.peers {
+			w.count(p, void)
+			p.load.easeOut()
+		}
+		if n%5 == 0 {
+			w.compare()
+		}
+		if n%10 == 0 {
+			for _, p := range w.pool.peers {
+				p.rate.next()
+			}
+		}
+	}
+}
+
+// stall is how long a peer has been without an answer while something waited for one.
+type stall struct {
+	quiet    time.Duration
+	patience time.Duration // what is borne before the next suspicion; 0: the configured time
+}
+
+// count takes in what has ended on a peer since the last tick.
+func (w *watch) count(p *peer, void bool) {
+	var ended int64
+	running := false
+	p.sockets.wires(func(c *wire) {
+		seq := c.seq.Load()
+		ended += int64(seq>>1 - c.seen>>1)
+		running = running || seq&1 == 1 && seq == c.seen // it ran at the last tick already
+		c.seen = seq
+	})
+	p.rate.add(ended)
+	if w.stallAfter < 0 {
+		return
+	}
+	waits := p.load.out.Load() > p.load.made.Load() // for a connection to be made
+	switch {
+	case void || ended > 0 || !running && !waits || !p.breaker.closed():
+		p.stall = stall{}
+	default:
+		p.stall.quiet += watchTick
+		if p.stall.quiet >= max(w.stallAfter, p.stall.patience) {
+			// A long statement is no hang: the probe answers, and the next suspicion comes when it is twice as old.
+			p.stall.patience = max(2*time.Second, 2*p.stall.quiet)
+			p.suspect(errStalled)
+		}
+	}
+}
+
+// compare finds the replicas whose reads take far longer than those of the quickest.
+func (w *watch) compare() {
+	best := time.Duration(0)
+	medians := make([]time.Duration, len(w.pool.peers))
+	for i, p := range w.pool.peers {
+		if Role(p.role.Load()) != RoleReplica {
+			continue
+		}
+		medians[i] = p.latency.median()
+		if d := medians[i]; d > 0 && (best == 0 || d < best) {
+			best = d
+		}
+	}
+	for i, p := range w.pool.peers {
+		if medians[i] == 0 {
+			continue
+		}
+		slow := no
+		if medians[i] > slowFactor*best+slowMargin {
+			slow = yes
+		}
+		w.pool.observe(observation{peer: p, slow: slow})
+	}
+}
+
+// A replica is left out of the reads where its median is over three times the best and a millisecond: SQL mixes point
+// reads with reports, and a median, unlike a mean, does not care for one report.
+const (
+	slowFactor = 3
+	slowMargin = time.Millisecond
+)
+
+// easeOut raises the share of a risen peer.
+func (l *load) easeOut() {
+	if share := l.share.Load(); share < fullShare {
+		step := int32(fullShare * watchTick / easeTime)
+		l.share.Store(min(share+step, fullShare))
+	}
+}
+
+// latencies is the last reads of a peer, one in eight, and what its monitor's looks took.
+type latencies struct {
+	mu   sync.Mutex
+	ring [latencySample]time.Duration
+	n    int
+}
+
+const latencySample = 33
+
+func (l *latencies) note(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ring[l.n%latencySample] = d
+	l.n++
+}
+
+// replace forgets the reads and puts a look's time in their place: a peer that gets no reads has no other way to show
+// that it is quick again.
+func (l *latencies) replace(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.ring {
+		l.ring[i] = d
+	}
+	l.n = latencySample
+}
+
+// median returns 0 while there are too few.
+func (l *latencies) median() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.n < latencySample/2 {
+		return 0
+	}
+	sorted := l.ring
+	s := sorted[:min(l.n, latencySample)]
+	slices.Sort(s)
+	return s[len(s)/2]
+}
