@@ -29,9 +29,10 @@ type monitor struct {
 	nudged chan struct{} // capacity 1: a nudge is never lost and never waits
 	waking atomic.Pointer[context.CancelFunc]
 
-	conn     *pgx.Conn // the monitor's own; nil: none at the moment
-	roles    bool      // the server refuses the full look: ask the role only
-	failures int       // looks in a row that have failed
+	conn     *pgx.Conn     // the monitor's own; nil: none at the moment
+	took     time.Duration // what the last connect that succeeded took
+	roles    bool          // the server refuses the full look: ask the role only
+	failures int           // looks in a row that have failed
 	hold     time.Duration
 	fellAt   time.Time
 	roseAt   time.Time
@@ -258,7 +259,7 @@ func (m *monitor) recover(ctx context.Context) error {
 	var seen sight
 	var failure error
 	err := m.peer.breaker.trial(func() error {
-		seen, failure = m.fresh(ctx, m.connectTimeout())
+		seen, failure = m.fresh(ctx, m.retryTimeout())
 		return failure
 	})
 	switch {
@@ -367,10 +368,12 @@ func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, erro
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	m.hangUp()
+	begun := time.Now()
 	c, err := m.connect(ctx)
 	if err != nil {
 		return sight{}, err
 	}
+	m.took = time.Since(begun)
 	seen, err := m.ask(ctx, c.PgConn())
 	if err != nil || m.shared {
 		hangUp(c)
@@ -388,6 +391,9 @@ func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
 	}
 	r := pg.ExecParams(ctx, statement, nil, nil, nil, nil).Read()
 	if r.Err != nil {
+		if refusesSession(r.Err) {
+			return sight{role: RoleReplica}, nil // it refuses every statement of the kind, and only a standby does
+		}
 		var pgErr *pgconn.PgError
 		if errors.As(r.Err, &pgErr) && !m.roles && slices.Contains(notServed, pgErr.Code) {
 			// A managed service without these functions, or not for this role: the role alone must do.
@@ -457,6 +463,15 @@ func hangUp(c *pgx.Conn) {
 // needs a second for TLS and password alone.
 func (m *monitor) connectTimeout() time.Duration {
 	return max(cmp.Or(m.peer.config.ConnConfig.ConnectTimeout, defaultConnectTimeout), lookTimeout)
+}
+
+// retryTimeout is how long a try at a peer that is down may take: less than a first connect, because a dial that began
+// while packets were lost is tried again by the kernel after seconds, and a new one at once.
+func (m *monitor) retryTimeout() time.Duration {
+	if m.took == 0 {
+		return m.connectTimeout()
+	}
+	return min(m.connectTimeout(), max(1500*time.Millisecond, 4*m.took))
 }
 
 var errOddAnswer = errors.New("multipool: the server answers a look with something else")

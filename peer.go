@@ -289,7 +289,7 @@ func (p *peer) report(generation uint64, v verdict, err error) {
 		p.faults.note(err)
 		p.monitor.nudge()
 	}
-	if !v.blamesPeer() || generation != p.generation.Load() {
+	if !v.blamesPeer() || generation != p.generation.Load() || errors.Is(err, errPeerDown) {
 		return
 	}
 	p.faults.note(err)
@@ -303,6 +303,9 @@ func (p *peer) report(generation uint64, v verdict, err error) {
 
 // suspect takes the peer out of the reads and has it probed, until the probe's verdict.
 func (p *peer) suspect(cause error) {
+	if !p.breaker.closed() {
+		return // it has been judged
+	}
 	if p.suspected.CompareAndSwap(false, true) {
 		p.owner.observe(observation{peer: p, health: healthSuspect, cause: cause})
 	}

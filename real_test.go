@@ -2,6 +2,11 @@ package multipool
 
 import (
 	"context"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -90,4 +95,17 @@ func must(t testing.TB, c *pgtest.Cluster, statements ...string) {
 		require.NoError(t, c.Primary().Exec(ctx, s))
 	}
 	require.NoError(t, c.WaitCaughtUp(ctx))
+}
+
+// stopMyself stops this process, and has another start it again.
+func stopMyself(t *testing.T, d time.Duration) {
+	t.Helper()
+	pid := strconv.Itoa(os.Getpid())
+	waker := exec.Command("sh", "-c", "kill -STOP "+pid+"; sleep "+strconv.FormatFloat(d.Seconds(), 'f', 3, 64)+"; kill -CONT "+pid)
+	require.NoError(t, waker.Run())
+}
+
+// testLogger logs everything as text.
+func testLogger(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }

@@ -58,6 +58,7 @@ type PeerStatus struct {
 	Health   string // "up", "suspect", "down", "misconfigured", "not yet seen"
 	Breaker  string // "closed", "open", "half-open"
 	Serves   bool   // is a candidate of reads or writes
+	Slow     bool   // is left out of the reads for being far slower than the others
 	Timeline uint32 // of a primary; 0: unknown
 
 	InFlight int64 // calls waiting for a connection or running
@@ -83,6 +84,7 @@ func (p *MultiPool) Status() Status {
 			Name: q.name, Host: q.host, Port: q.port,
 			Role: m.role, Health: m.health.String(), Breaker: q.breaker.String(), Timeline: m.timeline,
 			Primary:  q == top.primary,
+			Slow:     m.slow,
 			Serves:   contains(top.reads, q) || contains(top.writes, q),
 			InFlight: int64(q.load.busy()), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),
 			Retries: q.picks.retries.Load(), Trips: q.breaker.trips.Load(),

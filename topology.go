@@ -138,8 +138,8 @@ func (m *member) learn(o observation) (news bool) {
 	if o.timeline != 0 && o.timeline != m.timeline {
 		m.timeline, news = o.timeline, true
 	}
-	if o.health != healthUnknown && o.health != m.health {
-		m.health, news = o.health, true
+	if o.health != healthUnknown && o.health != m.health && (o.health != healthSuspect || m.health <= healthUp) {
+		m.health, news = o.health, true // a suspicion does not soften a verdict
 	}
 	if o.slow != unsaid && (o.slow == yes) != m.slow {
 		m.slow, news = o.slow == yes, true

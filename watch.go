@@ -156,7 +156,7 @@ func (l *latencies) replace(d time.Duration) {
 func (l *latencies) median() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.n < latencySample/2 {
+	if l.n < latencySample/4 {
 		return 0
 	}
 	sorted := l.ring

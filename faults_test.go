@@ -1,0 +1,724 @@
+package multipool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/netfault"
+	"github.com/pgmultipool/multipool/internal/pgtest"
+)
+
+// Real faults on real servers: one primary, three replicas, 200 readers with deadlines of 5 s unless said otherwise.
+// What each prints is what docs/failures.md says.
+
+// stage is a cluster under load.
+type stage struct {
+	t       *testing.T
+	cluster *pgtest.Cluster
+	pool    *MultiPool
+	readers *audience
+}
+
+// readers are 200, and fewer where the race detector would make the processor the bottleneck of everything.
+var readers = map[bool]int{false: 200, true: 40}[raceEnabled]
+
+func newStage(t *testing.T, config Config, params ...string) *stage {
+	t.Helper()
+	c := pgtest.Start(t, pgtest.Options{Standbys: 3})
+	must(t, c, "create table items (id int primary key, body text)",
+		"insert into items select n, 'item ' || n from generate_series(1, 1000) n",
+		"create table log (id serial primary key, note text)")
+	p := openPool(t, config, c.ConnString(append([]string{"pool_max_conns=20"}, params...)...))
+	waitUp(t, p)
+	return &stage{t: t, cluster: c, pool: p}
+}
+
+// audience is readers who pause between reads, and what they saw.
+type audience struct {
+	stop chan struct{}
+	wait sync.WaitGroup
+
+	mu     sync.Mutex
+	calls  []seenCall
+	errors map[string]int
+}
+
+type seenCall struct {
+	at   time.Time // when it began
+	took time.Duration
+}
+
+// seat starts n readers. Each pauses 20 ms between reads, so that the machine is not the bottleneck.
+func (s *stage) seat(n int) {
+	s.readers = seat(s.pool, n)
+	s.t.Cleanup(s.readers.leave)
+	time.Sleep(time.Second) // steady state: what is measured is its change
+}
+
+func seat(p *MultiPool, n int) *audience {
+	a := &audience{stop: make(chan struct{}), errors: map[string]int{}}
+	for i := range n {
+		a.wait.Go(func() {
+			for k := i; ; k++ {
+				select {
+				case <-a.stop:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+				a.read(p, k)
+			}
+		})
+	}
+	return a
+}
+
+func (a *audience) read(p *MultiPool, k int) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	begun := time.Now()
+	var body string
+	err := p.QueryRow(ctx, "select body from items where id = $1", k%1000+1).Scan(&body)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls = append(a.calls, seenCall{begun, time.Since(begun)})
+	if err != nil {
+		a.errors[err.Error()]++
+	}
+}
+
+func (a *audience) leave() {
+	select {
+	case <-a.stop:
+	default:
+		close(a.stop)
+	}
+	a.wait.Wait()
+}
+
+// between returns the durations of the calls that began in a span, sorted.
+func (a *audience) between(from, to time.Time) []time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []time.Duration
+	for _, c := range a.calls {
+		if !c.at.Before(from) && c.at.Before(to) {
+			out = append(out, c.took)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func p99(sorted []time.Duration) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[len(sorted)*99/100]
+}
+
+// noReadFailed ends the readers and checks that they noticed nothing.
+func (s *stage) noReadFailed() (worst time.Duration) {
+	s.t.Helper()
+	s.readers.leave()
+	all := s.readers.between(time.Time{}, time.Now())
+	assert.Empty(s.t, s.readers.errors)
+	worst = all[len(all)-1]
+	s.t.Logf("%d reads, %d kinds of errors, worst %v", len(all), len(s.readers.errors), worst)
+	return worst
+}
+
+func (s *stage) status(server *pgtest.Server) PeerStatus {
+	s.t.Helper()
+	for _, ps := range s.pool.Status().Peers {
+		if ps.Name == server.Addr() {
+			return ps
+		}
+	}
+	s.t.Fatalf("no peer %s", server.Addr())
+	return PeerStatus{}
+}
+
+func (s *stage) waitHealth(server *pgtest.Server, limit time.Duration, want health) {
+	s.t.Helper()
+	waitFor(s.t, fmt.Sprintf("%s to be %s", server.Name(), want), limit, func() bool { return s.status(server).Health == want.String() })
+}
+
+// settle lets the load go on for a while.
+func (s *stage) settle(d time.Duration) { time.Sleep(d) }
+
+func TestFaultKillOfAReplica(t *testing.T) {
+	s := newStage(t, Config{})
+	s.seat(readers)
+	victim := s.cluster.Standbys()[0]
+	s.settle(time.Second)
+	at := time.Now()
+	steady := p99(s.readers.between(at.Add(-time.Second), at))
+	require.NoError(t, victim.Kill())
+	s.settle(2 * time.Second)
+	during, next := p99(s.readers.between(at, at.Add(time.Second))), p99(s.readers.between(at.Add(time.Second), at.Add(2*time.Second)))
+	s.waitHealth(victim, time.Second, healthDown)
+	s.noReadFailed()
+	t.Logf("p99: steady %v, in the second of the kill %v, in the next %v", steady, during, next)
+	if !raceEnabled {
+		assert.LessOrEqual(t, during, max(3*steady, 15*time.Millisecond))
+		assert.LessOrEqual(t, next, max(2*steady, 10*time.Millisecond))
+	}
+}
+
+func TestFaultStopsAndCrashesOfAReplica(t *testing.T) {
+	s := newStage(t, Config{})
+	s.seat(readers)
+	for i, fault := range []struct {
+		name string
+		do   func(*pgtest.Server) error
+	}{
+		{"fast stop", func(v *pgtest.Server) error { return v.Stop(pgtest.Fast) }},
+		{"immediate stop", func(v *pgtest.Server) error { return v.Stop(pgtest.Immediate) }},
+		{"crash restart", func(v *pgtest.Server) error { return v.KillBackend() }},
+		{"kill of the postmaster", func(v *pgtest.Server) error { return v.KillPostmaster() }},
+	} {
+		victim := s.cluster.Standbys()[i%3]
+		begun := time.Now()
+		require.NoError(t, fault.do(victim), fault.name)
+		s.settle(500 * time.Millisecond)
+		if !victim.Running() {
+			if fault.name == "kill of the postmaster" {
+				_ = victim.Kill()
+			}
+			require.NoError(t, victim.Start(), fault.name)
+		}
+		s.waitHealth(victim, 5*time.Second, healthUp)
+		s.readers.mu.Lock()
+		t.Logf("%s: errors so far %d, back after %v", fault.name, len(s.readers.errors), time.Since(begun))
+		s.readers.mu.Unlock()
+	}
+	s.noReadFailed()
+}
+
+func TestFaultSmartStopLetsLongStreamsEnd(t *testing.T) {
+	s := newStage(t, Config{})
+	s.seat(50)
+	victim := s.cluster.Standbys()[0]
+	ctx := testContext(t)
+	var streams sync.WaitGroup
+	var rows atomic.Int64
+	begun := make(chan struct{}, 3)
+	for range 3 {
+		streams.Go(func() {
+			r, err := s.pool.Query(WithPeer(ctx, victim.Addr()), "select n, pg_sleep(0.00002) from generate_series(1, 4000) n")
+			if !assert.NoError(t, err) {
+				return
+			}
+			begun <- struct{}{}
+			for r.Next() {
+				rows.Add(1)
+			}
+			assert.NoError(t, r.Err())
+		})
+	}
+	for range 3 {
+		<-begun
+	}
+	require.NoError(t, victim.Signal(pgtest.Smart))
+	// Sessions go on as if nothing were, and nothing tells of the stop but a new connection.
+	var held []*pgxpool.Conn
+	for range 20 {
+		ctx, cancel := context.WithTimeout(WithPeer(ctx, victim.Addr()), 300*time.Millisecond)
+		conn, err := s.pool.Acquire(ctx)
+		cancel()
+		if err != nil {
+			break
+		}
+		held = append(held, conn)
+	}
+	s.waitHealth(victim, 10*time.Second, healthDraining)
+	for _, conn := range held {
+		conn.Release()
+	}
+	streams.Wait()
+	assert.EqualValues(t, 12_000, rows.Load())
+	waitFor(t, "the server to be gone", 10*time.Second, func() bool { return !victim.Running() })
+	require.NoError(t, victim.Start())
+	s.waitHealth(victim, 5*time.Second, healthUp)
+	s.noReadFailed()
+}
+
+func TestFaultFreezeOfAReplica(t *testing.T) {
+	s := newStage(t, Config{})
+	s.seat(readers)
+	victim := s.cluster.Standbys()[0]
+	require.NoError(t, victim.Freeze())
+	s.waitHealth(victim, 3*time.Second, healthDown)
+	s.settle(2 * time.Second)
+	require.NoError(t, victim.Thaw())
+	thawed := time.Now()
+	s.waitHealth(victim, 2*time.Second, healthUp)
+	t.Logf("back %v after the thaw", time.Since(thawed))
+	s.settle(time.Second)
+	assert.Less(t, s.noReadFailed(), 1500*time.Millisecond)
+}
+
+// relayed opens a pool in which the first replica stands behind a relay.
+func relayed(t *testing.T, config Config) (*stage, *netfault.Relay) {
+	t.Helper()
+	c := pgtest.Start(t, pgtest.Options{Standbys: 3})
+	must(t, c, "create table items (id int primary key, body text)",
+		"insert into items select n, 'item ' || n from generate_series(1, 1000) n")
+	relay, err := netfault.Listen(c.Standbys()[0].Addr())
+	require.NoError(t, err)
+	t.Cleanup(func() { relay.Close() })
+	for i, server := range c.Servers() {
+		peer := Peer{Name: server.Name(), Host: server.Host(), Port: server.Port()}
+		if i == 1 {
+			peer = Peer{Name: "relayed", Host: "127.0.0.1", Port: relay.Port()}
+		}
+		config.Peers = append(config.Peers, peer)
+	}
+	p := openPool(t, config, c.ConnString("pool_max_conns=20"))
+	waitUp(t, p)
+	return &stage{t: t, cluster: c, pool: p}, relay
+}
+
+func (s *stage) relayedIs(want health) func() bool {
+	return func() bool { return s.pool.Status().Peers[1].Health == want.String() }
+}
+
+func TestFaultBlackholeAndFrozenRelay(t *testing.T) {
+	s, relay := relayed(t, Config{})
+	s.seat(readers)
+	for name, fault := range map[string]func(){"frozen": relay.Freeze, "blackhole": relay.Blackhole} {
+		fault()
+		waitFor(t, name, 3*time.Second, s.relayedIs(healthDown))
+		s.settle(time.Second)
+		relay.Thaw()
+		thawed := time.Now()
+		waitFor(t, name+" to end", 7*time.Second, s.relayedIs(healthUp))
+		t.Logf("%s: back %v after it ended", name, time.Since(thawed))
+	}
+	assert.Less(t, s.noReadFailed(), 1500*time.Millisecond)
+}
+
+func TestFaultStalledPrimaryLosesNoWrite(t *testing.T) {
+	s := newStage(t, Config{})
+	s.seat(20)
+	primary := s.cluster.Primary()
+	ctx := testContext(t)
+	fillPool(t, s.pool, primary, 6)
+	var writes sync.WaitGroup
+	results := make([]error, 4)
+	for i := range results {
+		writes.Go(func() {
+			_, results[i] = s.pool.Exec(ctx, "insert into log (note) select 'stalled' from pg_sleep(0.4)")
+		})
+	}
+	tx, err := s.pool.Begin(ctx)
+	require.NoError(t, err)
+	s.settle(200 * time.Millisecond)
+	require.NoError(t, primary.Freeze())
+	s.settle(2500 * time.Millisecond)
+	assert.Equal(t, healthDown.String(), s.status(primary).Health)
+	require.NoError(t, primary.Thaw())
+	writes.Wait()
+	for _, err := range results {
+		assert.NoError(t, err)
+	}
+	_, err = tx.Exec(ctx, "insert into log (note) values ('in a transaction')")
+	require.NoError(t, err, "a connection that the program holds is left alone")
+	require.NoError(t, tx.Commit(ctx))
+	assert.EqualValues(t, 5, count(t, s.cluster, "select count(*) from log"))
+	s.noReadFailed()
+}
+
+func TestFaultRestartsUnderIdleConnections(t *testing.T) {
+	s := newStage(t, Config{})
+	ctx := testContext(t)
+	for _, server := range []*pgtest.Server{s.cluster.Standbys()[0], s.cluster.Primary()} {
+		for _, mode := range []pgtest.Mode{pgtest.Fast, pgtest.Immediate} {
+			fillPool(t, s.pool, server, 20)
+			require.NoError(t, server.Restart(mode))
+			for range 40 {
+				_, err := s.pool.Exec(ctx, "insert into log (note) values ('x')")
+				require.NoError(t, err, "%s of %s", mode, server.Name())
+				require.NoError(t, s.pool.QueryRow(ctx, "select 1").Scan(new(int)))
+			}
+		}
+	}
+	assert.EqualValues(t, 160, count(t, s.cluster, "select count(*) from log"))
+}
+
+func TestFaultAllReplicasDown(t *testing.T) {
+	s := newStage(t, Config{})
+	s.seat(readers)
+	var mu sync.Mutex
+	var writes []time.Duration
+	writers := gather(5, func(ctx context.Context) error {
+		begun := time.Now()
+		_, err := s.pool.Exec(ctx, "insert into log (note) values ('x')")
+		mu.Lock()
+		writes = append(writes, time.Since(begun))
+		mu.Unlock()
+		time.Sleep(10 * time.Millisecond)
+		return err
+	})
+	for _, replica := range s.cluster.Standbys() {
+		require.NoError(t, replica.Kill())
+	}
+	s.settle(2 * time.Second)
+	ps := s.status(s.cluster.Primary())
+	assert.LessOrEqual(t, ps.Stat.AcquiredConns(), int32(20))
+	for _, replica := range s.cluster.Standbys() {
+		require.NoError(t, replica.Start())
+		s.waitHealth(replica, 5*time.Second, healthUp)
+	}
+	calls, failed := writers.dismiss()
+	assert.Empty(t, failed)
+	slices.Sort(writes)
+	s.noReadFailed()
+	t.Logf("%d writes, p99 %v, worst %v", calls, p99(writes), writes[len(writes)-1])
+}
+
+func TestFaultEverythingDown(t *testing.T) {
+	s := newStage(t, Config{Wait: 2 * time.Second})
+	for _, server := range s.cluster.Servers() {
+		require.NoError(t, server.Kill())
+	}
+	ctx := testContext(t)
+	waitFor(t, "all to be seen down", 5*time.Second, func() bool {
+		for _, ps := range s.pool.Status().Peers {
+			if ps.Health != healthDown.String() {
+				return false
+			}
+		}
+		return true
+	})
+	begun := time.Now()
+	err := s.pool.QueryRow(ctx, "select 1").Scan(new(int))
+	var none *NoPeerError
+	require.ErrorAs(t, err, &none)
+	assert.InDelta(t, 2.0, time.Since(begun).Seconds(), 0.2)
+	_, err = s.pool.Exec(withTimeout(t, 300*time.Millisecond), "insert into log (note) values ('x')")
+	require.ErrorIs(t, err, ErrNoPrimary)
+
+	used, elapsed := cpuOf(func() { s.settle(3 * time.Second) })
+	t.Logf("CPU while everything is down: %.2f %%", 100*used.Seconds()/elapsed.Seconds())
+	if !raceEnabled {
+		assert.Less(t, used.Seconds()/elapsed.Seconds(), 0.02)
+	}
+
+	waiting := gather(20, func(ctx context.Context) error { return s.pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int)) })
+	s.settle(100 * time.Millisecond)
+	require.NoError(t, s.cluster.Standbys()[0].Start())
+	up := time.Now()
+	waitFor(t, "service", 5*time.Second, func() bool { return s.pool.QueryRow(withTimeout(t, time.Second), "select 1").Scan(new(int)) == nil })
+	t.Logf("service %v after the first peer's return", time.Since(up))
+	assert.Less(t, time.Since(up), 1500*time.Millisecond)
+	waiting.dismiss()
+}
+
+func cpuOf(f func()) (used, elapsed time.Duration) {
+	var before, after syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &before)
+	begun := time.Now()
+	f()
+	elapsed = time.Since(begun)
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &after)
+	of := func(r syscall.Rusage) time.Duration { return time.Duration(r.Utime.Nano() + r.Stime.Nano()) }
+	return of(after) - of(before), elapsed
+}
+
+func TestNoFaultOfThePeers(t *testing.T) {
+	s := newStage(t, Config{}, "pool_max_conns=8")
+	ctx := testContext(t)
+	trips := func(what string) {
+		for _, ps := range s.pool.Status().Peers {
+			assert.Zero(t, ps.Trips, "%s: %s", what, ps.Name)
+			assert.Equal(t, healthUp.String(), ps.Health, "%s: %s", what, ps.Name)
+		}
+	}
+
+	cancelled, cancel := context.WithCancel(ctx)
+	var callers sync.WaitGroup
+	for range 1000 {
+		callers.Go(func() { _ = s.pool.QueryRow(cancelled, "select pg_sleep(1)").Scan(new(any)) })
+	}
+	s.settle(200 * time.Millisecond)
+	cancel()
+	callers.Wait()
+	trips("1,000 contexts cancelled at once")
+
+	wrong := gather(10, func(ctx context.Context) error {
+		return s.pool.QueryRow(ctx, "select 1/0").Scan(new(int))
+	})
+	s.settle(2 * time.Second)
+	wrong.dismiss()
+	trips("application errors only")
+
+	timeouts := gather(10, func(ctx context.Context) error {
+		tx, err := s.pool.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback(ctx)
+		_, err = tx.Exec(ctx, "set local statement_timeout = 20; select pg_sleep(1)")
+		return err
+	})
+	s.settle(time.Second)
+	timeouts.dismiss()
+	trips("statement timeouts")
+
+	var held []*pgxpool.Conn
+	for _, server := range s.cluster.Servers() {
+		for range 8 {
+			conn, err := s.pool.Acquire(WithPeer(ctx, server.Addr()))
+			require.NoError(t, err)
+			held = append(held, conn)
+		}
+	}
+	for range 20 {
+		_ = s.pool.QueryRow(withTimeout(t, 50*time.Millisecond), "select 1").Scan(new(int))
+	}
+	s.settle(time.Second)
+	trips("all connections held")
+	for _, conn := range held {
+		conn.Release()
+	}
+}
+
+func TestNoFaultWhenTheServerIsFull(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 2, Settings: map[string]string{"superuser_reserved_connections": "3"},
+		HBA: []string{"host all app 127.0.0.1/32 trust"}})
+	must(t, c, "create role app login")
+	p := openPool(t, Config{}, c.ConnString("user=app", "pool_max_conns=10"))
+	waitUp(t, p)
+	full := c.Standbys()[0]
+	var held []*pgx.Conn
+	for {
+		conn, err := pgx.Connect(testContext(t), full.ConnString("user=app"))
+		if err != nil {
+			var pgErr *pgconn.PgError
+			require.ErrorAs(t, err, &pgErr)
+			require.Equal(t, "53300", pgErr.Code)
+			break
+		}
+		held = append(held, conn)
+	}
+	readers := gather(50, func(ctx context.Context) error { return p.QueryRow(ctx, "select 1").Scan(new(int)) })
+	readers.reach(t, 5000)
+	_, failed := readers.dismiss()
+	assert.Empty(t, failed)
+	for _, ps := range p.Status().Peers {
+		assert.Zero(t, ps.Trips, ps.Name)
+	}
+	for _, conn := range held {
+		_ = conn.Close(testContext(t))
+	}
+}
+
+func TestASlowReplicaGetsFewReads(t *testing.T) {
+	s, relay := relayed(t, Config{})
+	s.seat(readers)
+	at := time.Now()
+	steady := p99(s.readers.between(at.Add(-time.Second), at))
+	relay.Delay(50 * time.Millisecond)
+	s.settle(2 * time.Second)
+	before := s.pool.Status()
+	from := time.Now()
+	s.settle(3 * time.Second)
+	after := s.pool.Status()
+	var all, slow int64
+	for i := range after.Peers {
+		n := after.Peers[i].Reads - before.Peers[i].Reads
+		all += n
+		if after.Peers[i].Name == "relayed" {
+			slow = n
+		}
+	}
+	later := p99(s.readers.between(from, time.Now()))
+	t.Logf("share of the slow one %.2f %%; p99 steady %v, then %v", 100*float64(slow)/float64(all), steady, later)
+	assert.Less(t, float64(slow)/float64(all), 0.01)
+	if !raceEnabled {
+		assert.LessOrEqual(t, later, max(2*steady, 10*time.Millisecond))
+	}
+	relay.Delay(0)
+	waitFor(t, "its return", 10*time.Second, func() bool { return !s.pool.Status().Peers[1].Slow })
+	s.noReadFailed()
+	assert.Zero(t, s.pool.Status().Peers[1].Trips)
+}
+
+func TestAReplicaThatResetsAThirdIsOutSoon(t *testing.T) {
+	s, relay := relayed(t, Config{})
+	s.seat(readers)
+	relay.CutProbability(0.3, 1)
+	begun := time.Now()
+	waitFor(t, "its breaker", 3*time.Second, func() bool { return s.pool.Status().Peers[1].Trips > 0 })
+	t.Logf("out after %v", time.Since(begun))
+	s.settle(2 * time.Second)
+	relay.Disarm()
+	s.noReadFailed()
+}
+
+func TestAFlappingReplicaLosesItsShare(t *testing.T) {
+	s := newStage(t, Config{})
+	s.seat(50)
+	victim := s.cluster.Standbys()[0]
+	flaps := 10
+	if testing.Short() {
+		flaps = 4
+	}
+	var shares []float64
+	for range flaps {
+		before := s.pool.Status()
+		require.NoError(t, victim.Kill())
+		s.settle(time.Second)
+		require.NoError(t, victim.Start())
+		s.settle(time.Second)
+		after := s.pool.Status()
+		var all, own int64
+		for i := range after.Peers {
+			n := after.Peers[i].Reads - before.Peers[i].Reads
+			all += n
+			if after.Peers[i].Name == victim.Addr() {
+				own = n
+			}
+		}
+		shares = append(shares, float64(own)/float64(all))
+	}
+	s.noReadFailed()
+	t.Logf("its share, flap by flap: %.3f", shares)
+	assert.Less(t, shares[len(shares)-1], 0.05)
+}
+
+func TestAStormOfCallersOnAColdPeerMakesFewHandshakesAtATime(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1, HBA: []string{"host all app 127.0.0.1/32 scram-sha-256"}})
+	must(t, c, "create role app login password 'secret'")
+	var inside, most atomic.Int32
+	storm := func(limited bool) time.Duration {
+		pool, err := ParseConfig(c.ConnString("user=app", "password=secret", "pool_max_conns=50"))
+		require.NoError(t, err)
+		inside.Store(0)
+		most.Store(0)
+		pool.BeforeConnect = func(context.Context, *pgx.ConnConfig) error { return nil }
+		dial := pool.ConnConfig.DialFunc
+		pool.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if n := inside.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			return dial(ctx, network, addr)
+		}
+		pool.AfterConnect = func(context.Context, *pgx.Conn) error { inside.Add(-1); return nil }
+		p := openConfig(t, Config{NoMonitorConns: true, CheckInterval: time.Hour}, pool)
+		defer p.Close()
+		waitUp(t, p)
+		begun := time.Now()
+		var callers sync.WaitGroup
+		for range 200 {
+			callers.Go(func() {
+				_, err := p.Exec(testContext(t), "select pg_sleep(0.001)")
+				assert.NoError(t, err)
+			})
+		}
+		callers.Wait()
+		return time.Since(begun)
+	}
+	took := storm(true)
+	t.Logf("200 callers on a cold peer: %v, at most %d handshakes at a time", took, most.Load())
+	assert.LessOrEqual(t, most.Load(), int32(maxHandshakes+2), "the pool's, and the two monitors' own")
+}
+
+func TestCloseWithAFrozenAndABlackholedPeer(t *testing.T) {
+	s, relay := relayed(t, Config{})
+	s.seat(50)
+	relay.Blackhole()
+	frozen := s.cluster.Standbys()[1]
+	require.NoError(t, frozen.Freeze())
+	t.Cleanup(func() { _ = frozen.Thaw() })
+	s.settle(100 * time.Millisecond) // nobody has judged them yet
+	closing := time.Now()
+	s.pool.Close()
+	t.Logf("closed in %v", time.Since(closing))
+	assert.Less(t, time.Since(closing), 2*time.Second)
+	s.readers.leave()
+	for _, q := range s.pool.peers {
+		assert.Zero(t, q.sockets.len(), q.name)
+	}
+}
+
+func TestADefaultOfSerializableReadsAtThePrimary(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
+	var mu sync.Mutex
+	var events []PeerEvent
+	p := openPool(t, Config{Hooks: &Hooks{PeerChanged: func(e PeerEvent) {
+		mu.Lock()
+		defer mu.Unlock()
+		events = append(events, e)
+	}}}, c.ConnString("default_transaction_isolation=serializable"))
+	waitUp(t, p)
+	for range 100 {
+		var port int
+		require.NoError(t, p.QueryRow(testContext(t), whichPort).Scan(&port))
+		require.Equal(t, int(c.Primary().Port()), port)
+	}
+	assert.Zero(t, p.needs.learned())
+}
+
+func TestHooksTellWhatHappensInOrder(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
+	events := make(chan PeerEvent, 100)
+	var log strings.Builder
+	p := openPool(t, Config{Hooks: JoinHooks(SlogHooks(testLogger(&log)), &Hooks{PeerChanged: func(e PeerEvent) { events <- e }})}, c.ConnString())
+	waitUp(t, p)
+	replica := c.Standbys()[0]
+	require.NoError(t, replica.Stop(pgtest.Fast))
+	wantEvent := func(to health) {
+		t.Helper()
+		for {
+			select {
+			case e := <-events:
+				if e.Peer == replica.Addr() && e.To == to.String() {
+					return
+				}
+			case <-time.After(5 * time.Second):
+				t.Fatalf("no event: %s", to)
+			}
+		}
+	}
+	wantEvent(healthUp)
+	wantEvent(healthSuspect)
+	wantEvent(healthDown)
+	require.NoError(t, replica.Start())
+	wantEvent(healthUp)
+	p.Close()
+	assert.Contains(t, log.String(), "to=down")
+	assert.NotContains(t, log.String(), "password")
+}
+
+func TestTheProcessItselfStoppedTripsNothing(t *testing.T) {
+	if errors.Is(syscall.Kill(syscall.Getpid(), 0), syscall.EPERM) {
+		t.Skip("may not signal itself")
+	}
+	s := newStage(t, Config{})
+	s.seat(50)
+	for range 2 {
+		stopMyself(t, 2*time.Second)
+		s.settle(time.Second)
+	}
+	s.noReadFailed()
+	for _, ps := range s.pool.Status().Peers {
+		assert.Zero(t, ps.Trips, ps.Name)
+	}
+}

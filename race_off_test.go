@@ -1,0 +1,5 @@
+//go:build !race
+
+package multipool
+
+const raceEnabled = false
