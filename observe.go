@@ -38,11 +38,11 @@ type userTracers struct {
 	connect pgx.ConnectTracer
 }
 
-func splitTracer(t pgx.QueryTracer) (u userTracers) {
+func splitTracer(t pgx.QueryTracer) *userTracers {
 	if t == nil {
-		return u
+		return nil
 	}
-	u.query = t
+	u := &userTracers{query: t}
 	u.batch, _ = t.(pgx.BatchTracer)
 	u.copy, _ = t.(pgx.CopyFromTracer)
 	u.prepare, _ = t.(pgx.PrepareTracer)
@@ -90,7 +90,7 @@ func (w *wire) end(ctx context.Context, err error, batch bool) {
 
 func (w *wire) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
 	w.begin()
-	if w.user.query != nil {
+	if w.user != nil {
 		ctx = w.user.query.TraceQueryStart(ctx, c, d)
 	}
 	return ctx
@@ -98,35 +98,35 @@ func (w *wire) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQuer
 
 func (w *wire) TraceQueryEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryEndData) {
 	w.end(ctx, d.Err, false)
-	if w.user.query != nil {
+	if w.user != nil {
 		w.user.query.TraceQueryEnd(ctx, c, d)
 	}
 }
 
 func (w *wire) TraceBatchStart(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
 	w.begin()
-	if w.user.batch != nil {
+	if w.user != nil && w.user.batch != nil {
 		ctx = w.user.batch.TraceBatchStart(ctx, c, d)
 	}
 	return ctx
 }
 
 func (w *wire) TraceBatchQuery(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchQueryData) {
-	if w.user.batch != nil {
+	if w.user != nil && w.user.batch != nil {
 		w.user.batch.TraceBatchQuery(ctx, c, d)
 	}
 }
 
 func (w *wire) TraceBatchEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchEndData) {
 	w.end(ctx, d.Err, true)
-	if w.user.batch != nil {
+	if w.user != nil && w.user.batch != nil {
 		w.user.batch.TraceBatchEnd(ctx, c, d)
 	}
 }
 
 func (w *wire) TraceCopyFromStart(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromStartData) context.Context {
 	w.begin()
-	if w.user.copy != nil {
+	if w.user != nil && w.user.copy != nil {
 		ctx = w.user.copy.TraceCopyFromStart(ctx, c, d)
 	}
 	return ctx
@@ -134,7 +134,7 @@ func (w *wire) TraceCopyFromStart(ctx context.Context, c *pgx.Conn, d pgx.TraceC
 
 func (w *wire) TraceCopyFromEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromEndData) {
 	w.end(ctx, d.Err, false)
-	if w.user.copy != nil {
+	if w.user != nil && w.user.copy != nil {
 		w.user.copy.TraceCopyFromEnd(ctx, c, d)
 	}
 }
@@ -145,7 +145,7 @@ func (w *wire) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePr
 	if d.Name != "" && !strings.HasPrefix(d.Name, "stmtcache_") && needOf(d.SQL) == needPrimary {
 		w.peer.owner.needs.learn(d.Name)
 	}
-	if w.user.prepare != nil {
+	if w.user != nil && w.user.prepare != nil {
 		ctx = w.user.prepare.TracePrepareStart(ctx, c, d)
 	}
 	return ctx
@@ -157,13 +157,13 @@ func (w *wire) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrep
 		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseRun, standby: w.standby})
 		w.peer.report(w.generation, v, d.Err)
 	}
-	if w.user.prepare != nil {
+	if w.user != nil && w.user.prepare != nil {
 		w.user.prepare.TracePrepareEnd(ctx, c, d)
 	}
 }
 
 func (w *wire) TraceConnectStart(ctx context.Context, d pgx.TraceConnectStartData) context.Context {
-	if w.user.connect != nil {
+	if w.user != nil && w.user.connect != nil {
 		ctx = w.user.connect.TraceConnectStart(ctx, d)
 	}
 	return ctx
@@ -178,7 +178,7 @@ func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
 		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseAcquire})
 		w.peer.report(w.generation, v, d.Err)
 	}
-	if w.user.connect != nil {
+	if w.user != nil && w.user.connect != nil {
 		w.user.connect.TraceConnectEnd(ctx, d)
 	}
 }

@@ -217,7 +217,7 @@ func (p *MultiPool) Query(ctx context.Context, sql string, args ...any) (pgx.Row
 	case r == nil:
 		return failedRows{err}, err
 	case err != nil:
-		r.err = err // at the end of the rows, where pgx has it
+		r.failed.err = err // at the end of the rows, where pgx has it
 	}
 	return r, nil
 }
@@ -229,7 +229,7 @@ func (p *MultiPool) QueryRow(ctx context.Context, sql string, args ...any) pgx.R
 	case r == nil:
 		return failedRow{err}
 	case err != nil:
-		r.err = err
+		r.failed.err = err
 	}
 	return (*row)(r)
 }

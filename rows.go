@@ -26,9 +26,13 @@ const (
 type rows struct {
 	pgx.Rows // embedded, not wrapped method by method: the interface grows in pgx's minor releases
 	conn     *pgxpool.Conn
+	failed   *failedStart // nil for all but rows that ended with an error before the first
 	state    rowsState
+}
 
-	err    error // in place of the rows' own: an error that was marked
+// failedStart is what rows show in place of their own when the connection has gone on without them.
+type failedStart struct {
+	err    error // as the caller gets it: perhaps marked
 	fields []pgconn.FieldDescription
 }
 
@@ -47,8 +51,8 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 	}
 	r.state = rowsOpen
 	if err := in.Err(); err != nil {
-		r.fields = slices.Clone(in.FieldDescriptions())
-		r.err, r.conn, r.state = err, nil, rowsEnded
+		r.failed = &failedStart{err, slices.Clone(in.FieldDescriptions())}
+		r.conn, r.state = nil, rowsEnded
 		return r, err
 	}
 	return r, nil
@@ -80,15 +84,15 @@ func (r *rows) Close() {
 }
 
 func (r *rows) Err() error {
-	if r.err != nil {
-		return r.err
+	if r.failed != nil {
+		return r.failed.err
 	}
 	return r.Rows.Err()
 }
 
 func (r *rows) FieldDescriptions() []pgconn.FieldDescription {
-	if r.err != nil {
-		return r.fields // the connection serves somebody else by now
+	if r.failed != nil {
+		return r.failed.fields // the connection serves somebody else by now
 	}
 	return r.Rows.FieldDescriptions()
 }

@@ -12,27 +12,32 @@ import (
 // wire is ours of one connection: made with it, found from it, gone with it. Whatever belongs to a connection hangs
 // here. But for the socket, which is cut from outside, a wire is used by whoever uses the connection, one at a time.
 type wire struct {
-	peer *peer
-	user userTracers // the program's own, called behind ours
-	pg   *pgconn.PgConn
-
-	eye  eye    // on the raw socket
-	seen uint32 // seq at the watch's last tick; the watch's alone
+	// What every call touches, in one line of the processor's cache: many connections evict one another's.
+	peer       *peer
+	pg         *pgconn.PgConn
+	user       *userTracers   // the program's own, called behind ours; nil: none
+	slab       *[slabLen]rows // wrappers not yet used
+	generation uint64         // the peer's, when this connection was last known to be good
+	started    uint64         // the peer's, when the statement that is running began
 
 	// Read from other goroutines: by who cuts, by the watch, by whoever closes the socket.
-	use  atomic.Int32  // what the connection is used for
-	seq  atomic.Uint32 // statements begun and ended: odd while one is running
-	out  atomic.Bool   // counted in the peer's load: a call has it
-	made atomic.Bool   // counted among the peer's connections
+	seq atomic.Uint32 // statements begun and ended: odd while one is running
+	use atomic.Int32  // what the connection is used for
+	out atomic.Bool   // counted in the peer's load: a call has it
 
-	generation uint64 // the peer's, when this connection was last known to be good
-	started    uint64 // the peer's, when the statement that is running began
-	dialling   bool   // holds a place among the peer's handshakes
-	guest      bool   // holds a place among the reads that fell back to the primary
-	standby    bool   // the session's last report of in_hot_standby was "on"
+	left    uint8 // of slab
+	standby bool  // the session's last report of in_hot_standby was "on"
+	guest   bool  // holds a place among the reads that fell back to the primary
 
-	slab []rows
+	// The rest.
+	dialling bool        // holds a place among the peer's handshakes
+	made     atomic.Bool // counted among the peer's connections
+	eye      eye         // on the raw socket
+	seen     uint32      // seq at the watch's last tick; the watch's alone
 }
+
+// slabLen is how many wrappers of rows are made at a time.
+const slabLen = 64
 
 // What a connection is used for, as far as it matters to who would cut it.
 const (
@@ -57,12 +62,11 @@ func wireOf(c *pgx.Conn) *wire {
 
 // newRows takes a wrapper from the connection's slab. Wrappers are not used twice: programs ask a closed Rows for Err.
 func (w *wire) newRows() *rows {
-	if len(w.slab) == 0 {
-		w.slab = make([]rows, 64)
+	if w.left == 0 {
+		w.slab, w.left = new([slabLen]rows), slabLen
 	}
-	r := &w.slab[len(w.slab)-1]
-	w.slab = w.slab[:len(w.slab)-1]
-	return r
+	w.left--
+	return &w.slab[w.left]
 }
 
 // readRole takes what the session last reported of its server's role. The server sends it when a session begins and

@@ -3,10 +3,12 @@ package bench
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
@@ -94,6 +96,39 @@ func (c *cluster) multi(tb testing.TB, conns int, change ...func(*multipool.Conf
 	return p
 }
 
+// coin is what a program has that spreads its reads by itself: a pgxpool for each replica, and a coin to choose by. With
+// many callers on few processors two pools cost more than one, whoever chooses: their connections are twice as many, and
+// move from one processor's memory to the other's.
+type coin []*pgxpool.Pool
+
+func (c *cluster) coin(tb testing.TB, conns int) coin {
+	pools := make(coin, 0, len(c.addrs)-1)
+	for _, addr := range c.addrs[1:] {
+		pools = append(pools, c.bare(tb, conns, addr))
+	}
+	return pools
+}
+
+func (c coin) toss() *pgxpool.Pool { return c[rand.IntN(len(c))] }
+
+func (c coin) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	return c.toss().Query(ctx, sql, args...)
+}
+
+func (c coin) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
+	return c.toss().QueryRow(ctx, sql, args...)
+}
+
+func (c coin) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	return c.toss().Exec(ctx, sql, args...)
+}
+
+func (c coin) Begin(ctx context.Context) (pgx.Tx, error) { return c.toss().Begin(ctx) }
+
+func (c coin) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
+	return c.toss().SendBatch(ctx, b)
+}
+
 func waitUp(tb testing.TB, p *multipool.MultiPool) {
 	tb.Helper()
 	if len(p.Config().ConnConfig.Fallbacks) == 0 {
@@ -124,6 +159,10 @@ type setting struct {
 	background     bool // the context cannot be cancelled
 }
 
+// spreads reports whether the call is compared with a coin between pgxpools, not with one: many callers read from
+// several servers.
+func (s setting) spreads(c call) bool { return s.callers > 1 && s.peers > 2 && c.reads }
+
 func (s setting) String() string {
 	name := fmt.Sprintf("peers=%d/callers=%d", s.peers, s.callers)
 	if s.background {
@@ -144,7 +183,7 @@ func (s setting) context(tb testing.TB) func() context.Context {
 	}
 }
 
-// inline sets up a comparison in memory: pgxpool to the server where multipool sends the call too.
+// inline sets up a comparison in memory: pgxpool to the servers where multipool sends the call too.
 func inline(tb testing.TB, c call, s setting, turn time.Duration) *trial {
 	tb.Helper()
 	servers := newCluster(tb, s.peers)
@@ -152,10 +191,13 @@ func inline(tb testing.TB, c call, s setting, turn time.Duration) *trial {
 	if c.reads {
 		addr = servers.addrs[len(servers.addrs)-1]
 	}
-	pools := [sides]pool{
-		bare:    servers.bare(tb, s.callers, addr),
-		control: servers.bare(tb, s.callers, addr),
-		ours:    servers.multi(tb, s.callers),
+	pools := [sides]pool{ours: servers.multi(tb, s.callers)}
+	for _, side := range []int{bare, control} {
+		if s.spreads(c) {
+			pools[side] = servers.coin(tb, s.callers)
+		} else {
+			pools[side] = servers.bare(tb, s.callers, addr)
+		}
 	}
 	var callers [sides][]caller
 	for side, p := range pools {
@@ -180,7 +222,7 @@ func turnOf(callers int) time.Duration {
 func BenchmarkInline(b *testing.B) {
 	for _, c := range calls {
 		b.Run(c.name, func(b *testing.B) {
-			for _, s := range []setting{{3, 1, false}, {3, 64, false}, {3, 1, true}, {1, 1, false}} {
+			for _, s := range []setting{{3, 1, false}, {2, 64, false}, {3, 64, false}, {3, 1, true}, {1, 1, false}} {
 				b.Run(s.String(), func(b *testing.B) {
 					t := inline(b, c, s, turnOf(s.callers))
 					t.benchmark(b)
