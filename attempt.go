@@ -167,7 +167,7 @@ func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, er
 		chosen, reason := top.pick(in, &t.tried)
 		if chosen != nil {
 			t.attempt++
-			t.guest = reason == ReasonNoReplica
+			t.guest = reason == ReasonNoReplica && in.reads
 			if t.attempt > 1 {
 				reason = t.reason
 			}

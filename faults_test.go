@@ -607,7 +607,7 @@ func TestAStormOfCallersOnAColdPeerMakesFewHandshakesAtATime(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1, HBA: []string{"host all app 127.0.0.1/32 scram-sha-256"}})
 	must(t, c, "create role app login password 'secret'")
 	var inside, most atomic.Int32
-	storm := func(limited bool) time.Duration {
+	storm := func() time.Duration {
 		pool, err := ParseConfig(c.ConnString("user=app", "password=secret", "pool_max_conns=50"))
 		require.NoError(t, err)
 		inside.Store(0)
@@ -635,9 +635,92 @@ func TestAStormOfCallersOnAColdPeerMakesFewHandshakesAtATime(t *testing.T) {
 		callers.Wait()
 		return time.Since(begun)
 	}
-	took := storm(true)
-	t.Logf("200 callers on a cold peer: %v, at most %d handshakes at a time", took, most.Load())
-	assert.LessOrEqual(t, most.Load(), int32(maxHandshakes+2), "the pool's, and the two monitors' own")
+	bare := func() time.Duration {
+		p, err := pgxpool.New(testContext(t), c.Primary().ConnString("user=app", "password=secret", "pool_max_conns=50"))
+		require.NoError(t, err)
+		defer p.Close()
+		begun := time.Now()
+		var callers sync.WaitGroup
+		for range 200 {
+			callers.Go(func() {
+				_, err := p.Exec(testContext(t), "select pg_sleep(0.001)")
+				assert.NoError(t, err)
+			})
+		}
+		callers.Wait()
+		return time.Since(begun)
+	}
+	var ratios []float64
+	for range 5 {
+		limited, unlimited := storm(), bare()
+		assert.LessOrEqual(t, most.Load(), int32(maxHandshakes+2), "the pool's, and the two monitors' own")
+		t.Logf("200 callers on a cold peer: %v at most %d handshakes at a time; pgxpool, without a limit, %v", limited, most.Load(), unlimited)
+		ratios = append(ratios, limited.Seconds()/unlimited.Seconds())
+	}
+	slices.Sort(ratios)
+	t.Logf("median ratio %.2f", ratios[2])
+	if !raceEnabled {
+		assert.Less(t, ratios[2], 1.25)
+	}
+}
+
+func TestNoFaultWhenThePasswordIsRotated(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 2, HBA: []string{"host all app 127.0.0.1/32 scram-sha-256"}})
+	must(t, c, "create role app login password 'old'")
+	p := openPool(t, Config{CheckInterval: 100 * time.Millisecond}, c.ConnString("user=app", "password=old", "pool_max_conns=10"))
+	waitUp(t, p)
+	for _, server := range c.Servers() {
+		fillPool(t, p, server, 5)
+	}
+	must(t, c, "alter role app password 'new'")
+	readers := gather(4, func(ctx context.Context) error { return p.QueryRow(ctx, "select 1").Scan(new(int)) })
+	readers.reach(t, 3000)
+	_, failed := readers.dismiss()
+	assert.Empty(t, failed, "sessions that are there go on")
+	var held []*pgxpool.Conn
+	for range 6 { // one more than there are
+		conn, err := p.Acquire(WithPeer(testContext(t), c.Standbys()[0].Addr()))
+		if err != nil {
+			assert.ErrorContains(t, err, "28P01")
+			break
+		}
+		held = append(held, conn)
+	}
+	assert.Len(t, held, 5)
+	for _, conn := range held {
+		conn.Release()
+	}
+	time.Sleep(time.Second)
+	for _, ps := range p.Status().Peers {
+		assert.Zero(t, ps.Trips, ps.Name)
+		assert.Equal(t, healthUp.String(), ps.Health, ps.Name)
+	}
+}
+
+func TestAReplicaTwiceAsSlowGetsASmallerShare(t *testing.T) {
+	s, relay := relayed(t, Config{})
+	relay.Delay(3 * time.Millisecond) // each way
+	readers := gather(12, func(ctx context.Context) error { return s.pool.QueryRow(ctx, "select pg_sleep(0.006)").Scan(new(any)) })
+	s.settle(time.Second)
+	before := s.pool.Status()
+	s.settle(4 * time.Second)
+	after := s.pool.Status()
+	_, failed := readers.dismiss()
+	assert.Empty(t, failed)
+	var all, own int64
+	for i := range after.Peers {
+		n := after.Peers[i].Reads - before.Peers[i].Reads
+		all += n
+		if after.Peers[i].Name == "relayed" {
+			own = n
+		}
+	}
+	share := float64(own) / float64(all)
+	t.Logf("share of the one twice as slow: %.1f %%", 100*share)
+	assert.False(t, after.Peers[1].Slow)
+	assert.Zero(t, after.Peers[1].Trips)
+	assert.Greater(t, share, 0.10)
+	assert.Less(t, share, 0.31)
 }
 
 func TestCloseWithAFrozenAndABlackholedPeer(t *testing.T) {
