@@ -8,7 +8,7 @@ ARGS ?=
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: postgres ## watch a replica die and come back under load, on a real cluster (half a minute)
+demo: postgres ## watch replicas die, hang, stop and come back under load, on a real cluster (half a minute)
 	@go run ./examples/failover $(ARGS)
 
 test: postgres ## all tests, with the race detector, on real servers

@@ -26,8 +26,9 @@ type monitor struct {
 	interval time.Duration
 	shared   bool // look through an idle connection of the pool
 
-	nudged chan struct{} // capacity 1: a nudge is never lost and never waits
-	waking atomic.Pointer[context.CancelFunc]
+	nudged  chan struct{}                      // capacity 1: a nudge is never lost and never waits
+	waking  atomic.Pointer[context.CancelFunc] // ends a rest
+	cutting atomic.Pointer[context.CancelFunc] // ends a regular look, which may be waiting for a server that hangs
 
 	conn     *pgx.Conn     // the monitor's own; nil: none at the moment
 	took     time.Duration // what the last connect that succeeded took
@@ -71,6 +72,9 @@ func (m *monitor) nudge() {
 	}
 	if wake := m.waking.Load(); wake != nil {
 		(*wake)()
+	}
+	if cut := m.cutting.Load(); cut != nil && m.peer.questioned() {
+		(*cut)()
 	}
 }
 
@@ -140,7 +144,7 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	switch {
 	case !m.peer.breaker.closed():
 		err = m.recover(ctx)
-	case m.peer.suspected.Load(), m.peer.doubted.Load(), health(m.peer.health.Load()) == healthDraining:
+	case m.peer.questioned(), health(m.peer.health.Load()) == healthDraining:
 		err = m.probe(ctx)
 	default:
 		err = m.regular(ctx)
@@ -164,16 +168,27 @@ func (m *monitor) pauseWhileWell() time.Duration {
 	return m.interval
 }
 
-// regular is the look at a peer of which nothing bad is known.
+// regular is the look at a peer of which nothing bad is known. A suspicion that comes up meanwhile ends it: the probe
+// asks with less patience.
 func (m *monitor) regular(ctx context.Context) error {
+	looking, cut := context.WithCancel(ctx)
+	defer cut()
+	m.cutting.Store(&cut)
+	defer m.cutting.Store(nil)
+	if m.peer.questioned() {
+		return m.probe(ctx) // since we last asked
+	}
 	if m.conn == nil && !m.shared {
 		// The first look, or the last connection has ended: to connect takes its time, and nobody waits for it.
-		seen, err := m.fresh(ctx, m.connectTimeout())
+		seen, err := m.fresh(looking, m.connectTimeout())
+		if err != nil && m.peer.questioned() && ctx.Err() == nil {
+			return m.probe(ctx)
+		}
 		m.judge(ctx, seen, err)
 		return err
 	}
 	begun := time.Now()
-	seen, err := m.look(ctx, lookTimeout)
+	seen, err := m.look(looking, lookTimeout)
 	if err == nil {
 		if m.peer.leftOut() {
 			m.peer.latency.replace(time.Since(begun))

@@ -320,6 +320,9 @@ func (p *peer) doubt() {
 	}
 }
 
+// questioned reports whether a probe has been asked for.
+func (p *peer) questioned() bool { return p.suspected.Load() || p.doubted.Load() }
+
 // fall takes the peer out of use. The order matters: first nobody new is sent there, then what was of the last
 // generation counts no more, then those who are there are freed as far as that loses nothing (the table in
 // docs/failures.md). Writes, transactions, streams and connections that the program holds are left to their deadlines:

@@ -129,13 +129,13 @@ func (b *board) peers() []peer {
 
 func drawTable(elapsed time.Duration, reads, writes second, peers []peer) string {
 	var t strings.Builder
-	fmt.Fprintf(&t, "\n  %-7s %8s %8s %10s %10s\n", "", "calls/s", "errors", "p50", "p99")
+	fmt.Fprintf(&t, "\n  %-7s %8s %8s %10s %10s %14s\n", "", "calls/s", "errors", "p50", "p99", "worst so far")
 	for _, row := range []struct {
 		name string
 		second
 	}{{"reads", reads}, {"writes", writes}} {
-		fmt.Fprintf(&t, "  %-7s %8.0f %8d %10s %10s\n", row.name,
-			row.rate(elapsed), row.failed, millis(row.quantile(0.5)), millis(row.quantile(0.99)))
+		fmt.Fprintf(&t, "  %-7s %8.0f %8d %10s %10s %14s\n", row.name,
+			row.rate(elapsed), row.failed, millis(row.quantile(0.5)), millis(row.quantile(0.99)), millis(row.worst))
 	}
 	fmt.Fprintf(&t, "\n  %-7s %-16s %-8s %-10s %-14s %5s\n", "peer", "address", "role", "breaker", "health", "reads")
 	for _, p := range peers {
@@ -154,9 +154,10 @@ func (b *board) drawLines(elapsed time.Duration, reads, writes second, peers []p
 			b.states[p.name] = state
 		}
 	}
-	fmt.Fprintf(&t, "%5.1f s  reads %5.0f/s %d errors p50 %s p99 %s | writes %4.0f/s %d errors | reads by peer",
+	fmt.Fprintf(&t, "%5.1f s  reads %5.0f/s %d errors p50 %s p99 %s, worst so far %s",
 		time.Since(b.begun).Seconds(), reads.rate(elapsed), reads.failed,
-		millis(reads.quantile(0.5)), millis(reads.quantile(0.99)), writes.rate(elapsed), writes.failed)
+		millis(reads.quantile(0.5)), millis(reads.quantile(0.99)), millis(reads.worst))
+	fmt.Fprintf(&t, " | writes %4.0f/s %d errors | reads by peer", writes.rate(elapsed), writes.failed)
 	for _, p := range peers {
 		fmt.Fprintf(&t, " %.0f%%", p.share)
 	}

@@ -88,9 +88,9 @@ func (l *load) stop() {
 func (l *load) report(out io.Writer) error {
 	l.reads.printErrors(out, "read")
 	l.writes.printErrors(out, "write")
-	fmt.Fprintf(out, "%d calls were made, %d failed: %d of %d reads, %d of %d writes. The slowest read took %s.\n",
+	fmt.Fprintf(out, "%d calls were made, %d failed: %d of %d reads, %d of %d writes. The worst read took %s.\n",
 		l.reads.calls+l.writes.calls, l.reads.failed+l.writes.failed,
-		l.reads.failed, l.reads.calls, l.writes.failed, l.writes.calls, millis(l.reads.slowest))
+		l.reads.failed, l.reads.calls, l.writes.failed, l.writes.calls, millis(l.reads.worst))
 	if l.reads.failed+l.writes.failed > 0 {
 		return errors.New("callers saw errors")
 	}
@@ -101,7 +101,7 @@ func (l *load) report(out io.Writer) error {
 type tally struct {
 	mu            sync.Mutex
 	calls, failed int
-	slowest       time.Duration
+	worst         time.Duration
 	errors        map[string]int // how often each text
 	now           second
 }
@@ -110,13 +110,14 @@ type tally struct {
 type second struct {
 	took   []time.Duration // of every call: exact quantiles cost less than a histogram's code
 	failed int
+	worst  time.Duration // of all calls so far
 }
 
 func (t *tally) add(took time.Duration, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.calls++
-	t.slowest = max(t.slowest, took)
+	t.worst = max(t.worst, took)
 	t.now.took = append(t.now.took, took)
 	if err != nil {
 		t.failed++
@@ -132,6 +133,7 @@ func (t *tally) add(took time.Duration, err error) {
 func (t *tally) take() second {
 	t.mu.Lock()
 	s := t.now
+	s.worst = t.worst
 	t.now = second{took: make([]time.Duration, 0, len(s.took))}
 	t.mu.Unlock()
 	slices.Sort(s.took)

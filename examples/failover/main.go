@@ -1,7 +1,8 @@
-// Failover shows what a program notices when a replica dies and comes back: nothing.
+// Failover shows what a program notices when replicas die, hang, shut down and come back: no error.
 //
-// It starts a real cluster of a primary and three replicas, reads and writes through one MultiPool, kills a replica
-// under that load, starts it again, and prints every second what the callers saw. It fails if one of them saw an error.
+// It starts a real cluster of a primary and three replicas, reads and writes through one MultiPool, does to the
+// replicas under that load what happens to servers, and prints every second what the callers saw. It fails if one of
+// them saw an error.
 package main
 
 import (
@@ -12,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -31,7 +33,7 @@ func main() {
 	flag.IntVar(&s.readers, "readers", 50, "number of readers")
 	flag.IntVar(&s.writers, "writers", 10, "number of writers")
 	flag.IntVar(&s.replicas, "replicas", 3, "number of replicas, 1 to 9")
-	flag.DurationVar(&s.pace, "pace", 5*time.Second, "how long each state of the cluster is shown")
+	flag.DurationVar(&s.pace, "pace", 3*time.Second, "how long each state of the cluster is shown")
 	flag.BoolVar(&s.quiet, "quiet", false, "announce the steps and the outcome only")
 	flag.Parse()
 	if flag.NArg() > 0 || s.readers < 1 || s.writers < 0 || s.replicas < 1 || s.replicas > 9 || s.pace <= 0 {
@@ -39,8 +41,8 @@ func main() {
 		os.Exit(2)
 	}
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
+	ctx, release := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	context.AfterFunc(ctx, release) // a second Ctrl-C ends the program at once
 	if err := run(ctx, s, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "failover:", err)
 		os.Exit(1)
@@ -57,11 +59,15 @@ func run(ctx context.Context, s settings, out io.Writer) error {
 	return errors.Join(tell(ctx, cluster, s, out), cluster.Close())
 }
 
-// step is a piece of the story: it is announced, then done.
+// step is a piece of the story: it is announced, then its actions are done one after another.
 type step struct {
 	announcement string
-	action       func(context.Context) error
+	actions      []action
 }
+
+type action func(context.Context) error
+
+func say(announcement string, actions ...action) step { return step{announcement, actions} }
 
 // tell puts the cluster under load and goes through the steps.
 func tell(ctx context.Context, cluster *pgtest.Cluster, s settings, out io.Writer) error {
@@ -80,28 +86,9 @@ func tell(ctx context.Context, cluster *pgtest.Cluster, s settings, out io.Write
 	load := startLoad(pool, s.readers, s.writers)
 	board := startBoard(out, cluster, pool, load, s.quiet)
 
-	victim := cluster.Standbys()[0]
-	steps := []step{
-		{
-			fmt.Sprintf("%d readers and %d writers share one pool; all is well.", s.readers, s.writers),
-			lasting(s.pace),
-		},
-		{
-			fmt.Sprintf("kill -9 of every process of %s, a replica.", victim.Name()),
-			then(victim.Kill, lasting(s.pace)),
-		},
-		{
-			fmt.Sprintf("%s is started again, and must serve reads again by itself.", victim.Name()),
-			then(victim.Start, untilItReads(pool, victim)),
-		},
-		{
-			fmt.Sprintf("%s serves reads again.", victim.Name()),
-			lasting(s.pace),
-		},
-	}
-	for _, step := range steps {
+	for _, step := range story(cluster, pool, s) {
 		board.announce(step.announcement)
-		if err = step.action(ctx); err != nil {
+		if err = step.do(ctx); err != nil {
 			break
 		}
 	}
@@ -112,6 +99,51 @@ func tell(ctx context.Context, cluster *pgtest.Cluster, s settings, out io.Write
 		err = errors.New("interrupted")
 	}
 	return errors.Join(err, load.report(out))
+}
+
+// story is what happens to the replicas. Where there are enough of them each trouble strikes another one.
+func story(cluster *pgtest.Cluster, pool *multipool.MultiPool, s settings) []step {
+	replicas := cluster.Standbys()
+	killed, frozen, stopped := replicas[0], replicas[1%len(replicas)], replicas[2%len(replicas)]
+	show := lasting(s.pace)
+
+	return []step{
+		say(fmt.Sprintf("%d readers and %d writers share one pool; all is well.", s.readers, s.writers), show),
+
+		say("kill -9 of every process of "+killed.Name()+", a replica.", each(kill, killed), show),
+		say(killed.Name()+" is started again, and must serve reads again by itself.",
+			each(start, killed), untilTheyRead(pool, killed)),
+		say(killed.Name()+" serves reads again, gently at first: its share grows for 10 s.", show),
+
+		say("SIGSTOP of every process of "+frozen.Name()+": its connections stay open, and nothing answers.",
+			each(freeze, frozen)),
+		say("Reads in flight on "+frozen.Name()+" take about 1.1 s: until it is known to hang, and they run again elsewhere.",
+			untilDown(pool, frozen)),
+		say("The pool has "+frozen.Name()+" down.", show),
+		say(frozen.Name()+" is thawed, and must serve reads again by itself.",
+			each(thaw, frozen), untilTheyRead(pool, frozen)),
+		say(frozen.Name()+" serves reads again.", show),
+
+		say("Fast shutdown of "+stopped.Name()+", as for maintenance.", each(stop, stopped), show),
+		say(stopped.Name()+" is started again, and must serve reads again by itself.",
+			each(start, stopped), untilTheyRead(pool, stopped)),
+		say(stopped.Name()+" serves reads again.", show),
+
+		say("kill -9 of all replicas at once: the primary takes the reads, and writes keep connections in reserve.",
+			each(kill, replicas...), show),
+		say("All replicas are started again, and must serve reads again by themselves.",
+			each(start, replicas...), untilTheyRead(pool, replicas...)),
+		say("All replicas serve reads again.", show),
+	}
+}
+
+func (s step) do(ctx context.Context) error {
+	for _, action := range s.actions {
+		if err := action(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // createAccounts makes what is read and written, on every server.
@@ -126,7 +158,7 @@ func createAccounts(ctx context.Context, cluster *pgtest.Cluster) error {
 }
 
 // lasting lets some time pass.
-func lasting(d time.Duration) func(context.Context) error {
+func lasting(d time.Duration) action {
 	return func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
@@ -137,33 +169,69 @@ func lasting(d time.Duration) func(context.Context) error {
 	}
 }
 
-// then does something to a server and goes on.
-func then(fault func() error, next func(context.Context) error) func(context.Context) error {
-	return func(ctx context.Context) error {
-		if err := fault(); err != nil {
-			return err
+// What is done to a server.
+var (
+	start  = (*pgtest.Server).Start
+	kill   = (*pgtest.Server).Kill
+	freeze = (*pgtest.Server).Freeze
+	thaw   = (*pgtest.Server).Thaw
+	stop   = func(s *pgtest.Server) error { return s.Stop(pgtest.Fast) }
+)
+
+// each does something to every server at once.
+func each(do func(*pgtest.Server) error, servers ...*pgtest.Server) action {
+	return func(context.Context) error {
+		errs := make([]error, len(servers))
+		var all sync.WaitGroup
+		for i, server := range servers {
+			all.Go(func() { errs[i] = do(server) })
 		}
-		return next(ctx)
+		all.Wait()
+		return errors.Join(errs...)
 	}
 }
 
-// untilItReads waits until reads have gone to a server again.
-func untilItReads(pool *multipool.MultiPool, server *pgtest.Server) func(context.Context) error {
-	const patience = 10 * time.Second
+// untilDown waits until the pool has given a server up.
+func untilDown(pool *multipool.MultiPool, server *pgtest.Server) action {
 	return func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeoutCause(ctx, patience,
-			fmt.Errorf("%s serves no reads %v after its start", server.Name(), patience))
-		defer cancel()
-		before := statusOf(pool, server).Reads
-		for statusOf(pool, server).Reads == before {
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			case <-time.After(20 * time.Millisecond):
+		return eventually(ctx, "the pool does not notice that "+server.Name()+" hangs", func() bool {
+			return statusOf(pool, server).Health == "down"
+		})
+	}
+}
+
+// untilTheyRead waits until reads have gone to every one of the servers again.
+func untilTheyRead(pool *multipool.MultiPool, servers ...*pgtest.Server) action {
+	return func(ctx context.Context) error {
+		before := make([]int64, len(servers))
+		for i, server := range servers {
+			before[i] = statusOf(pool, server).Reads
+		}
+		for i, server := range servers {
+			err := eventually(ctx, server.Name()+" serves no reads", func() bool {
+				return statusOf(pool, server).Reads > before[i]
+			})
+			if err != nil {
+				return err
 			}
 		}
 		return nil
 	}
+}
+
+// eventually waits until something is so; if that takes too long, complaint is the error.
+func eventually(ctx context.Context, complaint string, so func() bool) error {
+	const patience = 10 * time.Second
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%s, after %v", complaint, patience))
+	defer cancel()
+	for !so() {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil
 }
 
 // statusOf returns what the pool says of one server; peers are named by their address.
