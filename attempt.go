@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,12 +14,13 @@ import (
 // trail is what one call has been through: a value on the caller's stack.
 type trail struct {
 	tried   tried
-	attempt int    // attempts begun
-	resent  int    // statements sent again after one had reached a server
-	reason  Reason // why the next attempt goes where it goes, where that is not the intent's own reason
-	guest   bool   // the next attempt is a read that falls back to the primary
-	last    error  // of the last attempt; nil: there was none
-	waits   bool   // the last error is one that waiting may cure
+	picked  *topology // that the last attempt was picked on
+	attempt int       // attempts begun
+	resent  int       // statements sent again after one had reached a server
+	reason  Reason    // why the next attempt goes where it goes, where that is not the intent's own reason
+	guest   bool      // the next attempt is a read that falls back to the primary
+	last    error     // of the last attempt; nil: there was none
+	waits   bool      // the last error is one that waiting may cure
 	until   time.Time
 }
 
@@ -93,6 +95,7 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 		if in.reads && in.mayResend(w) {
 			w.use.Store(useRead)
 		}
+		w.writes = !in.reads && !p.solo
 		result, f.standby, f.err = try(conn, w, run)
 		if f.err == nil {
 			return result, nil
@@ -167,7 +170,8 @@ func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, er
 		chosen, reason := top.pick(in, &t.tried)
 		if chosen != nil {
 			t.attempt++
-			t.guest = reason == ReasonNoReplica && in.reads
+			t.picked = top
+			t.guest = in.reads && in.place == placeReads && chosen == top.primary
 			if t.attempt > 1 {
 				reason = t.reason
 			}
@@ -177,10 +181,13 @@ func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, er
 		if t.last != nil && !top.unseen && (!t.waits || t.tried.full()) {
 			return nil, t.last
 		}
-		if err := p.await(ctx, top, in, t); err != nil {
-			return nil, err
+		// There may have been news since the last attempt was picked: then who has been tried may have been judged.
+		if t.picked == nil || t.picked == top {
+			if err := p.await(ctx, top, in, t); err != nil {
+				return nil, err
+			}
 		}
-		t.tried.n = 0
+		t.tried.n, t.picked = 0, nil
 	}
 }
 
@@ -261,6 +268,14 @@ func (p *MultiPool) mark(ctx context.Context, in *intent, f failure) error {
 	return markUnknown(ctx, f.standby, f.err, !in.atomic())
 }
 
+// markLate is markUnknown where the caller's context is not at hand any more.
+func markLate(standby bool, err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return &unknownOutcome{err}
+	}
+	return markUnknown(context.Background(), standby, err, true)
+}
+
 func markUnknown(ctx context.Context, standby bool, err error, batch bool) error {
 	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: standby, batch: batch})
 	if v.executed == executedUnknown && (v.blamesPeer() || v.class == classCaller) {
@@ -268,6 +283,9 @@ func markUnknown(ctx context.Context, standby bool, err error, batch bool) error
 	}
 	return err
 }
+
+// retryPause is how long a call waits for news before it tries again who has just failed it.
+const retryPause = 50 * time.Millisecond
 
 // await blocks until a newer topology than top has been published, the caller's context or the time to wait ends, or
 // the pool closes.
@@ -289,6 +307,11 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 	} else if left <= 0 || waiting > int64(p.config.MaxWaiting) {
 		return p.noPeer(top, in, t, nil)
 	}
+	until := left
+	if chosen, _ := top.pick(in, &tried{}); chosen != nil {
+		// Somebody could take it who has just failed it, and perhaps no news comes of that: a connection was stale.
+		left = min(left, retryPause)
+	}
 	timer := time.NewTimer(left)
 	defer timer.Stop()
 	select {
@@ -299,6 +322,9 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 	case <-p.done:
 		return puddle.ErrClosedPool
 	case <-timer.C:
+		if left < until {
+			return nil
+		}
 		if latest := p.topology.Load(); latest != top {
 			return nil
 		}

@@ -235,7 +235,7 @@ func isTransport(err error) bool {
 	var netErr net.Error
 	var op *net.OpError
 	var errno syscall.Errno
-	return errors.Is(err, pgconn.ErrConnClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+	return errors.Is(err, errPeerDown) || errors.Is(err, pgconn.ErrConnClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || errors.As(err, &netErr) || errors.As(err, &op) || errors.As(err, &errno)
 }
 

@@ -56,7 +56,8 @@ type PeerEvent struct {
 }
 
 // Hooks are told what happens. A nil func is skipped. All but Routed are called in order, by one goroutine of the
-// pool's; where one is slow, up to 256 events wait, and more are discarded and counted.
+// pool's; where one is slow, up to 256 events wait, and more are discarded and counted. They may use the pool, but must
+// not call its Close, which waits for them.
 type Hooks struct {
 	// PeerChanged is called when a peer's health or role has changed, or it has become slow or quick.
 	PeerChanged func(PeerEvent)

@@ -32,7 +32,7 @@ type monitor struct {
 
 	conn     *pgx.Conn     // the monitor's own; nil: none at the moment
 	took     time.Duration // what the last connect that succeeded took
-	roles    bool          // the server refuses the full look: ask the role only
+	roles    atomic.Bool   // the server refuses the full look: ask the role only
 	failures int           // looks in a row that have failed
 	hold     time.Duration
 	fellAt   time.Time
@@ -73,7 +73,7 @@ func (m *monitor) nudge() {
 	if wake := m.waking.Load(); wake != nil {
 		(*wake)()
 	}
-	if cut := m.cutting.Load(); cut != nil && m.peer.questioned() {
+	if cut := m.cutting.Load(); cut != nil && m.peer.suspected.Load() {
 		(*cut)()
 	}
 }
@@ -135,7 +135,11 @@ func (m *monitor) listen(ctx context.Context) {
 
 // out reports whether the peer is out of use by a verdict, not by a suspicion.
 func (m *monitor) out() bool {
-	return !m.peer.breaker.closed() || health(m.peer.health.Load()) == healthDraining
+	switch health(m.peer.health.Load()) {
+	case healthDraining, healthMisfit:
+		return true
+	}
+	return !m.peer.breaker.closed()
 }
 
 // examine looks at the peer as its state asks for, publishes what it found and returns the pause until the next time.
@@ -175,17 +179,16 @@ func (m *monitor) regular(ctx context.Context) error {
 	defer cut()
 	m.cutting.Store(&cut)
 	defer m.cutting.Store(nil)
-	if m.peer.questioned() {
+	if m.peer.suspected.Load() {
 		return m.probe(ctx) // since we last asked
 	}
 	if m.conn == nil && !m.shared {
 		// The first look, or the last connection has ended: to connect takes its time, and nobody waits for it.
 		seen, err := m.fresh(looking, m.connectTimeout())
-		if err != nil && m.peer.questioned() && ctx.Err() == nil {
+		if err != nil && looking.Err() != nil && ctx.Err() == nil {
 			return m.probe(ctx)
 		}
-		m.judge(ctx, seen, err)
-		return err
+		return m.judge(ctx, seen, err)
 	}
 	begun := time.Now()
 	seen, err := m.look(looking, lookTimeout)
@@ -193,14 +196,15 @@ func (m *monitor) regular(ctx context.Context) error {
 		if m.peer.leftOut() {
 			m.peer.latency.replace(time.Since(begun))
 		}
-		m.judge(ctx, seen, nil)
-		return nil
+		return m.judge(ctx, seen, nil)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	m.hangUp()
-	m.peer.suspect(err)
+	if looking.Err() == nil {
+		m.peer.suspect(err)
+	}
 	return m.probe(ctx)
 }
 
@@ -208,19 +212,19 @@ func (m *monitor) regular(ctx context.Context) error {
 // connection that fails tells nothing of the server. If either answers the peer stands. A probe whose own timer came
 // late is void: this process was stopped, and its peers are not to blame.
 func (m *monitor) probe(ctx context.Context) error {
-	for {
+	for void := 0; ; void++ {
 		begun := time.Now()
 		seen, err := m.askTwice(ctx)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil && time.Since(begun) > probeTimeout+lateTick {
+		if err != nil && time.Since(begun) > probeTimeout+lateTick && void < maxVoid && ctx.Err() == nil {
 			continue
 		}
-		m.judge(ctx, seen, err)
-		return err
+		return m.judge(ctx, seen, err)
 	}
 }
+
+// maxVoid is how often in a row a probe is void. More than that is no pause of this process, but a dial that does not
+// keep to its time.
+const maxVoid = 3
 
 // askTwice returns what either way saw. A dial's refusal is told where the session did not answer, and where it says that
 // the server is shutting down: then sessions go on, and new ones are not to be sent there.
@@ -282,14 +286,17 @@ func (m *monitor) recover(ctx context.Context) error {
 		return ctx.Err()
 	case failure != nil:
 		m.peer.faults.note(failure)
-		m.peer.owner.observe(observation{peer: m.peer, health: healthDown, cause: failure})
+		was := healthDown
+		if classify(evidence{err: failure, ctx: context.Background(), phase: phaseAcquire}).class == classConfig {
+			was = healthMisfit // it is back, and refuses us: callers are told at once, not after their wait
+		}
+		m.peer.owner.observe(observation{peer: m.peer, health: was, cause: failure})
 		return failure
 	case err != nil:
 		return err
 	}
 	m.roseAt = time.Now()
-	m.judge(ctx, seen, nil)
-	return nil
+	return m.judge(ctx, seen, nil)
 }
 
 // errHeld is no fault: the peer has flapped, and its time is not over.
@@ -313,32 +320,54 @@ func (m *monitor) holdFor() time.Duration {
 	return m.hold
 }
 
-// judge publishes a verdict. Every verdict on a suspect starts a new generation.
-func (m *monitor) judge(ctx context.Context, seen sight, err error) {
+// judge publishes a verdict, and returns the error that decides the pause until the next look. Every verdict on a
+// suspect starts a new generation.
+func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	p := m.peer
-	if ctx.Err() != nil {
-		return
-	}
-	if err == nil {
-		p.rise(observation{role: cmp.Or(p.vouch, seen.role), timeline: seen.timeline})
-		return
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil:
+		if !p.rise(observation{role: cmp.Or(p.vouch, seen.role), timeline: seen.timeline}) {
+			return errHeld // faults have opened the breaker while we asked
+		}
+		return nil
 	}
 	p.faults.note(err)
 	v := classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire})
 	var answer *pgconn.PgError
+	var hook *hookError
 	switch {
-	case v.class == classConfig:
-		p.fall(healthMisfit, err)
+	case v.class == classConfig, errors.As(err, &hook) && health(p.health.Load()) == healthUnknown:
+		m.fall(healthMisfit, err)
+	case errors.As(err, &hook):
+		p.rise(observation{cause: err}) // the server was not asked, so nothing is known against it
 	case v.class == classStarting:
-		p.fall(healthDraining, err)
+		m.fall(healthDraining, err)
 	case !v.blamesPeer() && errors.As(err, &answer):
 		// The server has answered, if only that it is full: it lives, and those who hold connections go on.
 		p.rise(observation{cause: err})
 	default:
-		p.breaker.trip()
-		p.fall(healthDown, err)
+		m.fall(healthDown, err)
 	}
+	return err
 }
+
+func (m *monitor) fall(to health, cause error) {
+	p := m.peer
+	p.verdicts.Lock()
+	defer p.verdicts.Unlock()
+	if to == healthDown {
+		p.breaker.trip()
+	}
+	p.fall(to, cause)
+}
+
+// hookError is an error of the program's own BeforeConnect: it says nothing about the server.
+type hookError struct{ err error }
+
+func (e *hookError) Error() string { return e.err.Error() }
+func (e *hookError) Unwrap() error { return e.err }
 
 // notServed are the errors of a server that does not offer what the full look asks: undefined_function,
 // insufficient_privilege, feature_not_supported.
@@ -401,7 +430,7 @@ func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, erro
 // ask runs the look's statement by the extended protocol: never the simple one, which poolers and injections love.
 func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
 	statement := lookFull
-	if m.roles {
+	if m.roles.Load() {
 		statement = lookRole
 	}
 	r := pg.ExecParams(ctx, statement, nil, nil, nil, nil).Read()
@@ -410,9 +439,9 @@ func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
 			return sight{role: RoleReplica}, nil // it refuses every statement of the kind, and only a standby does
 		}
 		var pgErr *pgconn.PgError
-		if errors.As(r.Err, &pgErr) && !m.roles && slices.Contains(notServed, pgErr.Code) {
+		if errors.As(r.Err, &pgErr) && !m.roles.Load() && slices.Contains(notServed, pgErr.Code) {
 			// A managed service without these functions, or not for this role: the role alone must do.
-			m.roles = true
+			m.roles.Store(true)
 			return m.ask(ctx, pg)
 		}
 		return sight{}, r.Err
@@ -444,7 +473,7 @@ func (m *monitor) connect(ctx context.Context) (*pgx.Conn, error) {
 	}
 	if p.config.BeforeConnect != nil {
 		if err := p.config.BeforeConnect(ctx, cc); err != nil {
-			return nil, err
+			return nil, &hookError{err}
 		}
 		cc.Tracer = nil
 	}

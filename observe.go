@@ -55,7 +55,7 @@ func splitTracer(t pgx.QueryTracer) *userTracers {
 // fails early never.
 func (w *wire) begin() {
 	if n := w.seq.Load(); n&1 == 0 {
-		w.started = w.peer.generation.Load()
+		w.started, w.reported = w.peer.generation.Load(), false
 		w.seq.Store(n + 1)
 	}
 }
@@ -82,10 +82,20 @@ func (w *wire) end(ctx context.Context, err error, batch bool) {
 		return
 	}
 	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, batch: batch})
-	w.peer.report(w.generation, v, err)
+	w.reportOnce(v, err)
 	if v.class == classCaller && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		w.peer.doubt()
 	}
+}
+
+// reportOnce reports a statement's fault: pgx tells of one at its preparation and again at its end, and ends a batch
+// twice.
+func (w *wire) reportOnce(v verdict, err error) {
+	if w.reported && v.blamesPeer() {
+		return
+	}
+	w.reported = v.blamesPeer()
+	w.peer.report(w.generation, v, err)
 }
 
 func (w *wire) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
@@ -154,8 +164,7 @@ func (w *wire) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePr
 func (w *wire) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareEndData) {
 	// An error here reaches the end of the statement that needed it, but for a copy's, which pgx ends with nothing.
 	if d.Err != nil && !w.peer.solo {
-		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseRun, standby: w.standby})
-		w.peer.report(w.generation, v, d.Err)
+		w.reportOnce(classify(evidence{err: d.Err, ctx: ctx, phase: phaseRun, standby: w.standby}), d.Err)
 	}
 	if w.user != nil && w.user.prepare != nil {
 		w.user.prepare.TracePrepareEnd(ctx, c, d)

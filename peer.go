@@ -37,6 +37,9 @@ type peer struct {
 	dials   chan struct{} // places for handshakes
 	guests  chan struct{} // places for reads that fell back to the primary; nil: no limit
 
+	// verdicts orders what opens and closes the breaker with what is published of it; observe is called under it.
+	verdicts sync.Mutex
+
 	// generation counts the verdicts about the peer. What began in an older one says nothing about the present, so
 	// that twenty connections lost at once are one event.
 	generation atomic.Uint64
@@ -255,9 +258,14 @@ func (p *peer) takeAsGuest(ctx context.Context) (*pgxpool.Conn, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	c, err := p.pool.Acquire(ctx)
+	within, done := p.era.Load().within(ctx)
+	defer done()
+	c, err := p.pool.Acquire(within)
 	if err != nil {
 		<-p.guests
+		if within.Err() != nil && ctx.Err() == nil {
+			return nil, errPeerDown
+		}
 		return nil, err
 	}
 	wireOf(c.Conn()).guest = true
@@ -285,20 +293,36 @@ func (p *peer) report(generation uint64, v verdict, err error) {
 	if p.owner.topology.Load() == nil {
 		return // the pool is being made; its monitors begin with a look
 	}
-	if v.class == classConfig || v.class == classStarting {
+	switch {
+	case v.class == classConfig:
 		p.faults.note(err)
 		p.monitor.nudge()
+	case v.class == classStarting && generation == p.generation.Load():
+		// The server lives, and says so: whether it comes or goes is for the probe to find out. Its sessions go on.
+		p.faults.note(err)
+		p.suspect(err)
+		return
 	}
 	if !v.blamesPeer() || generation != p.generation.Load() || errors.Is(err, errPeerDown) {
 		return
 	}
 	p.faults.note(err)
 	p.rate.fault()
+	if !p.countFault(err) {
+		p.suspect(err)
+	}
+}
+
+// countFault tells the breaker, and reports whether the peer has fallen by it.
+func (p *peer) countFault(err error) (fell bool) {
+	p.verdicts.Lock()
+	defer p.verdicts.Unlock()
 	if p.breaker.failure() {
 		p.fall(healthDown, err)
-		return
+		p.monitor.nudge()
+		return true
 	}
-	p.suspect(err)
+	return false
 }
 
 // suspect takes the peer out of the reads and has it probed, until the probe's verdict.
@@ -327,6 +351,8 @@ func (p *peer) questioned() bool { return p.suspected.Load() || p.doubted.Load()
 // generation counts no more, then those who are there are freed as far as that loses nothing (the table in
 // docs/failures.md). Writes, transactions, streams and connections that the program holds are left to their deadlines:
 // a server that wakes has lost nothing.
+//
+// The caller holds verdicts.
 func (p *peer) fall(to health, cause error) {
 	p.owner.observe(observation{peer: p, health: to, cause: cause})
 	p.generation.Add(1)
@@ -338,21 +364,31 @@ func (p *peer) fall(to health, cause error) {
 		p.era.Load().end()
 	}
 	p.pool.Reset()
-	p.monitor.nudge()
 }
 
-// rise says that the peer stands, and puts it back into use: gently, where it had been out.
-func (p *peer) rise(o observation) {
+// rise says that the peer stands, and puts it back into use: gently, where it had been out. It has no say, and reports
+// so, where the breaker has opened since the peer was asked.
+func (p *peer) rise(o observation) bool {
+	p.verdicts.Lock()
+	defer p.verdicts.Unlock()
+	if !p.breaker.closed() {
+		return false
+	}
 	if p.era.Load().ended() {
 		p.era.Store(newEra())
 		p.load.easeIn()
 	}
 	p.sockets.open()
-	if p.suspected.Swap(false) || p.doubted.Swap(false) {
+	suspected, doubted := p.suspected.Swap(false), p.doubted.Swap(false)
+	if suspected {
+		p.breaker.success() // what was counted before the verdict is not to be added to what comes after
+	}
+	if suspected || doubted {
 		p.generation.Add(1)
 	}
 	o.peer, o.health = p, healthUp
 	p.owner.observe(o)
+	return true
 }
 
 // leftOut reports whether the peer gets no reads for being slow.
@@ -364,7 +400,7 @@ func (p *peer) leftOut() bool {
 // close ends the peer's pool. It waits for the connections that the program holds, as pgxpool does; but a server that
 // does not answer is not waited for: calls in progress there are cut.
 func (p *peer) close() {
-	if h := health(p.health.Load()); !p.solo && h != healthUp && h != healthDraining {
+	if !p.solo && health(p.health.Load()) == healthDown {
 		p.sockets.cut(useHeld, true)
 	}
 	closed := make(chan struct{})
@@ -381,11 +417,13 @@ func (p *peer) close() {
 		return
 	case <-time.After(closeGrace):
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), max(probeTimeout, min(4*p.monitor.took, p.monitor.connectTimeout())))
 	defer cancel()
-	if c, err := p.monitor.connect(ctx); err == nil {
-		hangUp(c)
-		p.sockets.cut(useNone, true) // what a caller left behind
+	c, err := p.monitor.connect(ctx)
+	hangUp(c)
+	var answer *pgconn.PgError
+	if err == nil || errors.As(err, &answer) {
+		p.sockets.cut(useNone, true) // what a caller left behind; the rest goes on
 	} else {
 		p.sockets.cut(useHeld, true)
 	}
@@ -469,7 +507,11 @@ func (a *addressPin) pinned(find pgconn.LookupFunc, generation *atomic.Uint64) p
 
 // keep pins the address that a connection has reached.
 func (a *addressPin) keep(pg *pgconn.PgConn, generation uint64) {
-	host, _, err := net.SplitHostPort(pg.Conn().RemoteAddr().String())
+	at := pg.Conn().RemoteAddr()
+	if at == nil {
+		return
+	}
+	host, _, err := net.SplitHostPort(at.String())
 	if err != nil {
 		return // a Unix socket, or a connection of the program's own making
 	}

@@ -84,6 +84,9 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 		solo: len(peers) == 1, done: make(chan struct{}),
 	}
 	ctx, p.stop = context.WithCancel(context.WithoutCancel(ctx))
+	p.budget.reserve = max(minReserve, 2*int64(complete.Pool.MaxConns))
+	p.budget.reads = p.readsSoFar
+	p.herald = newHerald(complete.Hooks)
 	if err := p.addPeers(ctx, peers); err != nil {
 		p.Close()
 		return nil, err
@@ -92,9 +95,6 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 		p.Close()
 		return nil, err
 	}
-	p.budget.reserve = max(minReserve, 2*int64(complete.Pool.MaxConns))
-	p.budget.reads = p.readsSoFar
-	p.herald = newHerald(complete.Hooks)
 	p.start(ctx)
 	return p, nil
 }
@@ -164,12 +164,11 @@ func (p *MultiPool) observe(o observation) {
 	if next == old {
 		return
 	}
-	if o.peer != nil && o.role != RoleUnknown && o.role != Role(o.peer.role.Load()) {
-		o.peer.role.Store(int32(o.role))
-		o.peer.generation.Add(1)
-	}
-	if o.peer != nil && o.health != healthUnknown {
-		o.peer.health.Store(int32(o.health))
+	if m := next.member(o.peer); m != nil {
+		if Role(o.peer.role.Swap(int32(m.role))) != m.role {
+			o.peer.generation.Add(1)
+		}
+		o.peer.health.Store(int32(m.health))
 	}
 	p.topology.Store(next)
 	close(old.superseded)
@@ -288,6 +287,7 @@ func (p *MultiPool) BeginTx(ctx context.Context, txOptions pgx.TxOptions) (pgx.T
 		if err != nil {
 			return nil, err
 		}
+		w.use.Store(useHeld)
 		return newTx(t, c, w), nil
 	})
 	if err != nil {

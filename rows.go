@@ -28,6 +28,7 @@ type rows struct {
 	conn     *pgxpool.Conn
 	failed   *failedStart // nil for all but rows that ended with an error before the first
 	state    rowsState
+	writes   bool // a lost connection leaves the outcome unknown
 }
 
 // failedStart is what rows show in place of their own when the connection has gone on without them.
@@ -45,9 +46,13 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 	}
 	r := w.newRows()
 	r.Rows, r.conn = in, c
+	r.writes = w.writes
 	if in.Next() {
-		w.use.Store(useHeld) // a row is out: it cannot be sent again
-		return r, nil
+		if w.use.CompareAndSwap(useRead, useHeld) || w.use.Load() == useHeld {
+			return r, nil // a row is out: it cannot be sent again
+		}
+		in.Close() // it is being cut, and will be sent again
+		return nil, errPeerDown
 	}
 	r.state = rowsOpen
 	if err := in.Err(); err != nil {
@@ -74,13 +79,22 @@ func (r *rows) Next() bool {
 	case r.state == rowsOpen && r.Rows.Next():
 		return true
 	}
-	r.release()
+	r.end()
 	return false
+}
+
+// end releases the connection, and marks the error of a write that was lost behind its first row.
+func (r *rows) end() {
+	if r.conn != nil && r.writes && r.Rows.Err() != nil {
+		w := wireOf(r.conn.Conn())
+		r.failed = &failedStart{markLate(w.standby, r.Rows.Err()), slices.Clone(r.Rows.FieldDescriptions())}
+	}
+	r.release()
 }
 
 func (r *rows) Close() {
 	r.Rows.Close()
-	r.release()
+	r.end()
 }
 
 func (r *rows) Err() error {

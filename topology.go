@@ -62,6 +62,7 @@ type topology struct {
 	reads    []*peer // for a plain read: healthy replicas; the primary and then suspects where there is none
 	fallback bool    // reads holds the primary because no replica can serve
 	replicas []*peer // healthy replicas, suspects where there is none
+	well     []*peer // the same with those that are slow: for calls that name their peers
 	writes   []*peer // the primary
 	anyone   []*peer // healthy peers of either role, suspects where there is none
 
@@ -133,7 +134,7 @@ func (t *topology) apply(o observation) *topology {
 // learn takes an observation in and reports whether it said anything new.
 func (m *member) learn(o observation) (news bool) {
 	if o.role != RoleUnknown && o.role != m.role {
-		m.role, m.timeline, news = o.role, 0, true
+		m.role, m.timeline, m.hostile, news = o.role, 0, nil, true
 	}
 	if o.timeline != 0 && o.timeline != m.timeline {
 		m.timeline, news = o.timeline, true
@@ -182,6 +183,10 @@ func (t *topology) list() {
 	}
 
 	healthy := quick(well)
+	t.well = make([]*peer, len(well))
+	for i, m := range well {
+		t.well[i] = m.peer
+	}
 	t.replicas = healthy
 	t.anyone = healthy
 	if primary != nil && primary.serves() {
@@ -192,7 +197,7 @@ func (t *topology) list() {
 	}
 	t.reads, t.fallback = healthy, false
 	if len(healthy) == 0 {
-		t.replicas = suspect
+		t.replicas, t.well = suspect, suspect
 		switch {
 		case primary != nil && primary.serves():
 			t.reads, t.fallback = t.writes, true
@@ -295,6 +300,9 @@ func (t *topology) pick(in *intent, tried *tried) (*peer, Reason) {
 		return t.pickNamed(in, tried), in.reason
 	}
 	first, then := t.candidates(in.place)
+	if in.peers != nil && in.place == placeReplica {
+		first = t.well
+	}
 	if p := twoDraws(first, in.peers, tried); p != nil {
 		if t.fallback && in.place == placeReads && in.reason == ReasonRead {
 			return p, ReasonNoReplica
@@ -310,9 +318,9 @@ func (t *topology) pick(in *intent, tried *tried) (*peer, Reason) {
 // pickNamed chooses among the peers that a route names: for a read a replica among them, for a write the primary, and
 // where the names offer no such peer the other kind.
 func (t *topology) pickNamed(in *intent, tried *tried) *peer {
-	lists := [...][]*peer{t.replicas, t.writes}
+	lists := [...][]*peer{t.well, t.writes}
 	if !in.reads {
-		lists = [...][]*peer{t.writes, t.replicas}
+		lists = [...][]*peer{t.writes, t.well}
 	}
 	for _, list := range lists {
 		if p := twoDraws(list, in.peers, tried); p != nil {

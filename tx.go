@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -27,8 +28,9 @@ func newTx(t pgx.Tx, c *pgxpool.Conn, w *wire) *Tx { return &Tx{pgxTx: t, conn: 
 // what pgxpool's Commit returns: pgx.ErrTxClosed if the Tx is closed already, pgx.ErrTxCommitRollback if the server
 // rolled back.
 func (tx *Tx) Commit(ctx context.Context) error {
+	lost := tx.wire.pg.IsClosed() // before: then COMMIT is not sent, and the transaction is certainly not committed
 	err := tx.pgxTx.Commit(ctx)
-	if err != nil && !tx.wire.peer.solo && !errors.Is(err, pgx.ErrTxClosed) {
+	if err != nil && !lost && !tx.wire.peer.solo && !errors.Is(err, pgx.ErrTxClosed) {
 		// A COMMIT that was terminated may have been done: the server says 57P01 while it waits for a standby.
 		err = markUnknown(ctx, tx.wire.standby, err, true)
 	}
@@ -58,15 +60,54 @@ type batchResults struct {
 	tx   *Tx // owns the connection instead where the batch began a transaction
 	wire *wire
 	ctx  context.Context
+	lost error // the marked error, once there is one
 }
+
+// mark marks an error of the batch: what of it was executed is unknown once its connection is lost.
+func (b *batchResults) mark(err error) error {
+	if err == nil || b.tx != nil || b.wire.peer.solo {
+		return err
+	}
+	if b.lost == nil {
+		if marked := markUnknown(b.ctx, b.standby(), err, true); marked != err {
+			b.lost = marked
+		}
+	}
+	if b.lost != nil {
+		return b.lost
+	}
+	return err
+}
+
+// standby is the session's role; after Close the connection is somebody else's, and the batch has its verdict.
+func (b *batchResults) standby() bool { return b.conn != nil && b.wire.standby }
+
+// Exec reads the results of the next statement; see pgx.BatchResults. Its error is marked as Close's is.
+func (b *batchResults) Exec() (pgconn.CommandTag, error) {
+	tag, err := b.BatchResults.Exec()
+	return tag, b.mark(err)
+}
+
+// Query reads the results of the next statement; see pgx.BatchResults. Its error is marked as Close's is.
+func (b *batchResults) Query() (pgx.Rows, error) {
+	rows, err := b.BatchResults.Query()
+	return rows, b.mark(err)
+}
+
+// QueryRow reads the results of the next statement; see pgx.BatchResults. Its error is marked as Close's is.
+func (b *batchResults) QueryRow() pgx.Row { return batchRow{b.BatchResults.QueryRow(), b} }
+
+type batchRow struct {
+	pgx.Row
+	batch *batchResults
+}
+
+func (r batchRow) Scan(dest ...any) error { return r.batch.mark(r.Row.Scan(dest...)) }
 
 // Close ends the batch and returns its connection to the pool. Where the batch may have been executed in part or
 // whole and the answer was lost, the error matches ErrOutcomeUnknown.
 func (b *batchResults) Close() error {
-	err := b.BatchResults.Close()
-	if err != nil && b.conn != nil && !b.wire.peer.solo {
-		err = markUnknown(b.ctx, b.wire.standby, err, true)
-	}
+	err := b.mark(b.BatchResults.Close())
 	if b.conn != nil {
 		b.conn.Release()
 		b.conn = nil

@@ -27,9 +27,11 @@ type wire struct {
 
 	left    uint8 // of slab
 	standby bool  // the session's last report of in_hot_standby was "on"
+	writes  bool  // what it runs for a call may write
 	guest   bool  // holds a place among the reads that fell back to the primary
 
 	// The rest.
+	reported bool        // the running statement's fault has been
 	dialling bool        // holds a place among the peer's handshakes
 	made     atomic.Bool // counted among the peer's connections
 	eye      eye         // on the raw socket
@@ -44,6 +46,7 @@ const (
 	useNone int32 = iota // idle in the pool, being made, or left behind by a caller who has gone
 	useRead              // a read that has not handed out a row and may be sent again elsewhere
 	useHeld              // anything else: a write, a transaction, a stream, a connection that the program holds
+	useCut               // a read that is being cut
 )
 
 // wireKey is where a connection's CustomData holds its wire.
@@ -144,7 +147,11 @@ func (r *sockets) cut(most int32, shut bool) {
 	r.shut = r.shut || shut
 	var closing []*socket
 	for s := range r.all {
-		if s.wire.use.Load() <= most {
+		use := s.wire.use.Load()
+		if use == useRead && most >= useRead && !s.wire.use.CompareAndSwap(useRead, useCut) {
+			use = useHeld // its first row has just come
+		}
+		if use <= most || use == useCut {
 			closing = append(closing, s)
 		}
 	}
