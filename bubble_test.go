@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -595,5 +596,126 @@ func TestAPoolAtRestLooksNowAndThenAndNoMore(t *testing.T) {
 			assert.Equal(t, 1, p.Conns(), "the monitor's own")
 		}
 		_ = ctx
+	})
+}
+
+func TestAServerThatRefusesUsIsKnockedAtNowAndThen(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		x.replicas[0].StartupError("28P01")
+		x.replicas[0].CutConns()
+		settled()
+		time.Sleep(time.Second)
+		assert.Equal(t, "misconfigured", x.peer("replica1").Health)
+		x.replicas[0].ResetCounters()
+		for range 60 {
+			assert.Equal(t, "replica2:5432", x.read(ctx))
+			time.Sleep(time.Second)
+		}
+		assert.LessOrEqual(t, x.replicas[0].Dials(), 16)
+		x.replicas[0].StartupError("")
+		time.Sleep(7 * time.Second)
+		assert.Equal(t, "up", x.peer("replica1").Health)
+		assert.Zero(t, x.peer("replica1").Trips)
+	})
+}
+
+func TestACallFailedByAStaleConnectionGoesOnSoon(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		var held []*pgxpool.Conn
+		for range 3 {
+			c, err := x.pool.Acquire(ctx)
+			require.NoError(t, err)
+			held = append(held, c)
+		}
+		for _, c := range held {
+			c.Release()
+		}
+		x.primary.CutConns()
+		time.Sleep(time.Second) // the sentinel has woken, the probe has its answer
+		for range 3 {
+			begun := time.Now()
+			tx, err := x.pool.Begin(ctx)
+			require.NoError(t, err)
+			require.NoError(t, tx.Rollback(ctx))
+			assert.Less(t, time.Since(begun), 200*time.Millisecond)
+		}
+	})
+}
+
+func TestAnOutageOfTheProgramsSecretStoreIsNoDeath(t *testing.T) {
+	var out atomic.Bool
+	bubble(t, 2, func(c *Config) {
+		c.Pool.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
+			if out.Load() {
+				return errors.New("the secret store is out")
+			}
+			return nil
+		}
+	}, func(ctx context.Context, x *fakes) {
+		settled()
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		out.Store(true)
+		_ = x.pool.peers[0].monitor.conn.PgConn().Conn().Close() // the monitor's session ends
+		time.Sleep(10 * time.Second)
+		_, err = x.pool.Exec(ctx, "insert into t values (2)")
+		require.NoError(t, err, "the connections that there are go on")
+		assert.Zero(t, x.peer("primary").Trips)
+	})
+}
+
+func TestAWriteLostBehindItsFirstRowIsMarked(t *testing.T) {
+	const insert = "insert into t values (7) returning v"
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+			if s.Preparing || s.SQL != insert {
+				return nil
+			}
+			return &pgfake.Response{Cut: pgfake.CutBeforeTag}
+		}))
+		require.ErrorIs(t, x.pool.QueryRow(ctx, insert).Scan(new(int)), ErrOutcomeUnknown)
+		rows, err := x.pool.Query(ctx, insert)
+		require.NoError(t, err)
+		for rows.Next() {
+		}
+		require.ErrorIs(t, rows.Err(), ErrOutcomeUnknown)
+		batch := &pgx.Batch{}
+		batch.Queue(insert)
+		results := x.pool.SendBatch(ctx, batch)
+		_, err = results.Exec()
+		require.ErrorIs(t, err, ErrOutcomeUnknown)
+		require.ErrorIs(t, results.Close(), ErrOutcomeUnknown)
+		assert.Equal(t, 3, x.primary.Applied(insert))
+	})
+}
+
+func TestAReadOnlyTransactionIsLeftAloneWhenItsReplicaHangs(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		tx, err := x.pool.BeginTx(WithPeer(ctx, "replica1:5432"), pgx.TxOptions{AccessMode: pgx.ReadOnly})
+		require.NoError(t, err)
+		x.replicas[0].Hang()
+		done := make(chan error)
+		go func() { done <- tx.QueryRow(ctx, "select 1").Scan(new(int)) }()
+		time.Sleep(1500 * time.Millisecond)
+		assert.Equal(t, "down", x.peer("replica1").Health)
+		x.replicas[0].Thaw()
+		require.NoError(t, <-done, "a server that wakes has lost nothing")
+		require.NoError(t, tx.Commit(ctx))
+	})
+}
+
+func TestASlowPeerCanBeNamed(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		x.pool.observe(observation{peer: x.pool.peers[1], slow: yes})
+		for range 20 {
+			assert.Equal(t, "replica2:5432", x.read(ctx))
+		}
+		assert.Equal(t, "replica1:5432", x.read(WithPeer(ctx, "replica1:5432")))
+		assert.Equal(t, "replica1:5432", x.read(WithRoute(ctx, Route{Target: TargetReplica, Peers: []string{"replica1:5432"}})))
 	})
 }
