@@ -203,7 +203,7 @@ func (m *monitor) regular(ctx context.Context) error {
 	}
 	m.hangUp()
 	if looking.Err() == nil {
-		m.peer.suspect(err)
+		m.peer.accuse(err)
 	}
 	return m.probe(ctx)
 }
@@ -258,6 +258,7 @@ func (m *monitor) askTwice(ctx context.Context) (sight, error) {
 	case asked.err == nil:
 		m.conn = old
 		m.peer.faults.note(err)
+		asked.undialled = true
 		return asked.sight, nil
 	}
 	hangUp(old)
@@ -328,7 +329,7 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err == nil:
-		if !p.rise(observation{role: cmp.Or(p.vouch, seen.role), timeline: seen.timeline}) {
+		if !p.rise(observation{role: cmp.Or(p.vouch, seen.role), timeline: seen.timeline}, !seen.undialled) {
 			return errHeld // faults have opened the breaker while we asked
 		}
 		return nil
@@ -341,12 +342,12 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	case v.class == classConfig, errors.As(err, &hook) && health(p.health.Load()) == healthUnknown:
 		m.fall(healthMisfit, err)
 	case errors.As(err, &hook):
-		p.rise(observation{cause: err}) // the server was not asked, so nothing is known against it
+		p.rise(observation{cause: err}, false) // the server was not asked, so nothing is known against it
 	case v.class == classStarting:
 		m.fall(healthDraining, err)
 	case !v.blamesPeer() && errors.As(err, &answer):
 		// The server has answered, if only that it is full: it lives, and those who hold connections go on.
-		p.rise(observation{cause: err})
+		p.rise(observation{cause: err}, false)
 	default:
 		m.fall(healthDown, err)
 	}
@@ -375,8 +376,9 @@ var notServed = []string{"42883", "42501", "0A000"}
 
 // sight is what a look sees.
 type sight struct {
-	role     Role
-	timeline uint32
+	role      Role
+	timeline  uint32
+	undialled bool // a session has answered, and a new one could not be had
 }
 
 // The statements of a look. Functions are qualified, so that a program's search_path cannot put its own in front; the

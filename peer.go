@@ -330,10 +330,15 @@ func (p *peer) suspect(cause error) {
 	if !p.breaker.closed() {
 		return // it has been judged
 	}
+	p.accuse(cause)
+	p.monitor.nudge()
+}
+
+// accuse is suspect for the monitor itself, which probes next.
+func (p *peer) accuse(cause error) {
 	if p.suspected.CompareAndSwap(false, true) {
 		p.owner.observe(observation{peer: p, health: healthSuspect, cause: cause})
 	}
-	p.monitor.nudge()
 }
 
 // doubt has the peer probed and used meanwhile: a caller's deadline passed and nothing had come, which may be the
@@ -367,8 +372,9 @@ func (p *peer) fall(to health, cause error) {
 }
 
 // rise says that the peer stands, and puts it back into use: gently, where it had been out. It has no say, and reports
-// so, where the breaker has opened since the peer was asked.
-func (p *peer) rise(o observation) bool {
+// so, where the breaker has opened since the peer was asked. cleared says that nothing speaks against it any more: where a
+// session answers and dials fail, the faults go on being counted.
+func (p *peer) rise(o observation, cleared bool) bool {
 	p.verdicts.Lock()
 	defer p.verdicts.Unlock()
 	if !p.breaker.closed() {
@@ -380,7 +386,7 @@ func (p *peer) rise(o observation) bool {
 	}
 	p.sockets.open()
 	suspected, doubted := p.suspected.Swap(false), p.doubted.Swap(false)
-	if suspected {
+	if suspected && cleared {
 		p.breaker.success() // what was counted before the verdict is not to be added to what comes after
 	}
 	if suspected || doubted {

@@ -60,18 +60,22 @@ type stall struct {
 // count takes in what has ended on a peer since the last tick.
 func (w *watch) count(p *peer, void bool) {
 	var ended int64
+	var have int32 // calls that have a connection
 	running := false
 	p.sockets.wires(func(c *wire) {
 		seq := c.seq.Load()
 		ended += int64(seq>>1 - c.seen>>1)
 		running = running || seq&1 == 1 && seq == c.seen // it ran at the last tick already
 		c.seen = seq
+		if c.out.Load() {
+			have++
+		}
 	})
 	p.rate.add(ended)
 	if w.stallAfter < 0 {
 		return
 	}
-	waits := p.load.out.Load() > p.load.made.Load() // for a connection to be made
+	waits := p.load.out.Load() > have // for a connection, to be made, pinged or cleaned up
 	switch {
 	case void || ended > 0 || !running && !waits || !p.breaker.closed():
 		p.stall = stall{}
