@@ -532,6 +532,7 @@ func TestNoFaultWhenTheServerIsFull(t *testing.T) {
 func TestASlowReplicaGetsFewReads(t *testing.T) {
 	s, relay := relayed(t, Config{})
 	s.seat(readers)
+	s.settle(time.Second) // connections are made by now
 	at := time.Now()
 	steady := p99(s.readers.between(at.Add(-time.Second), at))
 	relay.Delay(50 * time.Millisecond)

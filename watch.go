@@ -65,7 +65,12 @@ func (w *watch) count(p *peer, void bool) {
 	p.sockets.wires(func(c *wire) {
 		seq := c.seq.Load()
 		ended += int64(seq>>1 - c.seen>>1)
-		running = running || seq&1 == 1 && seq == c.seen // it ran at the last tick already
+		if seq&1 == 1 && seq == c.seen { // it ran at the last tick already
+			running = true
+			if c.use.Load() == useRead {
+				p.latency.note(watchTick) // at least; a peer that is slow enough gets too few reads to be sampled
+			}
+		}
 		c.seen = seq
 		if c.out.Load() {
 			have++
@@ -136,7 +141,10 @@ type latencies struct {
 	n    int
 }
 
-const latencySample = 33
+const (
+	latencySample = 15
+	latencyLeast  = 7
+)
 
 func (l *latencies) note(d time.Duration) {
 	l.mu.Lock()
@@ -160,7 +168,7 @@ func (l *latencies) replace(d time.Duration) {
 func (l *latencies) median() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.n < latencySample/4 {
+	if l.n < latencyLeast {
 		return 0
 	}
 	sorted := l.ring
