@@ -390,6 +390,7 @@ func TestNothingIsSentAgainAfterItsFirstRow(t *testing.T) {
 func TestAPoolOfOnePeerReturnsWhatPgxpoolReturns(t *testing.T) {
 	bubble(t, 0, nil, func(ctx context.Context, x *fakes) {
 		require.NoError(t, x.pool.Ping(ctx))
+		assert.Equal(t, "primary:5432", x.read(ctx))
 		x.primary.Handle(func(s pgfake.Statement) *pgfake.Response {
 			if s.Preparing || !strings.HasPrefix(s.SQL, "insert") {
 				return nil

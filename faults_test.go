@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -578,9 +580,10 @@ func TestAFlappingReplicaLosesItsShare(t *testing.T) {
 	s.seat(50)
 	victim := s.cluster.Standbys()[0]
 	flaps := 10
-	if testing.Short() {
-		flaps = 4
+	if os.Getenv("MULTIPOOL_LONG") == "1" {
+		flaps = 30 // a minute
 	}
+	goroutines := runtime.NumGoroutine()
 	var shares []float64
 	for range flaps {
 		before := s.pool.Status()
@@ -602,6 +605,10 @@ func TestAFlappingReplicaLosesItsShare(t *testing.T) {
 	s.noReadFailed()
 	t.Logf("its share, flap by flap: %.3f", shares)
 	assert.Less(t, shares[len(shares)-1], 0.05)
+	assert.LessOrEqual(t, runtime.NumGoroutine(), goroutines, "nothing grows")
+	for _, q := range s.pool.peers {
+		assert.LessOrEqual(t, q.sockets.len(), 20, q.name)
+	}
 }
 
 func TestAStormOfCallersOnAColdPeerMakesFewHandshakesAtATime(t *testing.T) {

@@ -48,7 +48,7 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 	r.Rows, r.conn = in, c
 	r.writes = w.writes
 	if in.Next() {
-		if w.use.CompareAndSwap(useRead, useHeld) || w.use.Load() == useHeld {
+		if w.use.CompareAndSwap(useRead, useHeld) || w.use.Load() != useCut {
 			return r, nil // a row is out: it cannot be sent again
 		}
 		in.Close() // it is being cut, and will be sent again
