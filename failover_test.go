@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -152,4 +153,41 @@ func TestARoleThatChangesIsSeenFromTraffic(t *testing.T) {
 	assert.Empty(t, failed)
 	_, failed = writer.dismiss()
 	assert.Empty(t, failed)
+}
+
+// Under TLS a connection hides its socket, and certificates are checked for each peer's own name.
+func TestTheSameUnderTLS(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, pgtest.Options{Standbys: 2, TLS: true})
+	for _, mode := range []string{"sslmode=verify-full", "sslmode=prefer"} {
+		p := openPool(t, Config{}, c.ConnString(mode, "sslrootcert="+c.CA(), "pool_max_conns=5"))
+		waitUp(t, p)
+		victim := c.Standbys()[0]
+		readers := gather(10, func(ctx context.Context) error {
+			var encrypted bool
+			if err := p.QueryRow(ctx, "select ssl from pg_stat_ssl where pid = pg_backend_pid()").Scan(&encrypted); err != nil {
+				return err
+			}
+			if !encrypted {
+				return errors.New("in the clear")
+			}
+			return nil
+		})
+		readers.reach(t, 500)
+		require.NoError(t, victim.Freeze())
+		waitFor(t, "its fall", 3*time.Second, func() bool { return p.Status().Peers[1].Health == healthDown.String() })
+		readers.reach(t, 500)
+		require.NoError(t, victim.Thaw())
+		waitFor(t, "its return", 5*time.Second, func() bool { return p.Status().Peers[1].Health == healthUp.String() })
+		require.NoError(t, victim.Restart(pgtest.Fast))
+		readers.reach(t, 500)
+		_, failed := readers.dismiss()
+		assert.Empty(t, failed, mode)
+		_, err := p.Exec(testContext(t), "select 1")
+		require.NoError(t, err)
+		p.Close()
+		for _, q := range p.peers {
+			assert.Zero(t, q.sockets.len(), q.name)
+		}
+	}
 }

@@ -1,0 +1,79 @@
+package multipool_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+
+	"github.com/pgmultipool/multipool"
+)
+
+func Example() {
+	ctx := context.Background()
+	pool, err := multipool.New(ctx, "postgres://postgres@127.0.0.1:5432,127.0.0.1:5433/postgres")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	if _, err := pool.Exec(ctx, "create table if not exists greeting (text text)"); err != nil {
+		log.Fatal(err) // on the primary
+	}
+	var now string
+	if err := pool.QueryRow(ctx, "select now()::text").Scan(&now); err != nil {
+		log.Fatal(err) // on a replica
+	}
+	fmt.Println(now, pool.Explain(ctx, "select 1").Peer)
+	for _, peer := range pool.Status().Peers {
+		fmt.Println(peer.Name, peer.Role, peer.Breaker, peer.Reads, peer.Writes)
+	}
+}
+
+func ExampleOpen() {
+	ctx := context.Background()
+	config, err := multipool.ParseConfig("postgres://app@db1,db2,db3/app?pool_max_conns=20")
+	if err != nil {
+		log.Fatal(err)
+	}
+	pool, err := multipool.Open(ctx, multipool.Config{
+		Pool: config,
+		Models: map[string]multipool.Route{
+			"reports":  {Peers: []string{"db3:5432"}},
+			"payments": {Target: multipool.TargetPrimary},
+			"any":      {Target: multipool.TargetAny}, // reads on the primary too
+		},
+		Hooks: multipool.SlogHooks(slog.Default()),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+
+	var total int
+	err = pool.QueryRow(multipool.WithModel(ctx, "reports"), "select count(*) from orders").Scan(&total)
+	fmt.Println(total, err)
+}
+
+func ExampleMultiPool_Exec() {
+	var pool *multipool.MultiPool // of New or Open
+	ctx := context.Background()
+
+	_, err := pool.Exec(ctx, "update account set balance = balance - 10 where id = $1", 7)
+	switch {
+	case errors.Is(err, multipool.ErrOutcomeUnknown):
+		// It may have been done: look before doing it again.
+	case errors.Is(err, multipool.ErrNoPrimary):
+		// It has certainly not been done.
+	}
+}
+
+func ExampleWithPrimary() {
+	var pool *multipool.MultiPool // of New or Open
+	ctx := context.Background()
+
+	// What must see a write just made reads where it was made.
+	var balance int
+	_ = pool.QueryRow(multipool.WithPrimary(ctx), "select balance from account where id = $1", 7).Scan(&balance)
+}
