@@ -191,3 +191,35 @@ func TestTheSameUnderTLS(t *testing.T) {
 		}
 	}
 }
+
+func TestWritersFollowAPromotion(t *testing.T) {
+	for range 3 {
+		c := pgtest.Start(t, pgtest.Options{Standbys: 2})
+		must(t, c, "create table log (note text)")
+		p := openPool(t, Config{}, c.ConnString("pool_max_conns=20"))
+		waitUp(t, p)
+		next := c.Standbys()[0]
+		require.NoError(t, c.Primary().Kill())
+		waitFor(t, "its fall", 3*time.Second, func() bool { return p.Status().Peers[0].Health == healthDown.String() })
+		// No reads: only the monitors can find the new primary.
+		var first atomic.Int64
+		writers := gather(50, func(ctx context.Context) error {
+			_, err := p.Exec(ctx, "insert into log values ('x')")
+			first.CompareAndSwap(0, time.Now().UnixNano())
+			return err
+		})
+		time.Sleep(300 * time.Millisecond)
+		require.Zero(t, first.Load(), "they wait")
+		require.NoError(t, next.Promote())
+		promoted := time.Now()
+		writers.reach(t, 200)
+		calls, failed := writers.dismiss()
+		assert.Empty(t, failed)
+		outage := time.Unix(0, first.Load()).Sub(promoted)
+		t.Logf("%d writes, 0 failed; the first %v after the promoted server first took one", calls, outage)
+		if !raceEnabled {
+			assert.Less(t, outage, 50*time.Millisecond)
+		}
+		p.Close()
+	}
+}

@@ -47,6 +47,11 @@ const (
 	eagerTime    = time.Minute            // how long a peer that is down is tried each maxRetry; then each interval
 	retryStart   = 250 * time.Millisecond // constant, while the server says that it is starting or shutting down
 
+	// While there is no primary each peer is looked at this often, on the connection that there is: writers wait.
+	eagerLook    = 20 * time.Millisecond
+	patientAfter = 10 * time.Second
+	patientLook  = 250 * time.Millisecond
+
 	// A peer that falls again within flapTime of its last fall stays out twice as long as then, up to maxHold; each
 	// calmTime in which it stands takes one doubling back.
 	flapTime = time.Minute
@@ -164,9 +169,15 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	return m.backoff(err)
 }
 
-// pauseWhileWell is the time between looks at a peer that is well: a second while it is left out for being slow.
+// pauseWhileWell is the time between looks at a peer that is well: a second while it is left out for being slow, and
+// hardly any while there is no primary and it may be the next.
 func (m *monitor) pauseWhileWell() time.Duration {
-	if m.peer.leftOut() {
+	switch lost := m.peer.owner.orphanedFor(); {
+	case lost > patientAfter:
+		return min(m.interval, patientLook)
+	case lost > 0:
+		return min(m.interval, eagerLook)
+	case m.peer.leftOut():
 		return min(m.interval, time.Second)
 	}
 	return m.interval

@@ -41,8 +41,9 @@ type MultiPool struct {
 	topology atomic.Pointer[topology] // readers load it; observe replaces it
 	mu       sync.Mutex               // orders observations; nothing blocks under it
 
-	waiting atomic.Int64
-	settle  *time.Timer // ends the time in which nobody is elected before all have answered
+	waiting  atomic.Int64
+	orphaned atomic.Int64 // when the last primary was lost, in Unix nanoseconds
+	settle   *time.Timer  // ends the time in which nobody is elected before all have answered
 
 	closed    atomic.Bool
 	closeOnce sync.Once
@@ -173,6 +174,24 @@ func (p *MultiPool) observe(o observation) {
 	p.topology.Store(next)
 	close(old.superseded)
 	p.herald.tell(old, next, o)
+	if len(next.writes) == 0 && len(old.writes) > 0 {
+		p.orphaned.Store(time.Now().UnixNano())
+		for _, q := range p.peers {
+			q.monitor.nudge() // one of them may be promoted any moment
+		}
+	}
+}
+
+// orphanedFor is how long there has been no primary that takes writes; 0: there is one.
+func (p *MultiPool) orphanedFor() time.Duration {
+	if len(p.topology.Load().writes) > 0 {
+		return 0
+	}
+	since := p.orphaned.Load()
+	if since == 0 {
+		return 0 // there was none yet
+	}
+	return max(time.Since(time.Unix(0, since)), 1)
 }
 
 // Close closes all connections of all peers and rejects further calls with puddle.ErrClosedPool. It blocks until every
