@@ -720,3 +720,42 @@ func TestASlowPeerCanBeNamed(t *testing.T) {
 		assert.Equal(t, "replica1:5432", x.read(WithRoute(ctx, Route{Target: TargetReplica, Peers: []string{"replica1:5432"}})))
 	})
 }
+
+// Both accept writes; what is written to the old one is lost.
+func TestAReplacedPrimaryIsCutAndGetsNoWrite(t *testing.T) {
+	bubble(t, 2, func(c *Config) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
+		settled()
+		tx, err := x.pool.Begin(ctx)
+		require.NoError(t, err)
+		x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+			if s.SQL == "insert into t values (1)" && !s.Preparing {
+				return &pgfake.Response{Hang: true}
+			}
+			return nil
+		}))
+		stuck := make(chan error)
+		go func() { _, err := x.pool.Exec(ctx, "insert into t values (1)"); stuck <- err }()
+		time.Sleep(100 * time.Millisecond)
+		x.replicas[0].Promote()
+		require.ErrorIs(t, <-stuck, ErrOutcomeUnknown)
+		assert.Equal(t, "replica1:5432", x.pool.Status().Primary)
+		_, err = tx.Exec(ctx, "insert into t values (2)")
+		require.Error(t, err, "the transaction was on the old one")
+		_ = tx.Rollback(ctx)
+		for range 20 {
+			_, err := x.pool.Exec(ctx, "insert into t values (3)")
+			require.NoError(t, err)
+			assert.NotEqual(t, "primary:5432", x.read(ctx), "nor a read")
+		}
+		assert.Zero(t, x.primary.Applied("insert into t values (3)"))
+		assert.Zero(t, x.primary.Applied("insert into t values (2)"))
+		x.primary.SetStandby(true) // it comes back as a standby of the new one
+		x.primary.SetTimeline(2)
+		time.Sleep(3 * time.Second)
+		served := map[string]bool{}
+		for range 50 {
+			served[x.read(ctx)] = true
+		}
+		assert.True(t, served["primary:5432"], "and serves reads")
+	})
+}

@@ -371,6 +371,14 @@ func (p *peer) fall(to health, cause error) {
 	p.pool.Reset()
 }
 
+// replaced cuts everything on a primary that another has replaced: what is written there is lost, so nobody may go on
+// writing. Statements under way end with an unknown outcome.
+func (p *peer) replaced() {
+	p.generation.Add(1)
+	p.sockets.cut(useHeld, false)
+	p.pool.Reset()
+}
+
 // rise says that the peer stands, and puts it back into use: gently, where it had been out. It has no say, and reports
 // so, where the breaker has opened since the peer was asked. cleared says that nothing speaks against it any more: where a
 // session answers and dials fail, the faults go on being counted.

@@ -155,15 +155,22 @@ func (p *MultiPool) start(ctx context.Context) {
 
 // observe takes a piece of news into the topology and publishes it. It is the only place where the topology changes.
 func (p *MultiPool) observe(o observation) {
+	if stale := p.publish(o); stale != nil {
+		stale.replaced()
+	}
+}
+
+// publish is observe under the lock. It returns the primary that another, of a newer timeline, has replaced by it.
+func (p *MultiPool) publish(o observation) (stale *peer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	old := p.topology.Load()
 	if old == nil {
-		return // the pool is being made; its monitors begin with a look
+		return nil // the pool is being made; its monitors begin with a look
 	}
 	next := old.apply(o)
 	if next == old {
-		return
+		return nil
 	}
 	if m := next.member(o.peer); m != nil {
 		if Role(o.peer.role.Swap(int32(m.role))) != m.role {
@@ -180,6 +187,10 @@ func (p *MultiPool) observe(o observation) {
 			q.monitor.nudge() // one of them may be promoted any moment
 		}
 	}
+	if m := next.member(old.primary); m != nil && old.primary != next.primary && next.primary != nil && m.role == RolePrimary {
+		return old.primary
+	}
+	return nil
 }
 
 // orphanedFor is how long there has been no primary that takes writes; 0: there is one.
