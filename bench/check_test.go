@@ -19,8 +19,8 @@ const (
 	// allowed is how much longer a call may occupy a processor than pgxpool's, in nanoseconds.
 	allowed = 500
 	// allowedAtOnce is the same for 64 callers on few processors. They hand connections and counters to one another, and
-	// the memory of 64 connections does not stay in a processor's cache: a call that returns a hundred rows finds the
-	// dozen lines that a wrapper needs thrown out by the rows of others.
+	// the memory of 64 connections does not stay in a processor's cache, the lines that a wrapper needs among it. That is
+	// the likely reason: with 8 callers the difference is that of one, and a pool of one peer shows it as well.
 	allowedAtOnce = 1000
 	// allowedRow is the same for each row: rows look at a state of their own at each Next.
 	allowedRow = 1
