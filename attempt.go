@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -357,7 +356,6 @@ type budget struct {
 	since time.Time // the window's beginning
 	base  int64     // reads at that time
 	spent int64
-	gone  atomic.Int64 // refused for lack of budget
 }
 
 const (
@@ -375,7 +373,6 @@ func (b *budget) take() bool {
 		b.since, b.base, b.spent = now, reads, 0
 	}
 	if b.spent >= b.reserve+(reads-b.base)/budgetShare {
-		b.gone.Add(1)
 		return false
 	}
 	b.spent++

@@ -8,7 +8,6 @@ import (
 // load is what a peer is carrying, kept by whoever sends calls there, read by the choice without a lock.
 type load struct {
 	out   atomic.Int32 // calls that have or want a connection
-	made  atomic.Int32 // connections there are
 	limit int32        // connections at most
 
 	// share is the part of its draws that the peer takes, in 1/fullShare: a risen peer is used gently at first.

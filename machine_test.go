@@ -735,11 +735,11 @@ func (m *machine) state() string {
 	var b strings.Builder
 	for _, q := range m.x.pool.peers {
 		stat := q.pool.Stat()
-		fmt.Fprintf(&b, "            %s: %v, in flight %d, connections %d (%d acquired, %d idle, %d being made), counted %d, dials %d, guests %d;",
+		fmt.Fprintf(&b, "            %s: %v, in flight %d, connections %d (%d acquired, %d idle, %d being made), dials %d, guests %d;",
 			q.name, health(q.health.Load()), q.load.out.Load(), stat.TotalConns(), stat.AcquiredConns(), stat.IdleConns(),
-			stat.ConstructingConns(), q.load.made.Load(), len(q.dials), len(q.guests))
+			stat.ConstructingConns(), len(q.dials), len(q.guests))
 		q.sockets.wires(func(w *wire) {
-			fmt.Fprintf(&b, " [use %d seq %d out %v made %v]", w.use.Load(), w.seq.Load(), w.out.Load(), w.made.Load())
+			fmt.Fprintf(&b, " [use %d seq %d out %v]", w.use.Load(), w.seq.Load(), w.out.Load())
 		})
 		b.WriteString("\n")
 	}
@@ -871,8 +871,8 @@ func (m *machine) leftovers() (wrong []string) {
 		if n := q.load.out.Load(); n != 0 {
 			add("%s: %d calls are in flight", q.name, n)
 		}
-		if total, sockets, made := int(q.pool.Stat().TotalConns()), q.sockets.len(), int(q.load.made.Load()); total != sockets || total != made {
-			add("%s: %d connections, %d sockets, %d counted", q.name, total, sockets, made)
+		if total, sockets := int(q.pool.Stat().TotalConns()), q.sockets.len(); total != sockets {
+			add("%s: %d connections, %d sockets", q.name, total, sockets)
 		}
 		if n := len(q.guests); n != 0 {
 			add("%s: %d guests", q.name, n)
@@ -880,8 +880,8 @@ func (m *machine) leftovers() (wrong []string) {
 		if n := len(q.dials); n != 0 {
 			add("%s: %d dials", q.name, n)
 		}
-		if q.suspected.Load() || q.doubted.Load() || q.era.Load().ended() || q.sockets.refuses() {
-			add("%s: suspected %v, doubted %v, fallen %v, shut %v", q.name, q.suspected.Load(), q.doubted.Load(), q.era.Load().ended(), q.sockets.refuses())
+		if q.suspected.Load() || q.doubted.Load() || q.era.Load().Err() != nil || q.sockets.refuses() {
+			add("%s: suspected %v, doubted %v, fallen %v, shut %v", q.name, q.suspected.Load(), q.doubted.Load(), q.era.Load().Err() != nil, q.sockets.refuses())
 		}
 		if share := q.load.share.Load(); share != fullShare {
 			add("%s: its share is %d of %d", q.name, share, fullShare)

@@ -263,7 +263,7 @@ func (m *monitor) askTwice(ctx context.Context) (sight, error) {
 	case err == nil:
 		hangUp(old)
 		return dialled, nil
-	case asked.err == nil && isStarting(err):
+	case asked.err == nil && verdictOf(err).class == classStarting:
 		hangUp(old) // it would hold the shutdown up
 		return sight{}, err
 	case asked.err == nil:
@@ -278,8 +278,9 @@ func (m *monitor) askTwice(ctx context.Context) (sight, error) {
 
 var errNoSession = errors.New("multipool: the monitor has no connection")
 
-func isStarting(err error) bool {
-	return classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire}).class == classStarting
+// verdictOf judges what a look of the monitor's met: nobody's context but its own has ended.
+func verdictOf(err error) verdict {
+	return classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire})
 }
 
 // recover tries the open breaker with a look on a fresh connection.
@@ -299,7 +300,7 @@ func (m *monitor) recover(ctx context.Context) error {
 	case failure != nil:
 		m.peer.faults.note(failure)
 		was := healthDown
-		if classify(evidence{err: failure, ctx: context.Background(), phase: phaseAcquire}).class == classConfig {
+		if verdictOf(failure).class == classConfig {
 			was = healthMisfit // it is back, and refuses us: callers are told at once, not after their wait
 		}
 		m.peer.owner.observe(observation{peer: m.peer, health: was, cause: failure})
@@ -346,7 +347,7 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 		return nil
 	}
 	p.faults.note(err)
-	v := classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire})
+	v := verdictOf(err)
 	var answer *pgconn.PgError
 	var hook *hookError
 	switch {
@@ -540,7 +541,7 @@ func jittered(d time.Duration) time.Duration {
 
 // backoff is the pause after a failed look.
 func (m *monitor) backoff(err error) time.Duration {
-	v := classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire})
+	v := verdictOf(err)
 	switch {
 	case err == errHeld:
 		return m.hold - min(m.peer.breaker.openFor(), m.hold) + time.Millisecond

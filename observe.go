@@ -281,8 +281,6 @@ func (w *wire) tellRole(generation uint64) {
 func (w *wire) connected(pg *pgconn.PgConn) {
 	pg.CustomData()[wireKey] = w
 	w.pg = pg
-	w.made.Store(true)
-	w.peer.load.made.Add(1)
 	w.tellRole(w.generation)
 }
 

@@ -145,7 +145,7 @@ func (p *peer) wireUp(ctx context.Context, cc *pgx.ConnConfig) error {
 		select {
 		case p.dials <- struct{}{}:
 			w.dialling = true // until TraceConnectEnd, which pgx calls however the connect ends
-		case <-p.era.Load().over:
+		case <-p.era.Load().Done():
 			return errPeerDown
 		case <-ctx.Done():
 			return ctx.Err()
@@ -237,35 +237,35 @@ func (p *peer) take(ctx context.Context, n int32, guest bool) (*pgxpool.Conn, er
 	case n > p.load.limit && !p.solo:
 		// It has to wait for somebody else's connection, which may be stuck for as long as its caller's deadline: no
 		// longer than the peer stands.
-		within, done := p.era.Load().within(ctx)
-		defer done()
-		c, err := p.pool.Acquire(within)
-		if err != nil && within.Err() != nil && ctx.Err() == nil {
-			return nil, errPeerDown
-		}
-		return c, err
+		return p.takeWhileUp(ctx)
 	}
 	return p.pool.Acquire(ctx)
+}
+
+// takeWhileUp waits for a connection no longer than the peer stands.
+func (p *peer) takeWhileUp(ctx context.Context) (*pgxpool.Conn, error) {
+	within, done := p.era.Load().within(ctx)
+	defer done()
+	c, err := p.pool.Acquire(within)
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		return nil, errPeerDown
+	}
+	return c, err
 }
 
 func (p *peer) takeAsGuest(ctx context.Context) (*pgxpool.Conn, error) {
 	select {
 	case p.guests <- struct{}{}:
-	case <-p.era.Load().over:
+	case <-p.era.Load().Done():
 		return nil, errPeerDown
 	case <-p.owner.done:
 		return nil, puddle.ErrClosedPool
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	within, done := p.era.Load().within(ctx)
-	defer done()
-	c, err := p.pool.Acquire(within)
+	c, err := p.takeWhileUp(ctx)
 	if err != nil {
 		<-p.guests
-		if within.Err() != nil && ctx.Err() == nil {
-			return nil, errPeerDown
-		}
 		return nil, err
 	}
 	wireOf(c.Conn()).guest = true
@@ -388,7 +388,7 @@ func (p *peer) rise(o observation, cleared bool) bool {
 	if !p.breaker.closed() {
 		return false
 	}
-	if p.era.Load().ended() {
+	if p.era.Load().Err() != nil {
 		p.era.Store(newEra())
 		p.load.easeIn()
 	}
@@ -449,36 +449,20 @@ const closeGrace = time.Second
 
 // era is the time from a peer's rise to its fall.
 type era struct {
-	over chan struct{}
-	once sync.Once
+	context.Context
+	end context.CancelFunc
 }
 
-func newEra() *era { return &era{over: make(chan struct{})} }
-
-func (e *era) end() { e.once.Do(func() { close(e.over) }) }
-
-func (e *era) ended() bool {
-	select {
-	case <-e.over:
-		return true
-	default:
-		return false
-	}
+func newEra() *era {
+	ctx, end := context.WithCancel(context.Background())
+	return &era{ctx, end}
 }
 
 // within returns a context that ends with the era. done must be called.
 func (e *era) within(ctx context.Context) (_ context.Context, done func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	finished := make(chan struct{})
-	go func() {
-		select {
-		case <-e.over:
-			cancel()
-		case <-ctx.Done():
-		}
-		close(finished)
-	}()
-	return ctx, func() { cancel(); <-finished }
+	stop := context.AfterFunc(e, cancel)
+	return ctx, func() { stop(); cancel() }
 }
 
 // maxHandshakes is how many connections are made to one peer at a time. A burst of callers on a cold pool is served as

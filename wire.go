@@ -31,11 +31,10 @@ type wire struct {
 	guest   bool  // holds a place among the reads that fell back to the primary
 
 	// The rest.
-	reported bool        // the running statement's fault has been
-	dialling bool        // holds a place among the peer's handshakes
-	made     atomic.Bool // counted among the peer's connections
-	eye      eye         // on the raw socket
-	seen     uint32      // seq at the watch's last tick; the watch's alone
+	reported bool   // the running statement's fault has been
+	dialling bool   // holds a place among the peer's handshakes
+	eye      eye    // on the raw socket
+	seen     uint32 // seq at the watch's last tick; the watch's alone
 }
 
 // slabLen is how many wrappers of rows are made at a time.
@@ -99,9 +98,6 @@ func (s *socket) Close() error {
 	w.peer.sockets.forget(s)
 	if s.main {
 		w.leave() // a connection that was hijacked is never released
-		if w.made.Swap(false) {
-			w.peer.load.made.Add(-1)
-		}
 	}
 	return s.Conn.Close()
 }
