@@ -148,6 +148,9 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 		n = p.needs.of(sql)
 	}
 	in.decide(op, sql, n, r)
+	if in.fresh.bounds() {
+		in.fresh.now = p.clock()
+	}
 	return nil
 }
 
@@ -187,6 +190,9 @@ func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, er
 			}
 		}
 		t.tried.n, t.picked = 0, nil
+		if in.fresh.bounds() {
+			in.fresh.now = p.clock()
+		}
 	}
 }
 
@@ -307,8 +313,9 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 		return p.noPeer(top, in, t, nil)
 	}
 	until := left
-	if chosen, _ := top.pick(in, &tried{}); chosen != nil {
-		// Somebody could take it who has just failed it, and perhaps no news comes of that: a connection was stale.
+	if chosen, _ := top.pick(in, &tried{}); chosen != nil || in.fresh.bounds() {
+		// Somebody could take it who has just failed it, and perhaps no news comes of that: a connection was stale. Nor is
+		// it news when a replica has caught up.
 		left = min(left, retryPause)
 	}
 	timer := time.NewTimer(left)

@@ -71,7 +71,7 @@ func twoDraws(list, only []*peer, tried *tried) *peer {
 	case n == 0:
 		return nil
 	case tried.n > 0 || only != nil:
-		return lessBusyOf(list, only, tried)
+		return lessBusyOf(list, only, tried, nil)
 	case n == 1:
 		return list[0]
 	}
@@ -101,11 +101,11 @@ func twoDraws(list, only []*peer, tried *tried) *peer {
 
 // lessBusyOf is the choice where candidates are excluded: by a walk from a random place, so that the exclusions cannot
 // push their share onto a neighbour. It is off the common path, and the lists that routes name are short.
-func lessBusyOf(list, only []*peer, tried *tried) *peer {
+func lessBusyOf(list, only []*peer, tried *tried, fresh *freshness) *peer {
 	var a, b *peer
 	seen := uint64(0)
 	for _, p := range list {
-		if tried.has(p) || (only != nil && !contains(only, p)) {
+		if tried.has(p) || (only != nil && !contains(only, p)) || !fresh.holds(p) {
 			continue
 		}
 		// Reservoir sampling of two: each pair of the allowed is equally likely.
@@ -133,6 +133,15 @@ func lessBusyOf(list, only []*peer, tried *tried) *peer {
 		return b
 	}
 	return a
+}
+
+// freshDraws is twoDraws among those that are within a bound on lag: most often those drawn first are, and only where
+// they are not all are asked.
+func freshDraws(list, only []*peer, tried *tried, fresh *freshness) *peer {
+	if p := twoDraws(list, only, tried); p == nil || fresh.holds(p) {
+		return p
+	}
+	return lessBusyOf(list, only, tried, fresh)
 }
 
 // notFull spills: of the two drawn the one with a free connection, else the first other peer that has one, else the

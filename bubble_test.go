@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -75,13 +76,33 @@ func answering(f pgfake.Handler) pgfake.Handler {
 			}
 			return f(s)
 		}
-		r := &pgfake.Response{Columns: []pgfake.Column{{Name: "recovery", OID: pgfake.BoolOID}, {Name: "timeline", OID: pgfake.TextOID}}}
+		seen := sight{role: RolePrimary, system: 1, timeline: s.Timeline, position: 8192}
 		if s.Standby {
-			r.Rows = [][]any{{true, nil}}
-		} else {
-			r.Rows = [][]any{{false, fmt.Sprintf("%08X", s.Timeline)}}
+			seen = sight{role: RoleReplica, system: 1, position: 8192, shown: 1}
 		}
-		return r
+		return lookAnswer(seen)
+	}
+}
+
+// lookAnswer is a server's answer to the full look.
+func lookAnswer(s sight) *pgfake.Response {
+	text := func(name string) pgfake.Column { return pgfake.Column{Name: name, OID: pgfake.TextOID} }
+	flag := func(name string) pgfake.Column { return pgfake.Column{Name: name, OID: pgfake.BoolOID} }
+	number := func(n uint64, base int) any {
+		if n == 0 {
+			return nil
+		}
+		return strconv.FormatUint(n, base)
+	}
+	replica := s.role == RoleReplica
+	return &pgfake.Response{
+		Columns: []pgfake.Column{
+			flag("standby"), text("timeline"), text("position"), flag("alone"), flag("paused"), text("system"), text("shown"),
+		},
+		Rows: [][]any{{
+			replica, number(uint64(s.timeline), 16), s.position.String(), s.alone, s.paused,
+			number(s.system, 10), number(uint64(s.shown), 10),
+		}},
 	}
 }
 

@@ -111,6 +111,13 @@ func unknownName(kind, name string, known []string) error {
 	return fmt.Errorf("%w: %s %q (known: %s)", ErrUnknownName, kind, name, strings.Join(known, ", "))
 }
 
+// foreignError says that a server belongs to another cluster than the pool's.
+type foreignError struct{ system, cluster uint64 }
+
+func (e *foreignError) Error() string {
+	return fmt.Sprintf("multipool: the server belongs to another cluster (system identifier %d, the pool's is %d)", e.system, e.cluster)
+}
+
 // modelError says in which model of the configuration a route is wrong.
 type modelError struct {
 	model string

@@ -3,6 +3,7 @@ package multipool
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -23,6 +24,8 @@ const (
 	ReasonModel
 	// ReasonNoReplica: a read on the primary because no replica could serve.
 	ReasonNoReplica
+	// ReasonStale: a read on the primary because no replica was known to be within its route's MaxLag.
+	ReasonStale
 	// ReasonRefused: run again on the primary because a standby refused the statement.
 	ReasonRefused
 	// ReasonRetry: sent to another peer because the one before failed.
@@ -31,7 +34,7 @@ const (
 	ReasonSolo
 )
 
-var reasonNames = [...]string{"read", "write", "statement", "route", "model", "no-replica", "refused", "retry", "solo"}
+var reasonNames = [...]string{"read", "write", "statement", "route", "model", "no-replica", "stale", "refused", "retry", "solo"}
 
 // String returns the label.
 func (r Reason) String() string { return nameOf(reasonNames[:], int(r), "reason") }
@@ -49,18 +52,34 @@ type PeerEvent struct {
 	Role      Role
 	From, To  string // health: "not yet seen", "up", "suspect", "down", "misconfigured", "draining"
 	FromRole  Role
-	Slow      bool  // its reads take far longer than elsewhere
-	Cause     error // the last fault; nil where there was none
+	Slow      bool   // its reads take far longer than elsewhere
+	Unfit     string // why its data keeps it out of the reads: "is behind", ...; "" where it does not
+	Cause     error  // the last fault; nil where there was none
 	At        time.Time
 	Discarded int64 // events that were lost before this one, because a hook was slow
+}
+
+// PrimaryEvent is a change of who takes the writes, or of who claims to.
+type PrimaryEvent struct {
+	Primary   string   // the primary's name; "" while there is none. One that is down is the primary until it is replaced
+	Previous  string   // before
+	Timeline  uint32   // the cluster's; 0: not known
+	Rivals    []string // peers that claim to be the primary and are not followed: fenced
+	Split     bool     // nothing tells who is right: writes are held, and fail with ErrSplitBrain
+	At        time.Time
+	Discarded int64 // see PeerEvent
 }
 
 // Hooks are told what happens. A nil func is skipped. All but Routed are called in order, by one goroutine of the
 // pool's; where one is slow, up to 256 events wait, and more are discarded and counted. They may use the pool, but must
 // not call its Close, which waits for them.
 type Hooks struct {
-	// PeerChanged is called when a peer's health or role has changed, or it has become slow or quick.
+	// PeerChanged is called when a peer's health or role has changed, it has become slow or quick, or its data fit or
+	// unfit to be read.
 	PeerChanged func(PeerEvent)
+
+	// PrimaryChanged is called when another peer takes the writes, or a peer begins or ceases to claim that it does.
+	PrimaryChanged func(PrimaryEvent)
 
 	// Routed is called on the caller's goroutine before each attempt of each call, so it must be quick.
 	Routed func(context.Context, Decision)
@@ -82,45 +101,75 @@ func JoinHooks(h ...*Hooks) *Hooks {
 				f(ctx, d)
 			}
 		}
-		if f := one.PeerChanged; f != nil {
-			before := out.PeerChanged
-			out.PeerChanged = func(e PeerEvent) {
-				if before != nil {
-					before(e)
-				}
-				f(e)
-			}
-		}
+		out.PeerChanged = both(out.PeerChanged, one.PeerChanged)
+		out.PrimaryChanged = both(out.PrimaryChanged, one.PrimaryChanged)
 	}
 	return out
 }
 
+// both calls two functions of which either may be nil.
+func both[E any](first, second func(E)) func(E) {
+	switch {
+	case first == nil:
+		return second
+	case second == nil:
+		return first
+	}
+	return func(e E) { first(e); second(e) }
+}
+
 // SlogHooks returns hooks that log changes of peers: a fall as a warning, the rest as information; a suspicion, which
-// most often ends in nothing, for debugging only.
+// most often ends in nothing, for debugging only. A new primary is information, none a warning, a dispute about it an
+// error.
 func SlogHooks(l *slog.Logger) *Hooks {
-	return &Hooks{PeerChanged: func(e PeerEvent) {
-		level := slog.LevelInfo
-		switch e.To {
-		case healthDown.String(), healthMisfit.String():
-			level = slog.LevelWarn
-		case healthSuspect.String():
-			level = slog.LevelDebug
-		}
-		attrs := []slog.Attr{
-			slog.String("peer", e.Peer), slog.String("role", e.Role.String()),
-			slog.String("from", e.From), slog.String("to", e.To),
-		}
-		if e.Cause != nil {
-			attrs = append(attrs, slog.String("cause", e.Cause.Error()))
-		}
-		l.LogAttrs(context.Background(), level, "multipool: peer changed", attrs...)
-	}}
+	return &Hooks{
+		PeerChanged:    func(e PeerEvent) { logPeer(l, e) },
+		PrimaryChanged: func(e PrimaryEvent) { logPrimary(l, e) },
+	}
+}
+
+func logPeer(l *slog.Logger, e PeerEvent) {
+	level := slog.LevelInfo
+	switch {
+	case e.To == healthDown.String(), e.To == healthMisfit.String(), e.Unfit != "":
+		level = slog.LevelWarn
+	case e.To == healthSuspect.String():
+		level = slog.LevelDebug
+	}
+	attrs := []slog.Attr{
+		slog.String("peer", e.Peer), slog.String("role", e.Role.String()),
+		slog.String("from", e.From), slog.String("to", e.To),
+	}
+	if e.Unfit != "" {
+		attrs = append(attrs, slog.String("unfit", e.Unfit))
+	}
+	if e.Cause != nil {
+		attrs = append(attrs, slog.String("cause", e.Cause.Error()))
+	}
+	l.LogAttrs(context.Background(), level, "multipool: peer changed", attrs...)
+}
+
+func logPrimary(l *slog.Logger, e PrimaryEvent) {
+	level := slog.LevelInfo
+	switch {
+	case e.Split, len(e.Rivals) > 0:
+		level = slog.LevelError
+	case e.Primary == "":
+		level = slog.LevelWarn
+	}
+	attrs := []slog.Attr{
+		slog.String("primary", e.Primary), slog.String("previous", e.Previous), slog.Uint64("timeline", uint64(e.Timeline)),
+	}
+	if len(e.Rivals) > 0 {
+		attrs = append(attrs, slog.Any("rivals", e.Rivals), slog.Bool("split", e.Split))
+	}
+	l.LogAttrs(context.Background(), level, "multipool: primary changed", attrs...)
 }
 
 // herald calls the hooks behind the back of whoever publishes: a hook may be slow, and may call the pool.
 type herald struct {
 	hooks     *Hooks
-	events    chan PeerEvent
+	events    chan func()
 	discarded atomic.Int64
 }
 
@@ -128,30 +177,66 @@ const heraldQueue = 256
 
 // newHerald returns nil where there is nothing to tell.
 func newHerald(h *Hooks) *herald {
-	if h.PeerChanged == nil {
+	if h.PeerChanged == nil && h.PrimaryChanged == nil {
 		return nil
 	}
-	return &herald{hooks: h, events: make(chan PeerEvent, heraldQueue)}
+	return &herald{hooks: h, events: make(chan func(), heraldQueue)}
 }
 
 // tell queues what an observation has changed. It is called in the order of publication, and never blocks.
 func (h *herald) tell(old, next *topology, o observation) {
-	if h == nil || o.peer == nil {
+	if h == nil {
 		return
 	}
-	was, is := old.member(o.peer), next.member(o.peer)
-	if was.health == is.health && was.role == is.role && was.slow == is.slow {
-		return
+	if f := h.hooks.PeerChanged; f != nil {
+		for i := range next.members {
+			if e, changed := peerEvent(old, next, i, o); changed {
+				e.Discarded = h.discarded.Load()
+				h.queue(func() { f(e) })
+			}
+		}
 	}
-	e := PeerEvent{
-		Peer: o.peer.name, Role: is.role, FromRole: was.role, From: was.health.String(), To: is.health.String(),
-		Slow: is.slow, Cause: o.cause, At: time.Now(), Discarded: h.discarded.Load(),
+	if f := h.hooks.PrimaryChanged; f != nil {
+		if e, changed := primaryEvent(old, next); changed {
+			e.Discarded = h.discarded.Load()
+			h.queue(func() { f(e) })
+		}
 	}
+}
+
+func (h *herald) queue(event func()) {
 	select {
-	case h.events <- e:
+	case h.events <- event:
 	default:
 		h.discarded.Add(1)
 	}
+}
+
+// peerEvent is what an observation has changed of one member, which need not be the one observed: whether a replica is
+// one of this primary's depends on who is.
+func peerEvent(old, next *topology, i int, o observation) (PeerEvent, bool) {
+	was, is := &old.members[i], &next.members[i]
+	if was.health == is.health && was.role == is.role && was.slow == is.slow && was.unfit() == is.unfit() {
+		return PeerEvent{}, false
+	}
+	e := PeerEvent{
+		Peer: is.peer.name, Role: is.role, FromRole: was.role, From: was.health.String(), To: is.health.String(),
+		Slow: is.slow, Unfit: is.unfit(), At: time.Now(),
+	}
+	if is.peer == o.peer {
+		e.Cause = o.cause
+	}
+	return e, true
+}
+
+func primaryEvent(old, next *topology) (PrimaryEvent, bool) {
+	if old.primary == next.primary && old.split == next.split && slices.Equal(old.rivals, next.rivals) {
+		return PrimaryEvent{}, false
+	}
+	return PrimaryEvent{
+		Primary: next.primary.called(), Previous: old.primary.called(), Timeline: next.timeline,
+		Rivals: namesOfPeers(next.rivals), Split: next.split, At: time.Now(),
+	}, true
 }
 
 // run delivers until ctx ends.
@@ -160,8 +245,8 @@ func (h *herald) run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case e := <-h.events:
-			h.hooks.PeerChanged(e)
+		case deliver := <-h.events:
+			deliver()
 		}
 	}
 }

@@ -100,6 +100,8 @@ var imports = map[string][]string{
 	"connstring.go": {pgconnPath},
 	"balancer.go":   {},
 	"topology.go":   {},
+	"lag.go":        {},
+	"lsn.go":        {},
 	"peer.go":       {pgxPath, pgconnPath, poolPath, puddlePath},
 	"wire.go":       {pgxPath, pgconnPath, poolPath},
 	"breaker.go":    {breakerPath},
@@ -126,6 +128,8 @@ var abstains = map[string][]string{
 	"route.go":     {"net", "os", "sync", "time"},
 	"statement.go": {"context", "net", "os", "time"},
 	"needs.go":     {"context", "net", "os", "time"},
+	"lag.go":       {"context", "net", "os"},
+	"lsn.go":       {"context", "net", "os", "sync", "time"},
 	"errors.go":    {"context", "net", "os", "sync", "time"},
 	"classify.go":  {"os", "sync"},
 }

@@ -32,7 +32,8 @@ type monitor struct {
 
 	conn     *pgx.Conn     // the monitor's own; nil: none at the moment
 	took     time.Duration // what the last connect that succeeded took
-	roles    atomic.Bool   // the server refuses the full look: ask the role only
+	modesty  atomic.Int32  // which of looks the server answers
+	before   replay        // what the last look saw of a replica's replay
 	failures int           // looks in a row that have failed
 	hold     time.Duration
 	fellAt   time.Time
@@ -169,8 +170,8 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	return m.backoff(err)
 }
 
-// pauseWhileWell is the time between looks at a peer that is well: a second while it is left out for being slow, and
-// hardly any while there is no primary and it may be the next.
+// pauseWhileWell is the time between looks at a peer that is well: a second while it is left out, less where lag is
+// bounded, and hardly any while there is no primary and it may be the next.
 func (m *monitor) pauseWhileWell() time.Duration {
 	switch lost := m.peer.owner.orphanedFor(); {
 	case lost > patientAfter:
@@ -178,9 +179,9 @@ func (m *monitor) pauseWhileWell() time.Duration {
 	case lost > 0:
 		return min(m.interval, eagerLook)
 	case m.peer.leftOut():
-		return min(m.interval, time.Second)
+		return min(m.interval, time.Second, m.peer.owner.lagLooks())
 	}
-	return m.interval
+	return min(m.interval, m.peer.owner.lagLooks())
 }
 
 // regular is the look at a peer of which nothing bad is known. A suspicion that comes up meanwhile ends it: the probe
@@ -341,8 +342,11 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err == nil:
-		if !p.rise(observation{role: cmp.Or(p.vouch, seen.role), timeline: seen.timeline}, !seen.undialled) {
+		if !p.rise(m.tell(seen), !seen.undialled) {
 			return errHeld // faults have opened the breaker while we asked
+		}
+		if p.owner.topology.Load().primary == p {
+			p.owner.positions.note(p, seen.timeline, seen.position, seen.asked, seen.came)
 		}
 		return nil
 	}
@@ -366,10 +370,32 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	return err
 }
 
+// tell turns what a look saw into news, and measures a replica against its primary.
+func (m *monitor) tell(seen sight) observation {
+	p := m.peer
+	o := observation{
+		role: cmp.Or(p.vouch, seen.role), system: seen.system, timeline: seen.timeline,
+		alone: seen.alone, shown: seen.shown,
+	}
+	if o.role != RoleReplica || p.proxy {
+		p.behind.forget() // behind a pooler the next statement may meet another server
+		m.before = replay{}
+		return o
+	}
+	now := replay{seen.position, seen.came}
+	d := p.owner.positions.measure(now, m.before)
+	m.before = now
+	p.behind.set(d)
+	o.fitness = d.judge(seen, p.owner.config.MaxLag, p.fitness())
+	return o
+}
+
 func (m *monitor) fall(to health, cause error) {
 	p := m.peer
 	p.verdicts.Lock()
 	defer p.verdicts.Unlock()
+	m.before = replay{} // a standby that crashes begins again further back
+	p.behind.forget()
 	if to == healthDown {
 		p.breaker.trip()
 	}
@@ -386,20 +412,43 @@ func (e *hookError) Unwrap() error { return e.err }
 // insufficient_privilege, feature_not_supported.
 var notServed = []string{"42883", "42501", "0A000"}
 
-// sight is what a look sees.
+// sight is what a look sees. What the server does not tell is zero.
 type sight struct {
 	role      Role
-	timeline  uint32
+	system    uint64        // the system identifier
+	timeline  uint32        // of the log that a primary writes, or that a replica's receiver gets
+	shown     uint32        // the highest timeline of which a replica's control file knows
+	position  lsn           // to which a primary has written, or a replica has replayed
+	alone     bool          // a replica without a running receiver
+	paused    bool          // a replica whose replay was paused
+	asked     time.Duration // by the pool's clock
+	came      time.Duration
 	undialled bool // a session has answered, and a new one could not be had
 }
 
-// The statements of a look. Functions are qualified, so that a program's search_path cannot put its own in front; the
-// timeline is that of the log being written, which tells a promotion at once (pg_control_checkpoint() tells it only
-// after the next checkpoint).
+// looks are the statements of a look, from the one that asks everything to the one that every server answers: managed
+// services lack some functions. Functions are qualified, so that a program's search_path cannot put its own in front.
+//
+// A primary's timeline is that of the log being written, which tells a promotion at once (pg_control_checkpoint()
+// tells it only after the next checkpoint); its position is that of insertion, as a commit that does not wait for the
+// disk lies behind the written one. A replica's timeline is its receiver's, which only members of pg_monitor see; the
+// control file's is an old one for a while.
+var looks = [...]string{lookFull,
+	lookSelect + `, null::pg_catalog.int8, null::pg_catalog.int4` + lookFrom,
+	`select pg_catalog.pg_is_in_recovery(), null, null, null, null, null, null`,
+}
+
 const (
-	lookFull = `select pg_catalog.pg_is_in_recovery(), case when not pg_catalog.pg_is_in_recovery() then ` +
-		`pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) end`
-	lookRole = `select pg_catalog.pg_is_in_recovery(), null::pg_catalog.text`
+	lookSelect = `select r.standby,
+ case when r.standby then (select pg_catalog.to_hex(w.received_tli) from pg_catalog.pg_stat_wal_receiver w)
+ else pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) end,
+ case when r.standby then pg_catalog.pg_last_wal_replay_lsn() else pg_catalog.pg_current_wal_insert_lsn() end,
+ r.standby and not exists (select from pg_catalog.pg_stat_wal_receiver),
+ case when r.standby then pg_catalog.pg_is_wal_replay_paused() end`
+	lookFrom = ` from (select pg_catalog.pg_is_in_recovery()) as r(standby)`
+	lookFull = lookSelect + `,
+ (select c.system_identifier from pg_catalog.pg_control_system() c),
+ case when r.standby then (select c.min_recovery_end_timeline from pg_catalog.pg_control_recovery() c) end` + lookFrom
 )
 
 // look asks the peer what it is, on the monitor's connection or, where it has none of its own, one of the program's.
@@ -443,34 +492,59 @@ func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, erro
 
 // ask runs the look's statement by the extended protocol: never the simple one, which poolers and injections love.
 func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
-	statement := lookFull
-	if m.roles.Load() {
-		statement = lookRole
+	tried := m.modesty.Load()
+	asked := m.peer.owner.clock()
+	r := pg.ExecParams(ctx, looks[tried], nil, nil, nil, nil).Read()
+	if r.Err == nil {
+		s, err := readSight(r.Rows)
+		s.asked, s.came = asked, m.peer.owner.clock()
+		return s, err
 	}
-	r := pg.ExecParams(ctx, statement, nil, nil, nil, nil).Read()
-	if r.Err != nil {
-		if refusesSession(r.Err) {
-			return sight{role: RoleReplica}, nil // it refuses every statement of the kind, and only a standby does
-		}
-		var pgErr *pgconn.PgError
-		if errors.As(r.Err, &pgErr) && !m.roles.Load() && slices.Contains(notServed, pgErr.Code) {
-			// A managed service without these functions, or not for this role: the role alone must do.
-			m.roles.Store(true)
-			return m.ask(ctx, pg)
-		}
-		return sight{}, r.Err
+	if refusesSession(r.Err) {
+		return sight{role: RoleReplica}, nil // it refuses every statement of the kind, and only a standby does
 	}
-	if len(r.Rows) != 1 || len(r.Rows[0]) != 2 {
-		return sight{}, errOddAnswer
+	var pgErr *pgconn.PgError
+	switch {
+	case !errors.As(r.Err, &pgErr):
+	case pgErr.Code == notPrerequisite && ctx.Err() == nil:
+		return m.ask(ctx, pg) // promoted between two functions of the statement
+	case slices.Contains(notServed, pgErr.Code) && int(tried) < len(looks)-1:
+		m.modesty.CompareAndSwap(tried, tried+1)
+		return m.ask(ctx, pg)
 	}
-	s := sight{role: RolePrimary}
-	if string(r.Rows[0][0]) == "t" {
+	return sight{}, r.Err
+}
+
+// notPrerequisite is object_not_in_prerequisite_state: "recovery is in progress", or is not.
+const notPrerequisite = "55000"
+
+// readSight reads a look's row, as text.
+func readSight(rows [][][]byte) (s sight, err error) {
+	if len(rows) != 1 || len(rows[0]) != 7 {
+		return s, errOddAnswer
+	}
+	row := rows[0]
+	s.role = RolePrimary
+	if string(row[0]) == "t" {
 		s.role = RoleReplica
 	}
-	if t, err := strconv.ParseUint(string(r.Rows[0][1]), 16, 32); err == nil {
-		s.timeline = uint32(t)
+	number := func(text []byte, base, bits int) (n uint64) {
+		if text != nil && err == nil {
+			if n, err = strconv.ParseUint(string(text), base, bits); err != nil {
+				err = errOddAnswer
+			}
+		}
+		return n
 	}
-	return s, nil
+	s.timeline = uint32(number(row[1], 16, 32))
+	s.position = parseLSN(string(row[2]))
+	s.alone, s.paused = string(row[3]) == "t", string(row[4]) == "t"
+	s.system = number(row[5], 10, 64)
+	s.shown = uint32(number(row[6], 10, 32))
+	if s.role == RolePrimary {
+		s.position = s.position.replayable()
+	}
+	return s, err
 }
 
 // connect makes the monitor's own connection: with the peer's address and credentials, without the program's tracer and

@@ -52,6 +52,12 @@ type Config struct {
 	// Models are named routes; see [WithModel].
 	Models map[string]Route
 
+	// MaxLag leaves replicas out of the reads that are further behind the primary, as Route.MaxLag does, but softly: where
+	// no replica is within it, all go on. Peers are then looked at every 700 ms at least. Default: none. Whatever it says,
+	// replicas whose replay was paused, or that lack what the primary has while nothing fetches it, are left out softly
+	// too. Key multipool_max_lag.
+	MaxLag Lag
+
 	// CheckInterval is how often each peer's monitor looks at it while it is well; spread by a fifth at random so
 	// that the programs of a fleet do not look all at once. Default 5 s, at least 10 ms. Key multipool_check_interval.
 	CheckInterval time.Duration
@@ -139,6 +145,13 @@ var settings = []setting{
 	{"multipool_retry", func(c *Config, v string) error {
 		return setName(&c.Route.Retry, retryNames[:], v)
 	}},
+	{"multipool_max_lag", func(c *Config, v string) error {
+		l, err := parseLag(v)
+		if err == nil && c.MaxLag == (Lag{}) {
+			c.MaxLag = l
+		}
+		return err
+	}},
 	{"multipool_check_interval", func(c *Config, v string) error {
 		if d, err := time.ParseDuration(v); err == nil && d < minCheckInterval {
 			return fmt.Errorf("must be at least %v", minCheckInterval)
@@ -218,6 +231,7 @@ func setDuration(field *time.Duration, v string) error {
 //   - multipool_mode: replicated (default replicated)
 //   - multipool_target: auto, primary, prefer-replica, replica, any (default auto)
 //   - multipool_retry: inherit, safe, reads, never (default inherit, which is safe)
+//   - multipool_max_lag: duration, size such as 16MB, or both with a comma between (default 0, none)
 //   - multipool_check_interval: duration string of at least 10ms (default 5s)
 //   - multipool_wait: duration string (default 5s; 0: a call does not wait)
 //   - multipool_max_waiting: integer (default 1000; 0: none)

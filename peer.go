@@ -25,6 +25,7 @@ type peer struct {
 	owner *MultiPool
 	solo  bool // the pool's only peer: nothing is judged
 	asked bool // its role is asked by the monitor, or believed; sessions are not listened to
+	proxy bool // more than one server may answer there
 	vouch Role // the role that the configuration vouches for; RoleUnknown: discovered
 
 	config  *pgxpool.Config // the template as configured, with the program's hooks and none of ours
@@ -53,8 +54,25 @@ type peer struct {
 	rate   faultRate
 
 	latency latencies
-	stall   stall // the watch's
+	stall   stall  // the watch's
+	behind  behind // the monitor's
 	health  atomic.Int32
+}
+
+// called returns the peer's name; nobody's is "".
+func (p *peer) called() string {
+	if p == nil {
+		return ""
+	}
+	return p.name
+}
+
+func namesOfPeers(peers []*peer) []string {
+	var names []string
+	for _, p := range peers {
+		names = append(names, p.name)
+	}
+	return names
 }
 
 // counters are what a peer was chosen for.
@@ -86,6 +104,7 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 	p := &peer{
 		name: c.Name, host: c.Host, port: c.Port, owner: owner, solo: solo,
 		asked:  c.Proxy || c.Role != RoleUnknown,
+		proxy:  c.Proxy,
 		vouch:  c.Role,
 		config: c.pool,
 	}
@@ -94,6 +113,7 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 	}
 	p.era.Store(newEra())
 	p.dials = make(chan struct{}, maxHandshakes)
+	p.behind.forget()
 	p.load.limit = c.pool.MaxConns
 	p.load.share.Store(fullShare)
 	p.load.exhausted = p.exhausted
@@ -405,10 +425,22 @@ func (p *peer) rise(o observation, cleared bool) bool {
 	return true
 }
 
-// leftOut reports whether the peer gets no reads for being slow.
+// demoted closes the idle connections of a primary that has become a replica, and those in use at their release: where
+// they have survived it, there is something in between that may lead them elsewhere.
+func (p *peer) demoted() { p.pool.Reset() }
+
+// leftOut reports whether the peer gets no reads though it is well: it is slow, or its data is not what it should be.
 func (p *peer) leftOut() bool {
 	m := p.owner.topology.Load().member(p)
-	return m != nil && m.slow
+	return m != nil && (m.slow || m.unfit() != "")
+}
+
+// fitness is what was last judged of a replica's data.
+func (p *peer) fitness() fitness {
+	if m := p.owner.topology.Load().member(p); m != nil {
+		return m.fitness
+	}
+	return fitUnsaid
 }
 
 // close ends the peer's pool. It waits for the connections that the program holds, as pgxpool does; but a server that

@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,6 +38,10 @@ type MultiPool struct {
 	herald *herald
 	needs  needs
 	budget budget
+
+	begun     time.Time // of the pool's clock
+	positions positions // of the primary
+	lagEvery  atomic.Int64
 
 	topology atomic.Pointer[topology] // readers load it; observe replaces it
 	mu       sync.Mutex               // orders observations; nothing blocks under it
@@ -82,8 +87,10 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 	}
 	p := &MultiPool{
 		given: config.Pool.Copy(), config: complete, models: complete.Models, hooks: *complete.Hooks,
-		solo: len(peers) == 1, done: make(chan struct{}),
+		solo: len(peers) == 1, done: make(chan struct{}), begun: time.Now(),
 	}
+	p.lagEvery.Store(math.MaxInt64)
+	p.lookFor(complete.MaxLag)
 	ctx, p.stop = context.WithCancel(context.WithoutCancel(ctx))
 	p.budget.reserve = max(minReserve, 2*int64(complete.Pool.MaxConns))
 	p.budget.reads = p.readsSoFar
@@ -155,22 +162,29 @@ func (p *MultiPool) start(ctx context.Context) {
 
 // observe takes a piece of news into the topology and publishes it. It is the only place where the topology changes.
 func (p *MultiPool) observe(o observation) {
-	if stale := p.publish(o); stale != nil {
-		stale.replaced()
+	old, next := p.publish(o)
+	if old == next {
+		return
+	}
+	if was, is := old.member(o.peer), next.member(o.peer); was != nil && was.role == RolePrimary && is.role == RoleReplica {
+		o.peer.demoted()
+	}
+	if next.replaced(old.primary) {
+		old.primary.replaced()
 	}
 }
 
-// publish is observe under the lock. It returns the primary that another, of a newer timeline, has replaced by it.
-func (p *MultiPool) publish(o observation) (stale *peer) {
+// publish is observe under the lock. It returns the topologies before and after.
+func (p *MultiPool) publish(o observation) (old, next *topology) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.topology.Load()
+	old = p.topology.Load()
 	if old == nil {
-		return nil // the pool is being made; its monitors begin with a look
+		return nil, nil // the pool is being made; its monitors begin with a look
 	}
-	next := old.apply(o)
+	next = old.apply(o)
 	if next == old {
-		return nil
+		return old, old
 	}
 	if m := next.member(o.peer); m != nil {
 		if Role(o.peer.role.Swap(int32(m.role))) != m.role {
@@ -187,11 +201,45 @@ func (p *MultiPool) publish(o observation) (stale *peer) {
 			q.monitor.nudge() // one of them may be promoted any moment
 		}
 	}
-	if m := next.member(old.primary); m != nil && old.primary != next.primary && next.primary != nil && m.role == RolePrimary {
-		return old.primary
-	}
-	return nil
+	return old, next
 }
+
+// clock is the time since the pool was made.
+func (p *MultiPool) clock() time.Duration { return time.Since(p.begun) }
+
+const (
+	// Where a lag is bounded each peer is looked at this often. A replica's crossing of a bound shows when the primary
+	// has been looked at after it, and the replica after that; each look may come a fifth late.
+	maxLagLook = 700 * time.Millisecond
+	minLagLook = 50 * time.Millisecond
+	lagLooks   = 3 // within a bound on time
+)
+
+// lookFor has the peers looked at as often as a bound on lag needs.
+func (p *MultiPool) lookFor(l Lag) {
+	if !l.bounds() || p.solo {
+		return
+	}
+	every := maxLagLook
+	if l.Time > 0 {
+		every = min(max(l.Time/lagLooks, minLagLook), maxLagLook)
+	}
+	for {
+		now := p.lagEvery.Load()
+		if now <= int64(every) {
+			return
+		}
+		if p.lagEvery.CompareAndSwap(now, int64(every)) {
+			break
+		}
+	}
+	for _, q := range p.peers {
+		q.monitor.nudge()
+	}
+}
+
+// lagLooks is how often each peer is looked at because of a bound on lag.
+func (p *MultiPool) lagLooks() time.Duration { return time.Duration(p.lagEvery.Load()) }
 
 // orphanedFor is how long there has been no primary that takes writes; 0: there is one.
 func (p *MultiPool) orphanedFor() time.Duration {

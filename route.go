@@ -72,6 +72,11 @@ type Route struct {
 	// primary if it is among them, else (only replicas are named) to one of them.
 	Peers []string
 	Retry Retry
+	// MaxLag restricts reads to replicas that are known to be no further behind; the primary serves where none is. The
+	// bound is hard: no read under it is served by a replica of which this is not known. Replicas are then looked at more
+	// often, three times within MaxLag.Time, at least every 700 ms; a bound on time much below that of a look and the
+	// replication's own delay sends every read to the primary.
+	MaxLag Lag
 }
 
 // over returns r with its zero fields taken from base.
@@ -84,6 +89,9 @@ func (r Route) over(base Route) Route {
 	}
 	if r.Retry == RetryInherit {
 		r.Retry = base.Retry
+	}
+	if r.MaxLag == (Lag{}) {
+		r.MaxLag = base.MaxLag
 	}
 	return r
 }
@@ -189,6 +197,7 @@ func (p *MultiPool) resolveRoute(route Route) *resolution {
 		r.err = unknownName("route", route.Target.String()+"/"+route.Retry.String(), nil)
 		return r
 	}
+	p.lookFor(route.MaxLag)
 	for _, name := range route.Peers {
 		i := slices.IndexFunc(p.peers, func(q *peer) bool { return q.name == name })
 		if i < 0 {
@@ -241,12 +250,13 @@ const (
 type intent struct {
 	op     operation
 	place  place
-	reads  bool    // the call is a read by its operation and text
-	forced bool    // by an explicit route: no re-run on the primary, nothing learned
-	reason Reason  // why there
-	retry  Retry   // RetryInherit means RetrySafe
-	peers  []*peer // placeNamed: the candidates
-	sql    string  // the text, where there is one: what is learned when a standby refuses it
+	reads  bool      // the call is a read by its operation and text
+	forced bool      // by an explicit route: no re-run on the primary, nothing learned
+	reason Reason    // why there
+	retry  Retry     // RetryInherit means RetrySafe
+	peers  []*peer   // placeNamed: the candidates
+	fresh  freshness // how far behind a replica of a read may be
+	sql    string    // the text, where there is one: what is learned when a standby refuses it
 }
 
 // target is the place as the program would have asked for it.
@@ -269,7 +279,7 @@ func (in *intent) target() Target {
 // decide fills in where a call goes: the route first, then the operation, then the text. It is pure: the intent was
 // zero. In place, because it is on every call's way and copies would be a third of its cost.
 func (in *intent) decide(op operation, sql string, n need, r *resolution) {
-	in.op, in.sql, in.retry = op, sql, r.route.Retry
+	in.op, in.sql, in.retry, in.fresh.max = op, sql, r.route.Retry, r.route.MaxLag
 	in.reads = op.reads() && n != needPrimary
 	switch {
 	case r.explicit():

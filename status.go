@@ -10,6 +10,8 @@ import (
 type Status struct {
 	Peers   []PeerStatus // in the order of the configuration
 	Primary string       // the name of the peer that takes the writes; "" if there is none
+	Rivals  []string     // names of peers that claim to be the primary and are not followed
+	Split   bool         // nothing tells who is right: writes are held
 	Waiting int64        // calls that wait for a peer
 
 	Sums
@@ -59,7 +61,16 @@ type PeerStatus struct {
 	Breaker  string // "closed", "open", "half-open"
 	Serves   bool   // is a candidate of reads or writes
 	Slow     bool   // is left out of the reads for being far slower than the others
-	Timeline uint32 // of a primary; 0: unknown
+	Unfit    string // why its data keeps it out of the reads: "is behind", ...; "" where it does not
+	System   uint64 // its system identifier; 0: unknown
+	Timeline uint32 // of the log that a primary writes, or that a replica receives; 0: unknown
+
+	// How far a replica was behind the primary when it was last looked at, at least: log that it lacked in bytes, and for
+	// how long the primary had had something that it did not show. LagKnown is false of a primary, and before both have
+	// been looked at.
+	LagKnown bool
+	LagBytes uint64
+	LagTime  time.Duration
 
 	InFlight int64 // calls waiting for a connection or running
 	Reads    int64 // calls sent there first as reads
@@ -76,7 +87,7 @@ type PeerStatus struct {
 // Status returns a snapshot of the pool and its peers.
 func (p *MultiPool) Status() Status {
 	top := p.topology.Load()
-	s := Status{Waiting: p.waiting.Load()}
+	s := Status{Waiting: p.waiting.Load(), Rivals: namesOfPeers(top.rivals), Split: top.split}
 	for i := range top.members {
 		m := &top.members[i]
 		q := m.peer
@@ -85,6 +96,8 @@ func (p *MultiPool) Status() Status {
 			Role: m.role, Health: m.health.String(), Breaker: q.breaker.String(), Timeline: m.timeline,
 			Primary:  q == top.primary,
 			Slow:     m.slow,
+			Unfit:    m.unfit(),
+			System:   m.system,
 			Serves:   contains(top.reads, q) || contains(top.writes, q),
 			InFlight: int64(q.load.busy()), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),
 			Retries: q.picks.retries.Load(), Trips: q.breaker.trips.Load(),
@@ -93,6 +106,7 @@ func (p *MultiPool) Status() Status {
 		if when, err := q.faults.last(); err != nil {
 			ps.LastFault, ps.FaultAt = err.Error(), when
 		}
+		ps.LagBytes, ps.LagTime, ps.LagKnown = q.behind.last()
 		if ps.Primary {
 			s.Primary = q.name
 		}

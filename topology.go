@@ -33,19 +33,47 @@ var healthNames = [...]string{"not yet seen", "up", "suspect", "down", "misconfi
 
 func (h health) String() string { return nameOf(healthNames[:], int(h), "health") }
 
-// member is one peer as the topology knows it.
+// member is one peer as the topology knows it. What a peer has said stays until it says otherwise, so that a server
+// that is down is still what it was.
 type member struct {
 	peer     *peer
 	role     Role
 	health   health
-	timeline uint32 // of a primary that told it; 0: unknown
-	slow     bool   // reads there take far longer than elsewhere
-	hostile  error  // the user's own set-up of a connection cannot run on a standby: no reads there
-	cause    error  // the last fault; kept when the peer is well again
+	system   uint64  // the server's system identifier; 0: not told
+	timeline uint32  // of the log that a primary writes, or that a replica's receiver gets; 0: not told
+	shown    uint32  // the highest timeline of which a replica has any trace
+	fitness  fitness // of a replica: whether its data is what its primary's is
+	slow     bool    // reads there take far longer than elsewhere
+	hostile  error   // the user's own set-up of a connection cannot run on a standby: no reads there
+	cause    error   // the last fault; kept when the peer is well again
+
+	// Worked out by list and elect.
+	ours    bool // has been this cluster's: its primary, or a standby beside its primary
+	foreign bool // of another cluster: refused
+	stray   bool // a replica of a primary that was replaced
 }
 
 // serves reports whether calls may be sent there.
-func (m *member) serves() bool { return m.health == healthUp }
+func (m *member) serves() bool { return m.health == healthUp && !m.foreign }
+
+// stands reports whether the peer answers, or has not been judged yet.
+func (m *member) stands() bool {
+	return (m.health == healthUp || m.health == healthSuspect) && !m.foreign
+}
+
+// unfit says why a peer that is well gets no reads because of its data; "" where it does.
+func (m *member) unfit() string {
+	switch {
+	case m.foreign:
+		return "is of another cluster"
+	case m.stray:
+		return "is a replica of an older timeline"
+	}
+	return m.fitness.String()
+}
+
+// claims reports whether the peer says that it is the primary.
+func (m *member) claims() bool { return m.role == RolePrimary && m.stands() }
 
 // topology is an immutable snapshot of all peers, with the list of candidates for each place worked out when it is
 // made, so that a reader loads one pointer and indexes. Modes are data: they differ in what apply puts in the lists.
@@ -54,15 +82,18 @@ func (m *member) serves() bool { return m.health == healthUp }
 type topology struct {
 	members  []member // in the order of the configuration
 	primary  *peer    // who takes the writes; stays while it is down, so that it is the incumbent; nil: nobody yet
-	timeline uint32   // the highest ever elected; 0: none has told it
-	split    bool     // two claim to be the primary and nothing tells which is right
+	system   uint64   // the cluster's system identifier; 0: none has told it
+	timeline uint32   // the highest of the cluster; 0: none has told it
+	elected  bool     // there has been a primary
+	split    bool     // another claims to be the primary, and nothing tells which is right: nobody takes writes
+	rivals   []*peer  // who claim to be the primary and are not followed
 	settled  bool     // every peer has answered or failed once, or the time for it is over
 	unseen   bool     // some first look is still under way
 
 	reads    []*peer // for a plain read: healthy replicas; the primary and then suspects where there is none
 	fallback bool    // reads holds the primary because no replica can serve
 	replicas []*peer // healthy replicas, suspects where there is none
-	well     []*peer // the same with those that are slow: for calls that name their peers
+	well     []*peer // the same with those that are slow or behind: for calls that name their peers
 	writes   []*peer // the primary
 	anyone   []*peer // healthy peers of either role, suspects where there is none
 
@@ -74,7 +105,11 @@ type observation struct {
 	peer     *peer
 	role     Role
 	health   health
+	system   uint64
 	timeline uint32
+	alone    bool // a replica whose receiver is not running: its timeline is nobody's
+	shown    uint32
+	fitness  fitness
 	slow     ternary
 	hostile  error
 	cause    error
@@ -134,10 +169,20 @@ func (t *topology) apply(o observation) *topology {
 // learn takes an observation in and reports whether it said anything new.
 func (m *member) learn(o observation) (news bool) {
 	if o.role != RoleUnknown && o.role != m.role {
-		m.role, m.timeline, m.hostile, news = o.role, 0, nil, true
+		m.role, m.timeline, m.shown, m.fitness, m.hostile, news = o.role, 0, 0, fitUnsaid, nil, true
 	}
-	if o.timeline != 0 && o.timeline != m.timeline {
+	if o.system != 0 && o.system != m.system {
+		m.ours = m.ours && m.system == 0
+		m.system, news = o.system, true
+	}
+	if (o.timeline != 0 || o.alone) && o.timeline != m.timeline {
 		m.timeline, news = o.timeline, true
+	}
+	if o.shown > m.shown {
+		m.shown, news = o.shown, true
+	}
+	if o.fitness != fitUnsaid && o.fitness != m.fitness {
+		m.fitness, news = o.fitness, true
 	}
 	if o.health != healthUnknown && o.health != m.health && (o.health != healthSuspect || m.health <= healthUp) {
 		m.health, news = o.health, true // a suspicion does not soften a verdict
@@ -159,30 +204,16 @@ func (t *topology) list() {
 	t.superseded = make(chan struct{})
 	t.unseen = !t.allSeen()
 	t.settled = t.settled || !t.unseen
+	t.identify()
 	t.elect()
 
-	var well []*member
-	var suspect []*peer
-	for i := range t.members {
-		m := &t.members[i]
-		if m.role != RoleReplica || m.hostile != nil {
-			continue
-		}
-		switch m.health {
-		case healthUp:
-			well = append(well, m)
-		case healthSuspect:
-			suspect = append(suspect, m.peer)
-		}
-	}
-
+	well, suspect := t.standing()
 	t.writes = nil
 	primary := t.member(t.primary)
-	if primary != nil && (primary.serves() || primary.health == healthSuspect) {
+	if primary != nil && primary.claims() && !t.split {
 		t.writes = []*peer{t.primary}
 	}
-
-	healthy := quick(well)
+	healthy := quick(truthful(well))
 	t.well = make([]*peer, len(well))
 	for i, m := range well {
 		t.well[i] = m.peer
@@ -200,13 +231,97 @@ func (t *topology) list() {
 		t.replicas, t.well = suspect, suspect
 		switch {
 		case primary != nil && primary.serves():
-			t.reads, t.fallback = t.writes, true
+			t.reads, t.fallback = []*peer{t.primary}, true
 		case len(suspect) > 0:
 			t.reads = suspect
 		case len(t.writes) > 0:
 			t.reads, t.fallback = t.writes, true
 		}
 	}
+}
+
+// standing returns the replicas that may serve: those that are well, and those that are suspected.
+func (t *topology) standing() (well []*member, suspect []*peer) {
+	for i := range t.members {
+		m := &t.members[i]
+		m.stray = m.role == RoleReplica && t.strays(m)
+		if m.role != RoleReplica || m.hostile != nil || m.foreign || m.stray || !t.vouched(m) {
+			continue
+		}
+		switch m.health {
+		case healthUp:
+			well = append(well, m)
+		case healthSuspect:
+			suspect = append(suspect, m.peer)
+		}
+	}
+	return well, suspect
+}
+
+// strays reports whether a replica gets the log of a timeline that the primary has left: it looks healthy, and shows a
+// history that is not the cluster's.
+func (t *topology) strays(m *member) bool {
+	if m.fitness == fitAstray {
+		return true
+	}
+	primary := t.member(t.primary)
+	return primary != nil && primary.timeline == t.timeline && m.timeline != 0 && m.timeline < t.timeline
+}
+
+// vouched reports whether a server may be taken for one of the cluster: once the cluster's identity is known, or where
+// the server does not tell its own.
+func (t *topology) vouched(m *member) bool { return t.system != 0 || m.system == 0 }
+
+// identify settles which cluster this is: the one whose system identifier two servers have shown, or most of them when
+// all have been heard, the first of the configuration where there are as many of each. It stays for as long as any
+// server has it as its last word. Where none has, as after an upgrade that made a new cluster of all of them, what was
+// known of the old one is forgotten.
+func (t *topology) identify() {
+	shown := make(map[uint64]int, 1)
+	var most uint64
+	for i := range t.members {
+		if id := t.members[i].system; id != 0 {
+			shown[id]++
+			if shown[id] > shown[most] || (shown[id] == shown[most] && t.firstOf(id, most) == id) {
+				most = id
+			}
+		}
+	}
+	if shown[t.system] == 0 && most != 0 && (t.settled || shown[most] > 1) {
+		if t.system != 0 {
+			t.primary, t.timeline, t.elected = nil, 0, false
+		}
+		t.system = most
+	}
+	for i := range t.members {
+		m := &t.members[i]
+		m.foreign = t.system != 0 && m.system != 0 && m.system != t.system
+	}
+}
+
+// firstOf returns which of two identifiers comes first in the order of the configuration.
+func (t *topology) firstOf(a, b uint64) uint64 {
+	for i := range t.members {
+		if id := t.members[i].system; id == a || id == b {
+			return id
+		}
+	}
+	return a
+}
+
+// truthful leaves out the replicas whose data is not what it should be, unless that leaves nobody: old data is better
+// than none.
+func truthful(well []*member) []*member {
+	fit := make([]*member, 0, len(well))
+	for _, m := range well {
+		if m.fitness <= fitFit {
+			fit = append(fit, m)
+		}
+	}
+	if len(fit) == 0 {
+		return well
+	}
+	return fit
 }
 
 // quick leaves the slow out: of N healthy replicas never more than half, never the last.
@@ -224,16 +339,48 @@ func quick(healthy []*member) []*peer {
 }
 
 // elect decides who is the primary. A promotion raises the timeline (PostgreSQL documentation, 26.3.5 "Timelines"), so
-// a claimant below the highest ever elected is one that was replaced, or has not told its timeline yet; among the rest
-// the highest wins, and between equals the incumbent stays. A first claimant waits until all peers have been heard, so
-// that the order of the answers decides nothing. A primary that is down stays the incumbent until another is elected.
+// a claimant below the cluster's highest is one that was replaced, or has not told its timeline yet: it is fenced. Among
+// the rest the highest wins, and between equals the incumbent stays. A first claimant waits until all peers have been
+// heard, so that the order of the answers decides nothing. A primary that is down stays the incumbent until another is
+// elected.
 func (t *topology) elect() {
+	t.ratchet()
 	t.split = false
-	var best *member
-	rivals := false
+	best, rivals := t.bestClaimant()
+	incumbent := t.member(t.primary)
+	switch {
+	case best == nil:
+		if incumbent != nil && (incumbent.role == RoleReplica || incumbent.timeline < t.timeline) {
+			t.primary = nil
+		}
+	case best == incumbent:
+	case rivals:
+		t.primary, t.split = nil, true
+	case incumbent != nil && incumbent.claims() && !t.trusts(best):
+		// A higher timeline is what a promotion leaves, and a point-in-time recovery of a copy: while the incumbent
+		// answers, one is not told from the other. Writing to neither can cost time, writing to either more.
+		t.split = true
+	case t.primary == nil && !t.settled:
+	default:
+		t.primary = best.peer
+	}
+	t.recognise()
+	t.rivals = nil
 	for i := range t.members {
 		m := &t.members[i]
-		if m.role != RolePrimary || m.timeline < t.timeline || (m.health != healthUp && m.health != healthSuspect) {
+		told := m.timeline != 0 || t.timeline == 0
+		if t.settled && m.claims() && m.peer != t.primary && told {
+			t.rivals = append(t.rivals, m.peer)
+		}
+	}
+}
+
+// bestClaimant returns the claimant of the highest timeline, the incumbent where several have it; rivals says that
+// several have it and none of them is the incumbent.
+func (t *topology) bestClaimant() (best *member, rivals bool) {
+	for i := range t.members {
+		m := &t.members[i]
+		if !m.claims() || m.timeline < t.timeline {
 			continue
 		}
 		switch {
@@ -246,17 +393,60 @@ func (t *topology) elect() {
 			}
 		}
 	}
-	switch {
-	case best == nil:
-		if m := t.member(t.primary); m != nil && (m.role == RoleReplica || m.timeline < t.timeline) {
-			t.primary = nil
+	return best, rivals
+}
+
+// ratchet raises the cluster's timeline to what its replicas have shown: whoever claims to be the primary of an older one
+// was replaced by somebody who may not be in sight.
+func (t *topology) ratchet() {
+	for i := range t.members {
+		m := &t.members[i]
+		if m.role == RoleReplica && !m.foreign && (m.ours || !t.elected) {
+			t.timeline = max(t.timeline, m.shown, m.timeline)
 		}
-	case rivals && best.peer != t.primary:
-		t.primary, t.split = nil, true
-	case t.primary == nil && !t.settled:
-	default:
-		t.primary, t.timeline = best.peer, best.timeline
 	}
+}
+
+// trusts reports whether a claimant of a higher timeline than the incumbent's is known for one of this cluster: it was
+// seen in it, or a replica that was now follows it.
+func (t *topology) trusts(claimant *member) bool {
+	if claimant.ours {
+		return true
+	}
+	for i := range t.members {
+		if m := &t.members[i]; m.role == RoleReplica && m.ours && m.stands() && m.timeline == claimant.timeline {
+			return true
+		}
+	}
+	return false
+}
+
+// recognise notes who belongs to the elected primary's cluster. One whose first look is still under way at the first
+// election belongs to those among whom it was made.
+func (t *topology) recognise() {
+	primary := t.member(t.primary)
+	if primary == nil || t.split {
+		return
+	}
+	t.timeline = max(t.timeline, primary.timeline)
+	for i := range t.members {
+		m := &t.members[i]
+		replica := m.role == RoleReplica && max(m.timeline, m.shown) <= primary.timeline
+		if m == primary || (replica && !m.foreign) || (!t.elected && m.health == healthUnknown) {
+			m.ours = true
+		}
+	}
+	t.elected = true
+}
+
+// replaced reports whether an earlier primary has been replaced by a newer timeline, while it still takes itself for the
+// primary: what is written there is lost.
+func (t *topology) replaced(earlier *peer) bool {
+	m := t.member(earlier)
+	if m == nil || m.role != RolePrimary || earlier == t.primary {
+		return false
+	}
+	return t.primary != nil || m.timeline < t.timeline
 }
 
 func (t *topology) allSeen() bool {
@@ -303,13 +493,16 @@ func (t *topology) pick(in *intent, tried *tried) (*peer, Reason) {
 	if in.peers != nil && in.place == placeReplica {
 		first = t.well
 	}
-	if p := twoDraws(first, in.peers, tried); p != nil {
+	if p := in.draw(first, tried); p != nil {
 		if t.fallback && in.place == placeReads && in.reason == ReasonRead {
 			return p, ReasonNoReplica
 		}
 		return p, in.reason
 	}
-	if p := twoDraws(then, in.peers, tried); p != nil {
+	if p := in.draw(then, tried); p != nil {
+		if in.fresh.bounds() && len(first) > tried.n {
+			return p, ReasonStale
+		}
 		return p, ReasonNoReplica
 	}
 	return nil, in.reason
@@ -323,11 +516,19 @@ func (t *topology) pickNamed(in *intent, tried *tried) *peer {
 		lists = [...][]*peer{t.writes, t.well}
 	}
 	for _, list := range lists {
-		if p := twoDraws(list, in.peers, tried); p != nil {
+		if p := in.draw(list, tried); p != nil {
 			return p
 		}
 	}
 	return nil
+}
+
+// draw chooses from one list.
+func (in *intent) draw(list []*peer, tried *tried) *peer {
+	if in.fresh.bounds() && in.reads {
+		return freshDraws(list, in.peers, tried, &in.fresh)
+	}
+	return twoDraws(list, in.peers, tried)
 }
 
 // hopeless reports whether waiting for a peer is pointless: each one that could serve the intent refuses us by
@@ -342,7 +543,7 @@ func (t *topology) hopeless(in *intent) bool {
 		if in.place == placePrimary && m.role == RoleReplica || in.place == placeReplica && m.role == RolePrimary {
 			continue
 		}
-		if m.health != healthMisfit {
+		if m.health != healthMisfit && !m.foreign {
 			return false
 		}
 		could++
@@ -355,32 +556,39 @@ func (t *topology) causes(in *intent) []PeerCause {
 	out := make([]PeerCause, len(t.members))
 	for i := range t.members {
 		m := &t.members[i]
-		why := m.health.String()
-		switch {
-		case in.peers != nil && !contains(in.peers, m.peer):
-			why = "is not named by the route"
-		case m.health != healthUp:
-		case in.place == placePrimary && m.role == RoleReplica:
-			why = "is a replica"
-		case in.place == placeReplica && m.role == RolePrimary:
-			why = "is the primary"
-		case m.role == RolePrimary && m.peer != t.primary:
-			why = "claims to be the primary"
-			if m.timeline < t.timeline {
-				why = "is a primary of an older timeline"
-			}
-		case m.role == RoleUnknown:
-			why = "is of unknown role"
-		case m.role == RoleReplica && m.hostile != nil:
-			why = "refuses the program's own set-up of a connection"
-		}
-		err := m.cause
-		if m.health == healthUp {
-			err = m.hostile
-		}
+		why, err := t.why(m, in)
 		out[i] = PeerCause{Peer: m.peer.name, Why: why, Err: err}
 	}
 	return out
+}
+
+// why says why one peer did not take the intent, and by which error.
+func (t *topology) why(m *member, in *intent) (string, error) {
+	switch {
+	case in.peers != nil && !contains(in.peers, m.peer):
+		return "is not named by the route", nil
+	case m.foreign:
+		return "refused", &foreignError{m.system, t.system}
+	case m.health != healthUp:
+		return m.health.String(), m.cause
+	case in.place == placePrimary && m.role == RoleReplica:
+		return "is a replica", nil
+	case in.place == placeReplica && m.role == RolePrimary:
+		return "is the primary", nil
+	case m.role == RolePrimary && m.timeline < t.timeline:
+		return "is a primary of an older timeline", nil
+	case m.role == RolePrimary && (m.peer != t.primary || t.split):
+		return "claims to be the primary", nil
+	case m.role == RoleUnknown:
+		return "is of unknown role", nil
+	case m.hostile != nil:
+		return "refuses the program's own set-up of a connection", m.hostile
+	case m.unfit() != "":
+		return m.unfit(), nil
+	case m.role == RoleReplica && in.fresh.bounds():
+		return "is not known to be within " + in.fresh.max.String(), nil
+	}
+	return m.health.String(), nil
 }
 
 func contains(list []*peer, p *peer) bool {

@@ -41,9 +41,9 @@ func listsOf(t *topology) string {
 	}{{"reads", t.reads}, {"writes", t.writes}, {"replicas", t.replicas}, {"any", t.anyone}} {
 		fmt.Fprintf(&b, "%s:%s ", list.name, namesOf(list.peers))
 	}
-	b.WriteString("primary:")
-	if t.primary != nil {
-		b.WriteString(t.primary.name)
+	b.WriteString("primary:" + t.primary.called())
+	if len(t.rivals) > 0 {
+		b.WriteString(" rivals:" + namesOf(t.rivals))
 	}
 	for _, flag := range []struct {
 		name string
@@ -73,6 +73,14 @@ func primaryUp(of string, timeline uint32) news {
 func replicaUp(of string) news { return heard(of, RoleReplica, healthUp, 0) }
 
 func turned(of string, h health) news { return heard(of, RoleUnknown, h, 0) }
+
+func follows(of string, timeline uint32) news { return heard(of, RoleReplica, healthUp, timeline) }
+
+func finds(of string, f fitness) news { return news{of, observation{fitness: f}} }
+
+func shows(of string, timeline uint32) news { return news{of, observation{shown: timeline}} }
+
+func isOf(of string, system uint64) news { return news{of, observation{system: system}} }
 
 func cannotRead(of string) news {
 	return news{of, observation{hostile: errors.New("AfterConnect writes")}}
@@ -132,31 +140,31 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 		{"a first claimant after the time is over", all{settleNow, primaryUp("a", 1)},
 			"reads:a writes:a replicas: any:a primary:a fallback settled unseen"},
 		{"the better claimant of two that answered in time", all{primaryUp("a", 1), primaryUp("b", 2), replicaUp("c")},
-			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
 
 		// Who is the primary.
 		{"a promotion", cluster(primaryUp("b", 2)),
-			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
 		{"an older timeline that appears later", all{primaryUp("b", 2), replicaUp("c"), primaryUp("a", 1)},
-			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
 		{"an older timeline that comes back", cluster(turned("a", healthDown), primaryUp("b", 2), turned("a", healthUp)),
-			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
 		{"timelines are numbers, not dates of arrival", cluster(primaryUp("b", 3), primaryUp("c", 2)),
-			"reads:b writes:b replicas: any:b primary:b fallback settled"},
+			"reads:b writes:b replicas: any:b primary:b rivals:a,c fallback settled"},
 		{"equal timelines and an incumbent", cluster(primaryUp("b", 1)),
-			"reads:c writes:a replicas:c any:c,a primary:a settled"},
+			"reads:c writes:a replicas:c any:c,a primary:a rivals:b settled"},
 		{"equal timelines and an incumbent that comes last in the list", all{replicaUp("a"), replicaUp("b"), primaryUp("c", 4), primaryUp("a", 4)},
-			"reads:b writes:c replicas:b any:b,c primary:c settled"},
+			"reads:b writes:c replicas:b any:b,c primary:c rivals:a settled"},
 		{"equal timelines, an incumbent and a third with a higher one", cluster(primaryUp("b", 1), primaryUp("c", 2)),
-			"reads:c writes:c replicas: any:c primary:c fallback settled"},
+			"reads:c writes:c replicas: any:c primary:c rivals:a,b fallback settled"},
 		{"equal timelines without an incumbent", all{primaryUp("a", 1), primaryUp("b", 1), replicaUp("c")},
-			"reads:c writes: replicas:c any:c primary: settled split"},
+			"reads:c writes: replicas:c any:c primary: rivals:a,b settled split"},
 		{"a split that ends by a higher timeline", all{primaryUp("a", 1), primaryUp("b", 1), replicaUp("c"), primaryUp("b", 2)},
-			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
 		{"a split that ends by a demotion", all{primaryUp("a", 1), primaryUp("b", 1), replicaUp("c"), replicaUp("a")},
 			"reads:a,c writes:b replicas:a,c any:a,c,b primary:b settled"},
 		{"equal claimants below a better one are no split", all{primaryUp("a", 1), primaryUp("b", 1), primaryUp("c", 2)},
-			"reads:c writes:c replicas: any:c primary:c fallback settled"},
+			"reads:c writes:c replicas: any:c primary:c rivals:a,b fallback settled"},
 		{"a claimant that is down is not elected", all{heard("a", RolePrimary, healthDown, 9), primaryUp("b", 1), replicaUp("c")},
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
 		{"a claimant that refuses us is not elected", all{heard("a", RolePrimary, healthMisfit, 9), primaryUp("b", 1), replicaUp("c")},
@@ -164,11 +172,11 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 		{"a claimant under suspicion is elected", all{heard("a", RolePrimary, healthSuspect, 1), replicaUp("b"), replicaUp("c")},
 			"reads:b,c writes:a replicas:b,c any:b,c primary:a settled"},
 		{"the old one when the promoted one is gone", cluster(primaryUp("b", 2), turned("b", healthDown)),
-			"reads:c writes: replicas:c any:c primary:b settled"},
+			"reads:c writes: replicas:c any:c primary:b rivals:a settled"},
 		{"the old one when the promoted one was demoted", cluster(primaryUp("b", 2), replicaUp("b")),
-			"reads:b,c writes: replicas:b,c any:b,c primary: settled"},
+			"reads:b,c writes: replicas:b,c any:b,c primary: rivals:a settled"},
 		{"an incumbent that comes back with an older timeline", all{primaryUp("a", 3), replicaUp("b"), replicaUp("c"), primaryUp("a", 1)},
-			"reads:b,c writes: replicas:b,c any:b,c primary: settled"},
+			"reads:b,c writes: replicas:b,c any:b,c primary: rivals:a settled"},
 		{"a claimant that has not told its timeline yet", cluster(turned("a", healthDown), primaryUp("b", 0)),
 			"reads:c writes: replicas:c any:c primary:a settled"},
 		{"... and then does", cluster(turned("a", healthDown), primaryUp("b", 0), primaryUp("b", 2)),
@@ -177,6 +185,68 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads:a,b,c writes: replicas:a,b,c any:a,b,c primary: settled"},
 		{"a change of role forgets the timeline", cluster(replicaUp("a"), heard("a", RolePrimary, healthUnknown, 0), primaryUp("b", 1)),
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+
+		// Who may be believed.
+		{"a higher timeline of a peer that was never seen in this cluster", all{primaryUp("a", 1), turned("b", healthDown), replicaUp("c"), primaryUp("b", 2)},
+			"reads:c writes: replicas:c any:c,a primary:a rivals:b settled split"},
+		{"... is followed when the incumbent is gone", all{primaryUp("a", 1), turned("b", healthDown), replicaUp("c"), primaryUp("b", 2), turned("a", healthDown)},
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+		{"... or was demoted", all{primaryUp("a", 1), turned("b", healthDown), replicaUp("c"), primaryUp("b", 2), replicaUp("a")},
+			"reads:a,c writes:b replicas:a,c any:a,c,b primary:b settled"},
+		{"... or when a known replica follows it", all{primaryUp("a", 1), turned("b", healthDown), replicaUp("c"), primaryUp("b", 2), follows("c", 2)},
+			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
+		{"... but not when one does that was never seen here either", all{primaryUp("a", 1), turned("b", healthDown), turned("c", healthDown), primaryUp("b", 2), follows("c", 2)},
+			"reads:c writes: replicas:c any:c,a primary:a rivals:b settled split"},
+		{"... and is forgotten when it goes", all{primaryUp("a", 1), turned("b", healthDown), replicaUp("c"), primaryUp("b", 2), turned("b", healthDown)},
+			"reads:c writes:a replicas:c any:c,a primary:a settled"},
+		{"a higher timeline of a peer whose first look was under way at the election", all{primaryUp("a", 1), settleNow, primaryUp("b", 2), replicaUp("c")},
+			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
+		{"a replica has seen a newer timeline than the primary's", cluster(shows("c", 2)),
+			"reads:b,c writes: replicas:b,c any:b,c primary: rivals:a settled"},
+		{"... before there was a primary", all{shows("c", 2), primaryUp("a", 1), replicaUp("b"), replicaUp("c"), shows("c", 2)},
+			"reads:b,c writes: replicas:b,c any:b,c primary: rivals:a settled"},
+		{"... and then its primary shows", cluster(shows("c", 2), primaryUp("b", 2)),
+			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
+		{"a replica of the timeline that was left", cluster(turned("a", healthDown), follows("c", 1), primaryUp("b", 2)),
+			"reads:b writes:b replicas: any:b primary:b fallback settled"},
+		{"... and then follows", cluster(turned("a", healthDown), follows("c", 1), primaryUp("b", 2), follows("c", 2)),
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+		{"... or has lost its receiver, and is old but true", cluster(turned("a", healthDown), follows("c", 1), primaryUp("b", 2), news{"c", observation{alone: true}}),
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+
+		// Which cluster it is.
+		{"one server's word is not enough before all have been heard", all{isOf("b", 7), replicaUp("b")},
+			"reads: writes: replicas: any: primary: unseen"},
+		{"two that agree are", all{isOf("b", 7), replicaUp("b"), isOf("c", 7), replicaUp("c")},
+			"reads:b,c writes: replicas:b,c any:b,c primary: unseen"},
+		{"when the time is over one is", all{isOf("b", 7), replicaUp("b"), settleNow},
+			"reads:b writes: replicas:b any:b primary: settled unseen"},
+		{"another cluster's replica is refused", all{isOf("a", 7), isOf("b", 7), isOf("c", 8), primaryUp("a", 1), replicaUp("b"), replicaUp("c")},
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
+		{"another cluster's primary is refused whatever its timeline", all{isOf("c", 8), primaryUp("c", 9), isOf("b", 7), replicaUp("b"), isOf("a", 7), primaryUp("a", 1)},
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
+		{"of as many the first in the configuration", all{isOf("c", 8), primaryUp("c", 9), isOf("b", 7), replicaUp("b"), turned("a", healthDown)},
+			"reads:b writes: replicas:b any:b primary: settled"},
+		{"who does not tell is believed", all{primaryUp("a", 1), isOf("b", 7), replicaUp("b"), isOf("c", 7), replicaUp("c")},
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+		{"a server that becomes another is refused", cluster(isOf("a", 7), isOf("b", 7), isOf("c", 7), isOf("c", 8)),
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
+		{"all of them become another", cluster(isOf("a", 7), isOf("b", 7), isOf("c", 7), isOf("c", 8), isOf("b", 8), isOf("a", 8)),
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+
+		// Whose data is what it should be.
+		{"a replica that is behind", cluster(finds("b", fitBehind)),
+			"reads:c writes:a replicas:c any:c,a primary:a settled"},
+		{"... and has caught up", cluster(finds("b", fitPaused), finds("b", fitFit)),
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+		{"the last replica is not left out for its data", cluster(finds("b", fitBehind), finds("c", fitCutOff)),
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+		{"... nor when the other one dies", cluster(finds("b", fitBehind), turned("c", healthDown)),
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
+		{"a replica of another history is left out, and be it the last", cluster(finds("b", fitAstray), finds("c", fitAstray)),
+			"reads:a writes:a replicas: any:a primary:a fallback settled"},
+		{"a promotion forgets what it was as a replica", cluster(finds("b", fitBehind), primaryUp("b", 2)),
+			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
 
 		// Health.
 		{"a suspect is avoided", cluster(turned("b", healthSuspect)),
@@ -224,7 +294,7 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 		{"... and leaves a primary alone", cluster(cannotRead("a")),
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
 		{"... also one that was a replica", cluster(cannotRead("b"), primaryUp("b", 2)),
-			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -235,7 +305,7 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 
 func TestAHigherTimelineWinsWhicheverIsHeardFirst(t *testing.T) {
 	t.Parallel()
-	const want = "reads:c writes:b replicas:c any:c,b primary:b settled"
+	const want = "reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"
 	old, promoted, third := primaryUp("a", 7), primaryUp("b", 8), replicaUp("c")
 	for _, order := range [][]news{
 		{old, promoted, third}, {promoted, old, third}, {old, third, promoted},

@@ -46,7 +46,7 @@ func New(ctx context.Context, o Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	tmpl, err := newTemplate(bin, acct, o.settings())
+	tmpl, err := newTemplate(bin, acct, o.settings(), o.Variant)
 	if err != nil {
 		return nil, err
 	}

@@ -44,6 +44,11 @@ type Options struct {
 	// through which this package works itself and which is always trusted.
 	HBA []string
 
+	// Variant chooses the cluster's system identifier. Clusters of one variant
+	// may have the same, as they are copies of one initdb; those of different
+	// variants never do.
+	Variant int
+
 	// TLS turns ssl on, with a certificate for 127.0.0.1 and localhost that
 	// Cluster.CA vouches for. Connections without TLS are accepted too,
 	// unless HBA says otherwise.

@@ -431,7 +431,7 @@ func TestBrokenTemplateIsMadeAnew(t *testing.T) {
 	t.Setenv("MULTIPOOL_PG_CACHE", t.TempDir())
 	acct, err := serverAccount()
 	require.NoError(t, err)
-	tmpl, err := newTemplate(bin, acct, Options{}.settings())
+	tmpl, err := newTemplate(bin, acct, Options{}.settings(), 0)
 	require.NoError(t, err)
 	Start(t, Options{})
 	require.NoError(t, os.Remove(tmpl.dir()+"/PG_VERSION")) // which the manifest shows

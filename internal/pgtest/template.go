@@ -40,7 +40,7 @@ const (
 	templateAge    = 30 * 24 * time.Hour
 )
 
-func newTemplate(bin binaries, acct account, settings map[string]string) (*template, error) {
+func newTemplate(bin binaries, acct account, settings map[string]string, variant int) (*template, error) {
 	cache, err := cacheDir()
 	if err != nil {
 		return nil, err
@@ -48,6 +48,9 @@ func newTemplate(bin binaries, acct account, settings map[string]string) (*templ
 	t := &template{cache: cache, bin: bin, acct: acct, baked: map[string]string{}}
 	h := sha256.New()
 	fmt.Fprintln(h, templateFormat, bin.dir, bin.version, acct.uid)
+	if variant != 0 {
+		fmt.Fprintln(h, "variant", variant)
+	}
 	for _, name := range bakedSettings {
 		if v, ok := settings[name]; ok {
 			t.baked[name] = v

@@ -1,0 +1,279 @@
+package multipool
+
+import (
+	"errors"
+	"math"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Lag bounds how far a replica may be behind the primary: in bytes of log not replayed yet, in time since the primary
+// had something that the replica does not show, or in both. A zero field bounds nothing; a negative Time in a [Route]
+// says that no bound holds, where the zero Lag would inherit one.
+//
+// Both are measured against positions of the primary that the pool has read itself: never by a replica's own clock or
+// by what it has received, which look well on a replica that is cut off.
+type Lag struct {
+	Bytes uint64
+	Time  time.Duration
+}
+
+// bounds reports whether anything is bounded.
+func (l Lag) bounds() bool { return l.Bytes > 0 || l.Time > 0 }
+
+// String returns the form that the connection string key multipool_max_lag takes.
+func (l Lag) String() string {
+	var parts []string
+	if l.Bytes > 0 {
+		parts = append(parts, strconv.FormatUint(l.Bytes, 10)+"B")
+	}
+	if l.Time > 0 {
+		parts = append(parts, l.Time.String())
+	}
+	if len(parts) == 0 {
+		return "0"
+	}
+	return strings.Join(parts, ",")
+}
+
+// sizes are PostgreSQL's units of memory (documentation, 20.1.1), longest first.
+var sizes = []struct {
+	unit  string
+	bytes uint64
+}{{"TB", 1 << 40}, {"GB", 1 << 30}, {"MB", 1 << 20}, {"kB", 1 << 10}, {"B", 1}}
+
+var errLagSyntax = errors.New("must be a duration such as 10s, a size such as 16MB, or both with a comma between")
+
+// parseLag is the reverse of Lag.String; "0" is no bound, said.
+func parseLag(v string) (Lag, error) {
+	if v == "0" {
+		return Lag{Time: -1}, nil
+	}
+	var l Lag
+	for part := range strings.SplitSeq(v, ",") {
+		n, isSize, err := parseSize(part)
+		switch {
+		case err != nil:
+			return Lag{}, err
+		case isSize && l.Bytes == 0 && n > 0:
+			l.Bytes = n
+		case isSize:
+			return Lag{}, errLagSyntax
+		default:
+			d, err := time.ParseDuration(part)
+			if err != nil || d <= 0 || l.Time != 0 {
+				return Lag{}, errLagSyntax
+			}
+			l.Time = d
+		}
+	}
+	return l, nil
+}
+
+func parseSize(v string) (n uint64, isSize bool, err error) {
+	for _, s := range sizes {
+		digits, ok := strings.CutSuffix(v, s.unit)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(digits, 10, 64)
+		if err != nil || n > math.MaxUint64/s.bytes {
+			return 0, false, errLagSyntax
+		}
+		return n * s.bytes, true, nil
+	}
+	return 0, false, nil
+}
+
+// fitness is whether a replica's data is what its primary's is.
+type fitness uint8
+
+const (
+	fitUnsaid fitness = iota
+	fitFit
+	fitBehind // by more than MaxLag
+	fitPaused // its replay was paused
+	fitCutOff // it lacks what the primary has, and nothing fetches it
+	fitAstray // it is ahead of the primary: its history is another
+)
+
+var fitnessNames = [...]string{"", "", "is behind", "replay is paused", "is cut off from its primary", "is not a replica of the primary"}
+
+func (f fitness) String() string { return nameOf(fitnessNames[:], int(f), "fitness") }
+
+// distance is how far a replica was behind the primary when it was looked at, by positions of the primary that were read
+// before: at least so far.
+type distance struct {
+	known bool          // there is a position of the primary's to compare with
+	bytes uint64        // log that the primary had and the replica had not replayed
+	lacks time.Duration // how long the primary has had something that the replica does not show
+	fresh time.Duration // the replica shows all that was there at this time of the pool's clock; -1: nothing is known
+	ahead bool          // the replica had replayed what the primary did not have yet
+}
+
+// judge returns the fitness of a replica by what a look saw of it and how far it is behind. One that was left out for
+// being behind comes back when it is within three quarters of the bound, so that it does not come and go.
+func (d distance) judge(s sight, max Lag, was fitness) fitness {
+	if was == fitBehind {
+		max.Bytes, max.Time = max.Bytes-max.Bytes/4, max.Time-max.Time/4
+	}
+	switch {
+	case d.ahead:
+		return fitAstray
+	case s.paused:
+		return fitPaused
+	case d.known && d.bytes > 0 && s.alone:
+		return fitCutOff
+	case max.Bytes > 0 && d.bytes > max.Bytes, max.Time > 0 && d.lacks > max.Time:
+		return fitBehind
+	}
+	return fitFit
+}
+
+// positions is the primary's way through its log, as the looks have seen it. Times are the pool's own clock's.
+type positions struct {
+	mu       sync.Mutex
+	of       *peer
+	timeline uint32
+	samples  []sample // ascending
+}
+
+// sample is one position of the primary's. What had been committed by the time last lies before it, and by the time
+// first the primary was there.
+type sample struct {
+	position    lsn
+	first, last time.Duration
+}
+
+// maxSamples is how many positions are kept. When they are full, those are dropped without which the gap is still less
+// than a part of their age, so that a month needs about two hundred: what is asked is whether a replica is behind by
+// more than a bound, and a long bound bears a coarse answer.
+const (
+	maxSamples = 256
+	gapShare   = 12
+)
+
+func (p *positions) thinOut() {
+	last := len(p.samples) - 1
+	newest := p.samples[last].first
+	kept := p.samples[:1]
+	for i := 1; i <= last; i++ {
+		if i == last || p.samples[i+1].first-kept[len(kept)-1].first > (newest-p.samples[i].first)/gapShare {
+			kept = append(kept, p.samples[i])
+		}
+	}
+	if most := maxSamples * 3 / 4; len(kept) > most {
+		kept = kept[len(kept)-most:]
+	}
+	p.samples = kept
+}
+
+// note takes a position of the primary's that was asked for at one time and had come by another. Another primary, a new
+// timeline, or a way back after a crash begin anew: positions of different histories do not compare.
+func (p *positions) note(of *peer, timeline uint32, position lsn, asked, came time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.samples)
+	if p.of != of || p.timeline != timeline || (n > 0 && position < p.samples[n-1].position) {
+		p.of, p.timeline, p.samples, n = of, timeline, nil, 0
+	}
+	switch {
+	case n > 0 && p.samples[n-1].position == position:
+		p.samples[n-1].last = asked
+		return
+	case n == maxSamples:
+		p.thinOut()
+	}
+	p.samples = append(p.samples, sample{position, came, asked})
+}
+
+// replay is how far a replica had come at a time.
+type replay struct {
+	position lsn
+	at       time.Duration
+}
+
+// measure returns how far a replica is behind. before is what its last look saw: only a position of the primary's that
+// is younger than the replica's can show that the replica was ahead.
+func (p *positions) measure(now, before replay) distance {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.samples)
+	if n == 0 || now.position == 0 {
+		return distance{fresh: -1}
+	}
+	d := distance{known: true, fresh: -1}
+	latest := p.samples[n-1]
+	d.ahead = before.position > latest.position && latest.last > before.at
+	lacking := sort.Search(n, func(i int) bool { return p.samples[i].position > now.position })
+	if lacking > 0 {
+		d.fresh = p.samples[lacking-1].last
+	}
+	if lacking < n {
+		d.bytes = uint64(latest.position - now.position)
+		d.lacks = now.at - p.samples[lacking].first
+	}
+	return d
+}
+
+// behind is what is known of a peer's lag, for the choice among peers: read without a lock.
+type behind struct {
+	bytes atomic.Uint64 // unknownBytes: not known
+	lacks atomic.Int64
+	fresh atomic.Int64 // the pool's clock when all was committed that the peer shows; -1: not known
+}
+
+const unknownBytes = math.MaxUint64
+
+func (b *behind) set(d distance) {
+	if !d.known {
+		b.forget()
+		return
+	}
+	b.bytes.Store(d.bytes)
+	b.lacks.Store(int64(d.lacks))
+	b.fresh.Store(int64(d.fresh))
+}
+
+func (b *behind) forget() {
+	b.bytes.Store(unknownBytes)
+	b.lacks.Store(0)
+	b.fresh.Store(-1)
+}
+
+// last returns what the last look measured.
+func (b *behind) last() (bytes uint64, lacks time.Duration, known bool) {
+	if bytes = b.bytes.Load(); bytes == unknownBytes {
+		return 0, 0, false
+	}
+	return bytes, time.Duration(b.lacks.Load()), true
+}
+
+// within reports whether the peer is known to be no further behind than max.
+func (b *behind) within(max Lag, now time.Duration) bool {
+	if max.Bytes > 0 && b.bytes.Load() > max.Bytes {
+		return false
+	}
+	if max.Time > 0 {
+		fresh := time.Duration(b.fresh.Load())
+		return fresh >= 0 && now-fresh <= max.Time
+	}
+	return true
+}
+
+// freshness is a bound on lag, at a time of the pool's clock.
+type freshness struct {
+	max Lag
+	now time.Duration
+}
+
+func (f *freshness) bounds() bool { return f.max.bounds() }
+
+// holds reports whether p is known to be within the bound; nil holds everybody. The primary is never behind itself.
+func (f *freshness) holds(p *peer) bool {
+	return f == nil || Role(p.role.Load()) == RolePrimary || p.behind.within(f.max, f.now)
+}

@@ -1,0 +1,247 @@
+package multipool
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestALagIsReadAsItIsWritten(t *testing.T) {
+	t.Parallel()
+	for _, l := range []Lag{{}, {Bytes: 1}, {Time: time.Second}, {Bytes: 16 << 20, Time: 90 * time.Second}} {
+		read, err := parseLag(l.String())
+		require.NoError(t, err)
+		if !l.bounds() {
+			require.False(t, read.bounds())
+			continue
+		}
+		require.Equal(t, l, read)
+	}
+}
+
+func FuzzParseLag(f *testing.F) {
+	for _, s := range []string{"", "0", "10s", "16MB", "16MB,10s", "1s,1s", "-1B", "5", ",", "kB"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		l, err := parseLag(s)
+		if err != nil || !l.bounds() {
+			return
+		}
+		again, err := parseLag(l.String())
+		require.NoError(t, err)
+		require.Equal(t, l, again)
+	})
+}
+
+func TestAnLSNIsReadAsItIsWritten(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"0/1", "0/841D58", "16/B374D848", "FFFFFFFF/FFFFFFFF"} {
+		require.Equal(t, text, parseLSN(text).String())
+	}
+	for _, text := range []string{"", "1", "/", "0/", "0/1/2", "x/1", "1FFFFFFFF/0"} {
+		require.Zero(t, parseLSN(text), text)
+	}
+}
+
+// A standby that has replayed everything stays before the header of a page that has no record yet.
+func TestAPositionBehindAHeaderIsReplayedBeforeIt(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, lsn(0x4000000), lsn(0x4000028).replayable(), "at the beginning of a segment")
+	require.Equal(t, lsn(0x4002000), lsn(0x4002018).replayable(), "at the beginning of a page")
+	require.Equal(t, lsn(0x4002020), lsn(0x4002020).replayable())
+	require.Equal(t, lsn(0x4002000), lsn(0x4002000).replayable())
+}
+
+const tick = time.Second
+
+// wrote notes a position of the primary's for each second from the first on.
+func wrote(p *positions, of *peer, timeline uint32, all ...lsn) {
+	for i, position := range all {
+		at := time.Duration(i+1) * tick
+		p.note(of, timeline, position, at, at+time.Millisecond)
+	}
+}
+
+func TestADistanceIsMeasuredAgainstThePrimarysOwnPositions(t *testing.T) {
+	t.Parallel()
+	primary := idlePeers("a")[0]
+	var p positions
+	require.Equal(t, distance{fresh: -1}, p.measure(replay{100, tick}, replay{}), "nothing to compare with")
+	wrote(&p, primary, 1, 1000, 2000, 2000, 3000) // seconds 1 to 4
+	for _, tc := range []struct {
+		name   string
+		now    replay
+		before replay
+		want   distance
+	}{
+		{"caught up", replay{3000, 5 * tick}, replay{}, distance{known: true, fresh: 4 * tick}},
+		{"ahead of the last look, which is a second old", replay{3500, 5 * tick}, replay{}, distance{known: true, fresh: 4 * tick}},
+		{"behind by one position", replay{2500, 5 * tick}, replay{},
+			distance{known: true, bytes: 500, lacks: tick - time.Millisecond, fresh: 3 * tick}},
+		{"behind by a position that stood for a while", replay{1999, 5 * tick}, replay{},
+			distance{known: true, bytes: 1001, lacks: 3*tick - time.Millisecond, fresh: tick}},
+		{"behind all that is known", replay{10, 5 * tick}, replay{},
+			distance{known: true, bytes: 2990, lacks: 4*tick - time.Millisecond, fresh: -1}},
+		{"it was ahead before the primary was looked at", replay{3600, 5 * tick}, replay{3500, 3 * tick},
+			distance{known: true, fresh: 4 * tick, ahead: true}},
+		{"... or only seemed to be", replay{3600, 5 * tick}, replay{3500, 4*tick + 1},
+			distance{known: true, fresh: 4 * tick}},
+		{"it does not tell its position", replay{0, 5 * tick}, replay{}, distance{fresh: -1}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			require.Equal(t, tc.want, p.measure(tc.now, tc.before))
+		})
+	}
+}
+
+func TestPositionsOfDifferentHistoriesAreNotCompared(t *testing.T) {
+	t.Parallel()
+	peers := idlePeers("a", "b")
+	for name, next := range map[string]func(*positions){
+		"another primary":        func(p *positions) { p.note(peers[1], 1, 500, 9*tick, 9*tick) },
+		"another timeline":       func(p *positions) { p.note(peers[0], 2, 500, 9*tick, 9*tick) },
+		"a way back after crash": func(p *positions) { p.note(peers[0], 1, 500, 9*tick, 9*tick) },
+	} {
+		var p positions
+		wrote(&p, peers[0], 1, 1000, 2000)
+		next(&p)
+		d := p.measure(replay{500, 10 * tick}, replay{})
+		assert.Equal(t, distance{known: true, fresh: 9 * tick}, d, name)
+	}
+}
+
+// However long it goes on, what is kept is bounded, the youngest positions are exact, and old ones are right if coarse.
+func TestOldPositionsAreThinnedOut(t *testing.T) {
+	t.Parallel()
+	primary := idlePeers("a")[0]
+	var p positions
+	const seconds = 10_000
+	for i := range seconds {
+		at := time.Duration(i) * tick
+		p.note(primary, 1, lsn(1000*i+1), at, at)
+	}
+	require.LessOrEqual(t, len(p.samples), maxSamples)
+	now := time.Duration(seconds) * tick
+	for _, back := range []int{1, 10, 100, 1000, 9000} {
+		d := p.measure(replay{lsn(1000*(seconds-back) + 1), now}, replay{})
+		require.LessOrEqual(t, d.lacks, time.Duration(back)*tick, "never more than it is")
+		require.GreaterOrEqual(t, d.lacks, time.Duration(back)*tick*8/10-tick, "and not far less")
+		require.EqualValues(t, 1000*(back-1), d.bytes)
+	}
+}
+
+func TestWhatIsKnownToBeFreshIsFresh(t *testing.T) {
+	t.Parallel()
+	primary := idlePeers("a")[0]
+	dice := rand.New(rand.NewPCG(5, 6))
+	for range 2000 {
+		// A primary that writes at random, and the truth about when each position was there.
+		var p positions
+		var at time.Duration
+		position := lsn(1)
+		written := map[lsn]time.Duration{position: 0}
+		for range 1 + dice.IntN(600) {
+			at += time.Duration(1+dice.IntN(1000)) * time.Millisecond
+			if dice.IntN(3) > 0 {
+				position += lsn(1 + dice.IntN(1000))
+				written[position] = at
+			}
+			if dice.IntN(2) == 0 {
+				p.note(primary, 1, position, at, at)
+			}
+		}
+		replayed := lsn(1 + dice.IntN(int(position)))
+		d := p.measure(replay{replayed, at}, replay{})
+		if !d.known || d.fresh < 0 {
+			continue
+		}
+		for position, when := range written {
+			if when <= d.fresh {
+				require.LessOrEqual(t, position, replayed, "all that was there at that time is shown")
+			}
+		}
+	}
+}
+
+func TestFitnessIsJudgedByLooksAndBounds(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name string
+		d    distance
+		s    sight
+		max  Lag
+		was  fitness
+		want fitness
+	}{
+		{"all is well", distance{known: true}, sight{}, Lag{Bytes: 10}, fitUnsaid, fitFit},
+		{"no bound", distance{known: true, bytes: 1 << 40, lacks: time.Hour}, sight{}, Lag{}, fitFit, fitFit},
+		{"bytes at the bound", distance{known: true, bytes: 10}, sight{}, Lag{Bytes: 10}, fitFit, fitFit},
+		{"bytes beyond it", distance{known: true, bytes: 11}, sight{}, Lag{Bytes: 10}, fitFit, fitBehind},
+		{"time at the bound", distance{known: true, bytes: 1, lacks: tick}, sight{}, Lag{Time: tick}, fitFit, fitFit},
+		{"time beyond it", distance{known: true, bytes: 1, lacks: tick + 1}, sight{}, Lag{Time: tick}, fitFit, fitBehind},
+		{"either bound", distance{known: true, bytes: 1, lacks: tick + 1}, sight{}, Lag{Bytes: 10, Time: tick}, fitFit, fitBehind},
+		{"not yet well within it", distance{known: true, bytes: 9}, sight{}, Lag{Bytes: 10}, fitBehind, fitBehind},
+		{"well within it again", distance{known: true, bytes: 8}, sight{}, Lag{Bytes: 10}, fitBehind, fitFit},
+		{"replay paused", distance{known: true}, sight{paused: true}, Lag{}, fitFit, fitPaused},
+		{"no receiver, and nothing to receive", distance{known: true}, sight{alone: true}, Lag{}, fitFit, fitFit},
+		{"no receiver, and something to receive", distance{known: true, bytes: 1}, sight{alone: true}, Lag{}, fitFit, fitCutOff},
+		{"no receiver, and nothing is known of the primary", distance{}, sight{alone: true}, Lag{}, fitFit, fitFit},
+		{"ahead of its primary", distance{known: true, ahead: true}, sight{paused: true}, Lag{}, fitFit, fitAstray},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			require.Equal(t, tc.want, tc.d.judge(tc.s, tc.max, tc.was))
+		})
+	}
+}
+
+func TestABoundIsKeptOnlyByWhatIsKnown(t *testing.T) {
+	t.Parallel()
+	var b behind
+	b.forget()
+	require.False(t, b.within(Lag{Bytes: 1 << 50}, 0))
+	require.False(t, b.within(Lag{Time: time.Hour}, tick))
+	b.set(distance{known: true, bytes: 10, lacks: tick, fresh: 5 * tick})
+	require.True(t, b.within(Lag{Bytes: 10}, 100*tick))
+	require.False(t, b.within(Lag{Bytes: 9}, 100*tick))
+	require.True(t, b.within(Lag{Time: tick}, 6*tick))
+	require.False(t, b.within(Lag{Time: tick}, 6*tick+1), "time passes between looks")
+	require.False(t, b.within(Lag{Bytes: 10, Time: tick}, 7*tick))
+	b.set(distance{known: true, bytes: 10, fresh: -1})
+	require.False(t, b.within(Lag{Time: time.Hour}, 0))
+	b.set(distance{})
+	_, _, known := b.last()
+	require.False(t, known)
+}
+
+// Of many replicas one alone is within the bound; it is found, and nobody else is chosen.
+func TestTheOneReplicaWithinABoundIsFound(t *testing.T) {
+	t.Parallel()
+	peers := idlePeers("a", "b", "c", "d", "e", "f", "g", "h")
+	for _, p := range peers {
+		p.behind.forget()
+		p.role.Store(int32(RoleReplica))
+	}
+	in := intent{reads: true, fresh: freshness{max: Lag{Bytes: 100}}}
+	for range 100 {
+		require.Nil(t, in.draw(peers, &tried{}))
+	}
+	peers[5].behind.set(distance{known: true})
+	for range 100 {
+		require.Same(t, peers[5], in.draw(peers, &tried{}))
+	}
+	peers[2].role.Store(int32(RolePrimary))
+	chosen := map[string]bool{}
+	for range 100 {
+		chosen[in.draw(peers, &tried{}).name] = true
+	}
+	require.Equal(t, map[string]bool{"c": true, "f": true}, chosen, "the primary is never behind")
+	in.reads = false
+	for range 1000 {
+		chosen[in.draw(peers, &tried{}).name] = true
+	}
+	require.Len(t, chosen, len(peers), "a bound is of reads")
+}
