@@ -113,6 +113,7 @@ var imports = map[string][]string{
 	"monitor.go":    {pgxPath, pgconnPath, watchPath},
 	"rows.go":       {pgxPath, pgconnPath, pgtypePath, poolPath},
 	"tx.go":         {pgxPath, pgconnPath, poolPath},
+	"runtx.go":      {pgxPath, pgconnPath, poolPath},
 	"session.go":    {pgxPath, pgconnPath, poolPath},
 	"router.go":     {pgxPath, pgconnPath, poolPath},
 	"follow.go":     {pgxPath, pgconnPath, poolPath},

@@ -44,6 +44,7 @@ type peer struct {
 	// generation counts the verdicts about the peer. What began in an older one says nothing about the present, so
 	// that twenty connections lost at once are one event.
 	generation atomic.Uint64
+	noReceipts atomic.Bool  // the server does not tell what became of a transaction
 	suspected  atomic.Bool  // a fault was reported and the probe's verdict is out
 	doubted    atomic.Bool  // a probe was asked for, for less than a fault
 	role       atomic.Int32 // the topology's Role, for a comparison at each statement's end
@@ -192,6 +193,9 @@ func (p *peer) dialer(w *wire, dial pgconn.DialFunc) pgconn.DialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if p.sockets.refuses() {
 			return nil, errPeerDown
+		}
+		if w.committing.Load() {
+			return nil, errCommitting
 		}
 		ctx, done := p.era.Load().within(ctx)
 		defer done()
@@ -503,7 +507,11 @@ const maxHandshakes = 4
 
 var (
 	errPeerDown = errors.New("multipool: the peer is down")
-	errStalled  = errors.New("multipool: statements run and none ends")
+	// pgx cancels what was running on a connection that it gives up. A COMMIT cannot be taken back; what the cancel would
+	// end is its wait for a synchronous standby (PostgreSQL documentation, 27.2.8.3), and so its safety.
+	errCommitting = errors.New("multipool: a COMMIT is not cancelled")
+
+	errStalled = errors.New("multipool: statements run and none ends")
 )
 
 // addressPin keeps a peer on one server where its name has several addresses: a peer is a server, and what is known

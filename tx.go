@@ -3,6 +3,7 @@ package multipool
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -29,7 +30,7 @@ func newTx(t pgx.Tx, c *pgxpool.Conn, w *wire) *Tx { return &Tx{pgxTx: t, conn: 
 // rolled back.
 func (tx *Tx) Commit(ctx context.Context) error {
 	lost := tx.wire.pg.IsClosed() // before: then COMMIT is not sent, and the transaction is certainly not committed
-	err := tx.pgxTx.Commit(ctx)
+	err := tx.send(ctx)
 	if err != nil && !lost && !tx.wire.peer.solo && !errors.Is(err, pgx.ErrTxClosed) {
 		// A COMMIT that was terminated may have been done: the server says 57P01 while it waits for a standby.
 		err = markUnknown(ctx, tx.wire.standby, err, true)
@@ -45,6 +46,35 @@ func (tx *Tx) Rollback(ctx context.Context) error {
 	tx.release()
 	return err
 }
+
+// commit is Commit without the mark.
+func (tx *Tx) commit(ctx context.Context) error {
+	err := tx.send(ctx)
+	tx.release()
+	return err
+}
+
+// send commits, and lets nobody cancel it.
+func (tx *Tx) send(ctx context.Context) error {
+	tx.wire.committing.Store(true)
+	err := tx.pgxTx.Commit(ctx)
+	if !tx.wire.pg.IsClosed() {
+		tx.wire.committing.Store(false)
+	}
+	return err
+}
+
+// abandon rolls back what has not ended, whatever has become of the caller's context.
+func (tx *Tx) abandon() {
+	if tx.conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), abandonTimeout)
+	defer cancel()
+	_ = tx.Rollback(ctx)
+}
+
+const abandonTimeout = time.Second
 
 func (tx *Tx) release() {
 	if tx.conn != nil {

@@ -31,6 +31,8 @@ type wire struct {
 	guest   bool  // holds a place among the reads that fell back to the primary
 
 	// The rest.
+	committing atomic.Bool // a transaction's COMMIT is on its way: it is not to be cancelled
+
 	reported bool   // the running statement's fault has been
 	dialling bool   // holds a place among the peer's handshakes
 	eye      eye    // on the raw socket

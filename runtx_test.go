@@ -1,0 +1,345 @@
+package multipool
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/netfault"
+	"github.com/pgmultipool/multipool/internal/pgtest"
+)
+
+func TestARunIsRepeatedOnlyWhereItIsCertainlyNotCommitted(t *testing.T) {
+	t.Parallel()
+	serverError := func(code string) error { return fmt.Errorf("f: %w", &pgconn.PgError{Severity: "ERROR", SeverityUnlocalized: "ERROR", Code: code}) }
+	done, cancel := context.WithCancel(context.Background())
+	cancel()
+	for _, tc := range []struct {
+		name string
+		ctx  context.Context
+		end  runEnd
+		want runStep
+	}{
+		{"f's own error", nil, runEnd{err: errors.New("no")}, runStop},
+		{"f's own error though the connection is lost", nil, runEnd{err: errors.New("no"), lost: true}, runStop},
+		{"a constraint", nil, runEnd{err: serverError("23505")}, runStop},
+		{"a deferred constraint", nil, runEnd{err: serverError("23505"), committing: true}, runStop},
+		{"a serialization failure", nil, runEnd{err: serverError("40001")}, runAgain},
+		{"... at COMMIT", nil, runEnd{err: serverError("40001"), committing: true}, runAgain},
+		{"a deadlock", nil, runEnd{err: serverError("40P01")}, runAgain},
+		{"a recovery conflict", nil, runEnd{err: serverError("40001"), standby: true}, runOnPrimary},
+		{"a refusal by a standby", nil, runEnd{err: serverError("25006"), standby: true}, runAgain},
+		{"... of a transaction that asked to be read-only", nil, runEnd{err: serverError("25006"), standby: true, readOnly: true}, runStop},
+		{"a refusal by a server that is none", nil, runEnd{err: serverError("25006")}, runStop},
+		{"a swallowed error", nil, runEnd{err: pgx.ErrTxCommitRollback, committing: true}, runStop},
+		{"f ended the transaction", nil, runEnd{err: pgx.ErrTxClosed}, runStop},
+		{"lost before COMMIT", nil, runEnd{err: io.ErrUnexpectedEOF, lost: true}, runAgain},
+		{"lost before COMMIT, as COMMIT finds", nil, runEnd{err: pgconn.ErrConnClosed, lost: true}, runAgain},
+		{"lost in COMMIT", nil, runEnd{err: io.ErrUnexpectedEOF, committing: true}, runUnknown},
+		{"terminated in COMMIT", nil, runEnd{err: &pgconn.PgError{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: "57P01"}, committing: true}, runUnknown},
+		{"f's own deadline", nil, runEnd{err: context.DeadlineExceeded, lost: true}, runStop},
+		{"the caller has gone", done, runEnd{err: context.Canceled, lost: true}, runStop},
+		{"the caller has gone in COMMIT", done, runEnd{err: io.ErrUnexpectedEOF, committing: true}, runUnknown},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if tc.ctx == nil {
+				tc.ctx = context.Background()
+			}
+			require.Equal(t, tc.want, tc.end.next(tc.ctx))
+		})
+	}
+}
+
+func TestAnAnswerCountsOnlyWhereItsNumberCannotHaveBeenGivenOutAgain(t *testing.T) {
+	t.Parallel()
+	r := receipt{redo: "0/100"}
+	require.Equal(t, statusCommitted, r.judge("committed", "0/100"))
+	require.Equal(t, statusUnknown, r.judge("committed", "0/200"))
+	require.Equal(t, statusAborted, r.judge("aborted", "0/100"))
+	require.Equal(t, statusAborted, r.judge("aborted", "0/200"))
+	require.Equal(t, statusInProgress, r.judge("in progress", "0/200"))
+	require.Equal(t, statusUnknown, r.judge("", "0/100"))
+}
+
+// behindRelay is a cluster whose primary stands behind a relay.
+func behindRelay(t *testing.T, o pgtest.Options, params string) (*pgtest.Cluster, *MultiPool, *netfault.Relay) {
+	t.Helper()
+	c := pgtest.Start(t, o)
+	must(t, c, "create table ledger (id bigint)", "create table counter (n int)", "insert into counter values (0)",
+		"create role app login", "grant all on ledger, counter to app")
+	relay, err := netfault.Listen(c.Primary().Addr())
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = relay.Close() })
+	hosts := relay.Addr()
+	for _, s := range c.Standbys() {
+		hosts += "," + s.Addr()
+	}
+	p := openPool(t, Config{}, fmt.Sprintf("postgres://app@%s/postgres?sslmode=disable&pool_max_conns=20&%s", hosts, params))
+	if !p.solo {
+		waitUp(t, p)
+	}
+	return c, p, relay
+}
+
+func insertEntry(ctx context.Context, id int64, runs *atomic.Int64) func(pgx.Tx) error {
+	return func(tx pgx.Tx) error {
+		if runs != nil {
+			runs.Add(1)
+		}
+		_, err := tx.Exec(ctx, "insert into ledger values ($1)", id)
+		return err
+	}
+}
+
+func TestRunTxRunsAgainAfterSerializationFailuresAndDeadlocks(t *testing.T) {
+	t.Parallel()
+	c, p, _ := behindRelay(t, pgtest.Options{Standbys: 1}, "")
+	ctx := testContext(t)
+	var runs atomic.Int64
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 10 {
+				err := p.RunTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead}, func(tx pgx.Tx) error {
+					runs.Add(1)
+					var n int
+					if err := tx.QueryRow(ctx, "select n from counter").Scan(&n); err != nil {
+						return err
+					}
+					_, err := tx.Exec(ctx, "update counter set n = $1", n+1)
+					if err != nil {
+						return fmt.Errorf("update: %w", err)
+					}
+					return nil
+				})
+				for err != nil { // ten runs were not enough among so many
+					err = p.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error { _, err := tx.Exec(ctx, "update counter set n = n + 1"); return err })
+				}
+			}
+		})
+	}
+	all.Wait()
+	n, err := c.Primary().Int(ctx, "select n from counter")
+	require.NoError(t, err)
+	require.EqualValues(t, 80, n)
+	require.Greater(t, runs.Load(), int64(80), "some stood in each other's way")
+
+	must(t, c, "insert into ledger values (1), (2)", "create table deadlock as select id, 0 as n from ledger", "grant all on deadlock to app")
+	runs.Store(0)
+	meet := make(chan struct{}, 2)
+	for _, order := range [][]int{{1, 2}, {2, 1}} {
+		all.Go(func() {
+			assert.NoError(t, p.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error {
+				first := runs.Add(1) <= 2
+				for i, id := range order {
+					if _, err := tx.Exec(ctx, "update deadlock set n = n + 1 where id = $1", id); err != nil {
+						return err
+					}
+					if i == 0 && first {
+						meet <- struct{}{}
+						for len(meet) < 2 {
+							time.Sleep(time.Millisecond)
+						}
+					}
+				}
+				return nil
+			}))
+		})
+	}
+	all.Wait()
+	require.EqualValues(t, 3, runs.Load(), "one of the two ran again")
+	n, err = c.Primary().Int(ctx, "select sum(n) from deadlock")
+	require.NoError(t, err)
+	require.EqualValues(t, 4, n)
+}
+
+func isCommit(msg []byte) bool { return bytes.Contains(bytes.ToUpper(msg), []byte("COMMIT")) }
+
+// A COMMIT that was cut off is asked about: done, RunTx succeeds and f ran once; not done, f runs again.
+func TestRunTxFindsOutWhatBecameOfACommit(t *testing.T) {
+	t.Parallel()
+	for _, standbys := range []int{1, 0} {
+		c, p, relay := behindRelay(t, pgtest.Options{Standbys: standbys}, "")
+		ctx := testContext(t)
+		for name, tc := range map[string]struct {
+			cut  netfault.Cut
+			runs int64
+		}{
+			"the answer is lost":        {netfault.Cut{From: netfault.Server, Type: 'C', Match: isCommit}, 1},
+			"the answer is lost by RST": {netfault.Cut{From: netfault.Server, Type: 'C', Match: isCommit, RST: true}, 1},
+			"the request is lost":       {netfault.Cut{From: netfault.Client, Match: isCommit}, 2},
+			"a statement is lost":       {netfault.Cut{From: netfault.Server, Type: 'C'}, 2},
+		} {
+			for id := range int64(5) {
+				require.NoError(t, c.Primary().Exec(ctx, "truncate ledger"))
+				fired := relay.Cut(tc.cut)
+				var runs atomic.Int64
+				require.NoError(t, p.RunTx(ctx, pgx.TxOptions{}, insertEntry(ctx, id, &runs)), name)
+				<-fired
+				n, err := c.Primary().Int(ctx, "select count(*) from ledger where id = $1", id)
+				require.NoError(t, err)
+				require.EqualValues(t, 1, n, name)
+				require.LessOrEqual(t, runs.Load(), tc.runs+1, name)
+				if tc.runs == 1 {
+					require.EqualValues(t, 1, runs.Load(), name)
+				}
+			}
+		}
+	}
+}
+
+// Connections are cut at random, under load: everything is done once, and nobody is left in doubt.
+func TestRunTxDoesEverythingOnceWhateverIsCut(t *testing.T) {
+	t.Parallel()
+	c, p, relay := behindRelay(t, pgtest.Options{Standbys: 1}, "")
+	const callers, each = 10, 40
+	relay.CutProbability(0.01, 7)
+	var all sync.WaitGroup
+	var runs, gaveUp atomic.Int64
+	for i := range int64(callers) {
+		all.Go(func() {
+			for k := range int64(each) {
+				ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+				if err := p.RunTx(ctx, pgx.TxOptions{}, insertEntry(ctx, 1+i*each+k, &runs)); err != nil {
+					gaveUp.Add(1) // nobody is told that it failed who is not told that nothing was done
+					assert.NotErrorIs(t, err, ErrOutcomeUnknown)
+					assert.NoError(t, c.Primary().Exec(ctx, "insert into ledger values ($1)", 1+i*each+k))
+				}
+				cancel()
+			}
+		})
+	}
+	all.Wait()
+	require.Positive(t, relay.Fired())
+	relay.Disarm()
+	conn, err := c.Primary().Conn(testContext(t))
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	var total, distinct int64
+	require.NoError(t, conn.QueryRow(testContext(t), "select count(*), count(distinct id) from ledger").Scan(&total, &distinct))
+	require.EqualValues(t, callers*each, total)
+	require.EqualValues(t, callers*each, distinct)
+	t.Logf("%d transactions in %d runs, %d cuts, %d gave up after ten", total, runs.Load(), relay.Fired(), gaveUp.Load())
+}
+
+// While the server waits for a standby with its COMMIT, nobody knows the outcome; RunTx asks until somebody does.
+func TestRunTxWaitsForACommitInProgress(t *testing.T) {
+	t.Parallel()
+	c, p, relay := behindRelay(t, pgtest.Options{Standbys: 1, SyncApply: true}, "")
+	ctx := testContext(t)
+	require.NoError(t, c.Standbys()[0].Freeze())
+	sent := relay.Cut(netfault.Cut{From: netfault.Client, Match: isCommit, When: netfault.After})
+	ended := make(chan error, 1)
+	var runs atomic.Int64
+	go func() { ended <- p.RunTx(ctx, pgx.TxOptions{}, insertEntry(ctx, 1, &runs)) }()
+	<-sent
+	select {
+	case err := <-ended:
+		require.Fail(t, "it did not wait", "%v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	require.NoError(t, c.Standbys()[0].Thaw())
+	require.NoError(t, <-ended)
+	require.EqualValues(t, 1, runs.Load())
+}
+
+// A crash, or a promotion, may have given the transaction's number out again.
+func TestRunTxSaysWhereNothingIsCertain(t *testing.T) {
+	t.Parallel()
+	for _, promotes := range []bool{false, true} {
+		c, p, relay := behindRelay(t, pgtest.Options{Standbys: 1}, "")
+		ctx := testContext(t)
+		lost := relay.Cut(netfault.Cut{From: netfault.Server, Type: 'C', Match: isCommit})
+		relay.Delay(20 * time.Millisecond) // so that the server is dead before it can be asked
+		ended := make(chan error, 1)
+		var runs atomic.Int64
+		go func() { ended <- p.RunTx(ctx, pgx.TxOptions{}, insertEntry(ctx, 1, &runs)) }()
+		<-lost
+		require.NoError(t, relay.Refuse(true))
+		relay.Reset()
+		require.NoError(t, c.Primary().Kill())
+		require.NoError(t, relay.Refuse(false))
+		if promotes {
+			require.NoError(t, c.Standbys()[0].Promote())
+		} else {
+			require.NoError(t, c.Primary().Start())
+		}
+		err := <-ended
+		require.ErrorIs(t, err, ErrOutcomeUnknown)
+		require.EqualValues(t, 1, runs.Load())
+	}
+}
+
+func TestRunTxReturnsWhatEndedIt(t *testing.T) {
+	t.Parallel()
+	c, p, _ := behindRelay(t, pgtest.Options{Standbys: 1}, "")
+	ctx := testContext(t)
+	own := errors.New("not today")
+	require.Same(t, own, p.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, "insert into ledger values (1)")
+		require.NoError(t, err)
+		return own
+	}))
+	require.PanicsWithValue(t, "oh", func() {
+		_ = p.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "insert into ledger values (1)")
+			require.NoError(t, err)
+			panic("oh")
+		})
+	})
+	require.ErrorIs(t, p.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error {
+		_, _ = tx.Exec(ctx, "select 1/0")
+		return nil
+	}), pgx.ErrTxCommitRollback)
+	require.ErrorIs(t, p.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error { return tx.Commit(ctx) }), pgx.ErrTxClosed)
+	n, err := c.Primary().Int(ctx, "select count(*) from ledger")
+	require.NoError(t, err)
+	require.Zero(t, n)
+
+	var trips int
+	refused := func(tx pgx.Tx) error { trips++; _, err := tx.Exec(ctx, "insert into ledger values (2)"); return err }
+	var pgErr *pgconn.PgError
+	require.ErrorAs(t, p.RunTx(WithReplica(ctx), pgx.TxOptions{}, refused), &pgErr)
+	require.Equal(t, "25006", pgErr.Code)
+	require.ErrorAs(t, p.RunTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}, refused), &pgErr)
+	require.Equal(t, 2, trips, "each once")
+
+	var standby bool
+	require.NoError(t, p.RunTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&standby)
+	}))
+	require.True(t, standby)
+	require.NoError(t, p.RunTx(WithReplica(ctx), pgx.TxOptions{}, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&standby)
+	}))
+	require.True(t, standby)
+	for _, q := range p.peers {
+		require.Zero(t, q.pool.Stat().AcquiredConns(), "%s: a connection was kept", q.name)
+	}
+}
+
+// A role that may not ask is served without the answer.
+func TestRunTxWithoutTheRightToAsk(t *testing.T) {
+	t.Parallel()
+	c, p, relay := behindRelay(t, pgtest.Options{}, "")
+	ctx := testContext(t)
+	require.NoError(t, c.Primary().Exec(ctx, "revoke execute on function pg_control_checkpoint() from public"))
+	var runs atomic.Int64
+	for id := range int64(3) {
+		require.NoError(t, p.RunTx(ctx, pgx.TxOptions{}, insertEntry(ctx, id, &runs)))
+	}
+	require.EqualValues(t, 4, runs.Load(), "once for nothing")
+	relay.Cut(netfault.Cut{From: netfault.Server, Type: 'C', Match: isCommit})
+	require.ErrorIs(t, p.RunTx(ctx, pgx.TxOptions{}, insertEntry(ctx, 9, nil)), ErrOutcomeUnknown)
+}
