@@ -355,7 +355,7 @@ func (t *topology) elect() {
 		}
 	case best == incumbent:
 	case rivals:
-		t.primary, t.split = nil, true
+		t.primary, t.split = nil, t.settled
 	case incumbent != nil && incumbent.claims() && !t.trusts(best):
 		// A higher timeline is what a promotion leaves, and a point-in-time recovery of a copy: while the incumbent
 		// answers, one is not told from the other. Writing to neither can cost time, writing to either more.

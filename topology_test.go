@@ -818,3 +818,62 @@ func TestAClaimantThatIsNotElectedYetIsNotCalledOld(t *testing.T) {
 	top := tell(freshTopology("a", "b"), primaryUp("a", 1))
 	require.NotContains(t, top.causes(&intent{place: placePrimary})[0].Why, "older timeline")
 }
+
+// Whatever is heard, in whatever order: at most one writer, of the highest timeline that the cluster has shown; the highest
+// never falls but when all have become another cluster; nobody who is refused or astray is read; and hearing the same again
+// changes nothing, so that nothing alternates.
+func TestInvariantsOfWhateverIsHeard(t *testing.T) {
+	t.Parallel()
+	names := []string{"a", "b", "c", "d"}
+	writers, splits := map[string]bool{}, 0
+	for seed := range uint64(400) {
+		dice := rand.New(rand.NewPCG(seed, 9))
+		top := freshTopology(names...)
+		for range 120 {
+			n := news{of: names[dice.IntN(len(names))]}
+			n.role, n.health = Role(dice.IntN(3)), health(dice.IntN(6))
+			n.fitness, n.alone = fitness(dice.IntN(6)), dice.IntN(4) == 0
+			if n.role != RoleUnknown {
+				n.timeline = dice.Uint32N(4)
+			}
+			if n.role == RoleReplica {
+				n.shown = dice.Uint32N(4)
+			}
+			switch dice.IntN(20) {
+			case 0:
+				n.system = 2
+			case 1, 2, 3:
+				n.system = 1
+			case 4:
+				n = settleNow
+			}
+			was := top
+			top = tell(top, n)
+			require.Same(t, top, tell(top, n), "heard twice")
+
+			require.LessOrEqual(t, len(top.writes), 1)
+			if top.system == was.system {
+				require.GreaterOrEqual(t, top.timeline, was.timeline)
+			}
+			for _, p := range top.writes {
+				m := top.member(p)
+				require.Same(t, top.primary, p)
+				require.False(t, top.split || m.foreign)
+				require.Equal(t, RolePrimary, m.role)
+				require.Equal(t, top.timeline, m.timeline)
+				writers[p.name] = true
+			}
+			if top.split {
+				splits++
+				require.Empty(t, top.writes)
+				require.NotEmpty(t, top.rivals)
+			}
+			for _, p := range slices.Concat(top.reads, top.anyone, top.replicas, top.well) {
+				m := top.member(p)
+				require.False(t, m.foreign || m.stray || (m.role == RolePrimary && p != top.primary))
+			}
+		}
+	}
+	require.Len(t, writers, len(names))
+	require.Greater(t, splits, 20)
+}
