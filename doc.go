@@ -30,18 +30,28 @@
 // suspect: it is left out of the reads, and its monitor probes it at once, on a connection of its own and by a fresh
 // dial. Down is an open breaker: only the monitor touches the peer, first after 200 ms, then up to once a second.
 //
+// # Who is the primary
+//
+// The server that says so, of this cluster (by its system identifier) and of the highest timeline that any server of it
+// has shown. Another is fenced: it gets no write and no read. Where nothing tells who is right, nobody is written to
+// ([ErrSplitBrain]). While there is no primary writes wait, and every peer is looked at each 20 ms. docs/failures.md has
+// the rules.
+//
 // # What is promised
 //
 //   - A read that fails on a replica before its first row is sent again elsewhere: its caller does not notice.
 //   - A statement handed to a server that accepts writes is sent again only if it certainly did not run, or if it is a
 //     read and the program has promised that its reads do not write ([RetryReads]).
-//   - A write whose outcome is unknown says so: its error matches [ErrOutcomeUnknown].
+//   - A write whose outcome is unknown says so: its error matches [ErrOutcomeUnknown]. A write that fails without it was
+//     not executed. [MultiPool.RunTx] asks what became of its COMMIT, and runs again what was not done.
+//   - Nothing is written to a primary once any server has shown a newer timeline.
 //   - Errors pass through unchanged but for that mark and [NoPeerError].
 //   - No error, log or status holds a password.
 //
 // # What is not
 //
-// A read on a replica may see the database as it was a moment ago, and two reads may be served by two replicas. A
+// A read on a replica may see the database as it was a moment ago ([Config].MaxLag and [Route].MaxLag bound it), and two
+// reads may be served by two replicas. A
 // function of the program's that takes an advisory lock inside cannot be seen from outside. What asynchronous
 // replication has not shipped is lost when the primary is lost; PostgreSQL's synchronous_commit is the remedy.
 package multipool
