@@ -8,8 +8,12 @@ ARGS ?=
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: postgres ## watch replicas die, hang, stop and come back under load, on a real cluster (half a minute)
+demo: postgres ## watch servers die, hang, stop and come back under load, on a real cluster (40 s)
 	@go run ./examples/failover $(ARGS)
+
+patroni: postgres ## watch writers follow a Patroni cluster through a switchover and the death of its leader (a minute)
+	@sh scripts/patroni.sh
+	@go run ./examples/patroni $(ARGS)
 
 test: postgres ## all tests, with the race detector, on real servers
 	@sh scripts/test.sh $(ARGS)
@@ -29,4 +33,4 @@ fuzz: ## every fuzz target for FUZZTIME (30s) each
 postgres:
 	@sh scripts/postgres.sh
 
-.PHONY: help demo test lint bench bench-check fuzz postgres
+.PHONY: help demo patroni test lint bench bench-check fuzz postgres

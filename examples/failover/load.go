@@ -29,13 +29,14 @@ const (
 
 // load is readers and writers that share one pool.
 type load struct {
+	writers       int
 	reads, writes tally
 	stopped       chan struct{}
 	callers       sync.WaitGroup
 }
 
 func startLoad(pool *multipool.MultiPool, readers, writers int) *load {
-	l := &load{stopped: make(chan struct{})}
+	l := &load{writers: writers, stopped: make(chan struct{})}
 	for range readers {
 		l.callers.Go(func() {
 			l.repeat(&l.reads, readerRest, func(ctx context.Context) error {
@@ -56,6 +57,12 @@ func startLoad(pool *multipool.MultiPool, readers, writers int) *load {
 		})
 	}
 	return l
+}
+
+// excuse says whether writes may have an unknown outcome from now on, as those do that are in flight when the primary
+// dies.
+func (l *load) excuse(is bool) action {
+	return func(context.Context) error { l.writes.excuse(is); return nil }
 }
 
 func anAccount() int { return 1 + rand.N(accounts) }
@@ -84,10 +91,13 @@ func (l *load) stop() {
 }
 
 // report prints each text of an error once, then how many calls were made and how many failed; it is an error if any
-// did.
+// did. A write that was in flight when the primary died did not fail: nobody can know, and its caller was told so.
 func (l *load) report(out io.Writer) error {
 	l.reads.printErrors(out, "read")
 	l.writes.printErrors(out, "write")
+	if l.writes.unknown > 0 {
+		fmt.Fprintf(out, "%d writes whose outcome is unknown: they were in flight when the primary died.\n", l.writes.unknown)
+	}
 	fmt.Fprintf(out, "%d calls were made, %d failed: %d of %d reads, %d of %d writes. The worst read took %s.\n",
 		l.reads.calls+l.writes.calls, l.reads.failed+l.writes.failed,
 		l.reads.failed, l.reads.calls, l.writes.failed, l.writes.calls, millis(l.reads.worst))
@@ -101,8 +111,11 @@ func (l *load) report(out io.Writer) error {
 type tally struct {
 	mu            sync.Mutex
 	calls, failed int
+	excused       bool // an unknown outcome is no failure now
+	unknown       int  // outcomes that were excused
 	worst         time.Duration
 	errors        map[string]int // how often each text
+	first         time.Time      // when a call first succeeded since the last excuse
 	now           second
 }
 
@@ -119,7 +132,14 @@ func (t *tally) add(took time.Duration, err error) {
 	t.calls++
 	t.worst = max(t.worst, took)
 	t.now.took = append(t.now.took, took)
-	if err != nil {
+	switch {
+	case err == nil:
+		if t.first.IsZero() {
+			t.first = time.Now()
+		}
+	case t.excused && errors.Is(err, multipool.ErrOutcomeUnknown):
+		t.unknown++
+	default:
 		t.failed++
 		t.now.failed++
 		if t.errors == nil {
@@ -127,6 +147,20 @@ func (t *tally) add(took time.Duration, err error) {
 		}
 		t.errors[err.Error()]++
 	}
+}
+
+// excuse says whether an unknown outcome is no failure from now on, and forgets the first success.
+func (t *tally) excuse(is bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.excused, t.first = is, time.Time{}
+}
+
+// firstSuccess returns when the first call since then succeeded; zero if none has.
+func (t *tally) firstSuccess() time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.first
 }
 
 // take returns what has happened since the last take, calls sorted by how long they took.

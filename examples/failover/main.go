@@ -1,8 +1,9 @@
-// Failover shows what a program notices when replicas die, hang, shut down and come back: no error.
+// Failover shows what a program notices when replicas die, hang, shut down and come back: no error; and when the
+// primary dies and a replica is promoted: writes that wait.
 //
 // It starts a real cluster of a primary and three replicas, reads and writes through one MultiPool, does to the
-// replicas under that load what happens to servers, and prints every second what the callers saw. It fails if one of
-// them saw an error.
+// servers under that load what happens to servers, and prints every second what the callers saw. It fails if one of
+// them saw an error, but for writes that were in flight when the primary died: their outcome is unknown, and they say so.
 package main
 
 import (
@@ -86,7 +87,8 @@ func tell(ctx context.Context, cluster *pgtest.Cluster, s settings, out io.Write
 	load := startLoad(pool, s.readers, s.writers)
 	board := startBoard(out, cluster, pool, load, s.quiet)
 
-	for _, step := range story(cluster, pool, s) {
+	steps := append(story(cluster, pool, s), promotion(cluster, pool, load, board, s)...)
+	for _, step := range steps {
 		board.announce(step.announcement)
 		if err = step.do(ctx); err != nil {
 			break
@@ -137,6 +139,25 @@ func story(cluster *pgtest.Cluster, pool *multipool.MultiPool, s settings) []ste
 	}
 }
 
+// leaderless is how long nobody promotes a replica; writes wait as long, which must be well below their deadline.
+const leaderless = time.Second
+
+// promotion is what happens to the primary in the end.
+func promotion(cluster *pgtest.Cluster, pool *multipool.MultiPool, l *load, b *board, s settings) []step {
+	old, replicas := cluster.Primary(), cluster.Standbys()
+	next, others := replicas[0], replicas[1:]
+	show := lasting(s.pace)
+
+	return []step{
+		say("kill -9 of every process of "+old.Name()+", the primary: reads go on, and writes wait.",
+			l.excuse(true), each(kill, old), lasting(min(s.pace, leaderless)), l.excuse(false)),
+		say(next.Name()+" is promoted.", promote(next, l, b), each(following(next), others...), show),
+		say(old.Name()+" is made a replica of "+next.Name()+", and must serve reads by itself.",
+			each(following(next), old), untilTheyRead(pool, old)),
+		say(old.Name()+" serves reads.", show),
+	}
+}
+
 func (s step) do(ctx context.Context) error {
 	for _, action := range s.actions {
 		if err := action(ctx); err != nil {
@@ -177,6 +198,50 @@ var (
 	thaw   = (*pgtest.Server).Thaw
 	stop   = func(s *pgtest.Server) error { return s.Stop(pgtest.Fast) }
 )
+
+// following makes servers replicas of a primary.
+func following(primary *pgtest.Server) func(*pgtest.Server) error {
+	return func(s *pgtest.Server) error { return s.Follow(primary) }
+}
+
+// promote makes a replica the primary and says how long the first write took to come to it, from when one could.
+func promote(server *pgtest.Server, l *load, b *board) action {
+	return func(ctx context.Context) error {
+		taken := make(chan time.Time, 1)
+		go func() { taken <- firstWrite(ctx, server) }()
+		if err := server.Promote(); err != nil {
+			return err
+		}
+		began := <-taken
+		if l.writers == 0 || began.IsZero() {
+			return nil
+		}
+		err := eventually(ctx, "no write comes to "+server.Name(), func() bool { return !l.writes.firstSuccess().IsZero() })
+		if err == nil {
+			b.announce(fmt.Sprintf("%s took the first write through the pool %s after it could take one.",
+				server.Name(), millis(max(0, l.writes.firstSuccess().Sub(began)))))
+		}
+		return err
+	}
+}
+
+// firstWrite tries until a server takes a write, on a connection that no pool knows of, and returns when it did.
+func firstWrite(ctx context.Context, server *pgtest.Server) time.Time {
+	ctx, cancel := context.WithTimeout(ctx, deadline)
+	defer cancel()
+	conn, err := server.Conn(ctx)
+	if err != nil {
+		return time.Time{}
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	for ctx.Err() == nil {
+		if _, err := conn.Exec(ctx, "update account set balance = balance where id = 1"); err == nil {
+			return time.Now()
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return time.Time{}
+}
 
 // each does something to every server at once.
 func each(do func(*pgtest.Server) error, servers ...*pgtest.Server) action {

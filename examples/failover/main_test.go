@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgmultipool/multipool"
 	"github.com/pgmultipool/multipool/internal/pgtest"
 )
 
@@ -24,6 +26,8 @@ func TestNobodyNotices(t *testing.T) {
 		"SIGSTOP of every process of node3", "The pool has node3 down.", "node3 serves reads again.",
 		"Fast shutdown of node2", "node2 serves reads again.",
 		"kill -9 of all replicas at once", "All replicas serve reads again.",
+		"kill -9 of every process of node1, the primary", "node2 is promoted.",
+		"node2 took the first write through the pool ", "node1 is made a replica of node2", "node1 serves reads.",
 	} {
 		_, after, found := strings.Cut(rest, announcement)
 		require.True(t, found, "%q, and in its place, in:\n%s", announcement, &out)
@@ -54,6 +58,25 @@ func TestEachErrorIsPrintedOnce(t *testing.T) {
 	require.Error(t, l.report(&out))
 	require.Equal(t, "3 x read: gone\n1 x read: late\n"+
 		"5 calls were made, 4 failed: 4 of 4 reads, 0 of 1 writes. The worst read took 1000.0 ms.\n", out.String())
+}
+
+func TestAWriteOfUnknownOutcomeHasNotFailedWhereThePrimaryDies(t *testing.T) {
+	var l load
+	unknown := fmt.Errorf("%w: gone", multipool.ErrOutcomeUnknown)
+	l.writes.add(time.Millisecond, nil)
+	require.NoError(t, l.excuse(true)(t.Context()))
+	l.writes.add(time.Millisecond, unknown)
+	require.Zero(t, l.writes.firstSuccess())
+	l.writes.add(time.Millisecond, nil)
+	require.NotZero(t, l.writes.firstSuccess())
+	var out strings.Builder
+	require.NoError(t, l.report(&out))
+	require.Equal(t, "1 writes whose outcome is unknown: they were in flight when the primary died.\n"+
+		"3 calls were made, 0 failed: 0 of 0 reads, 0 of 3 writes. The worst read took 0.0 ms.\n", out.String())
+
+	require.NoError(t, l.excuse(false)(t.Context()))
+	l.writes.add(time.Millisecond, unknown)
+	require.Error(t, l.report(&out))
 }
 
 func TestQuantile(t *testing.T) {

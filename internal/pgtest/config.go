@@ -83,12 +83,14 @@ func (s *Server) writeFile(name, text string) error {
 	return nil
 }
 
+func (c *Cluster) writeFile(path, text string) error { return writeFile(c.acct, path, text) }
+
 // writeFile writes a file that the servers' user owns and nobody else reads.
-func (c *Cluster) writeFile(path, text string) error {
+func writeFile(acct account, path, text string) error {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("pgtest: %w", err)
 	}
-	if err := c.acct.own(path); err != nil {
+	if err := acct.own(path); err != nil {
 		return fmt.Errorf("pgtest: %w", err)
 	}
 	return nil

@@ -10,6 +10,8 @@
 //	c.Standbys()[0].Promote()   // c.Primary() is the promoted one from here on
 //	c.Servers()[0].Follow(c.Primary())
 //
+// A [Sandbox] is for programs that bring servers of their own, such as Patroni.
+//
 // # What it needs
 //
 // The programs of a PostgreSQL 14 or later (initdb and postgres; pg_rewind and

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -107,6 +108,57 @@ func stopped(pid int) bool {
 	}
 	out, err := exec.Command("ps", "-o", "state=", "-p", strconv.Itoa(pid)).Output()
 	return err != nil || strings.ContainsAny(string(out), "TZ")
+}
+
+// withDescendants returns pids and the process ids of all that they have started, directly or not, and that lives.
+func withDescendants(pids []int) ([]int, error) {
+	parents, err := parents()
+	if err != nil {
+		return nil, err
+	}
+	all := slices.Clone(pids)
+	for i := 0; i < len(all); i++ {
+		for pid, parent := range parents {
+			if parent == all[i] && !slices.Contains(all, pid) {
+				all = append(all, pid)
+			}
+		}
+	}
+	return all, nil
+}
+
+// parents returns the process id of each process's parent.
+func parents() (map[int]int, error) {
+	of := map[int]int{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is well-formed
+	for _, file := range stats {
+		stat, err := os.ReadFile(file)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		var state string
+		var parent int
+		// They follow the name, which is in parentheses and may hold any.
+		if _, err := fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &parent); err != nil {
+			return nil, fmt.Errorf("pgtest: %s: %w", file, err)
+		}
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file))) // digits, or the pattern would not match
+		of[pid] = parent
+	}
+	if len(of) > 0 {
+		return of, nil
+	}
+	out, err := exec.Command("ps", "-ax", "-o", "pid=,ppid=").Output()
+	if err != nil {
+		return nil, fmt.Errorf("pgtest: ps: %w", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		var pid, parent int
+		if _, err := fmt.Sscan(line, &pid, &parent); err == nil {
+			of[pid] = parent
+		}
+	}
+	return of, nil
 }
 
 // processes lists the server's processes: the postmaster, its children, and
