@@ -780,3 +780,139 @@ func TestAReplacedPrimaryIsCutAndGetsNoWrite(t *testing.T) {
 		assert.True(t, served["primary:5432"], "and serves reads")
 	})
 }
+
+// A failover manager takes half a minute. While somebody waits the looks stay eager, and the replica that is promoted has a
+// connection at hand; where nobody waits they are eased.
+func TestAPromotionAfterHalfAMinuteIsFollowedAtOnce(t *testing.T) {
+	for _, waits := range []bool{true, false} {
+		bubble(t, 2, func(c *Config) { c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
+			_, err := x.pool.Exec(ctx, "insert into t values (1)")
+			require.NoError(t, err)
+			x.primary.Die()
+			time.Sleep(time.Second)
+			ended := make(chan time.Time, 1)
+			write := func() {
+				_, err := x.pool.Exec(ctx, "insert into t values (2)")
+				assert.NoError(t, err)
+				ended <- time.Now()
+			}
+			if waits {
+				go write()
+			}
+			time.Sleep(30 * time.Second)
+			next := x.replicas[0]
+			assert.Equal(t, 2, next.Conns(), "the monitor's and one at hand")
+			next.ResetCounters()
+			time.Sleep(time.Second)
+			if waits {
+				assert.InDelta(t, 50, next.Count(lookFull), 5)
+			} else {
+				assert.InDelta(t, 4, next.Count(lookFull), 2)
+				go write()
+				settled()
+			}
+			dials := next.Dials()
+			next.Promote()
+			promoted := time.Now()
+			bound := 25 * time.Millisecond
+			if !waits {
+				bound = 300 * time.Millisecond
+			}
+			assert.LessOrEqual(t, (<-ended).Sub(promoted), bound)
+			assert.Equal(t, dials, next.Dials())
+		})
+	}
+}
+
+// A primary that comes back after another was promoted is fenced, whatever it says, and the event is told once.
+func TestAPrimaryOfAnOlderTimelineIsFencedOnce(t *testing.T) {
+	var events primaryEvents
+	bubble(t, 2, func(c *Config) { c.Hooks = JoinHooks(c.Hooks, events.hooks()) }, func(ctx context.Context, x *fakes) {
+		settled()
+		x.replicas[0].Promote()
+		for range 60 {
+			time.Sleep(time.Second)
+			_, _ = x.pool.Exec(ctx, "insert into t values (1)")
+		}
+		assert.Equal(t, "replica1:5432", x.pool.Status().Primary)
+		x.primary.ResetCounters()
+		for range 20 {
+			time.Sleep(time.Second)
+			_, err := x.pool.Exec(ctx, "insert into t values (1)")
+			require.NoError(t, err)
+			assert.Equal(t, "replica2:5432", x.read(ctx))
+		}
+		assert.Zero(t, x.primary.Count("insert into t values (1)"))
+		settled()
+		heard := events.list()
+		require.Len(t, heard, 2, "%+v", heard)
+		assert.Equal(t, "primary:5432", heard[0].Primary)
+		assert.Equal(t, "replica1:5432", heard[1].Primary)
+		assert.Equal(t, "primary:5432", heard[1].Previous)
+		assert.Equal(t, []string{"primary:5432"}, heard[1].Rivals)
+		assert.EqualValues(t, 2, heard[1].Timeline)
+	})
+}
+
+// A replica falls behind and catches up, by the positions that the looks see.
+func TestAReplicaBehindItsBoundIsLeftOutUntilItHasCaughtUp(t *testing.T) {
+	bubble(t, 2, func(c *Config) { c.MaxLag = Lag{Bytes: 1000} }, func(ctx context.Context, x *fakes) {
+		var position, replayed atomic.Uint64
+		position.Store(1 << 20)
+		replayed.Store(1 << 20)
+		answer := func(seen func() sight) pgfake.Handler {
+			return func(s pgfake.Statement) *pgfake.Response {
+				if s.SQL != lookFull {
+					return nil
+				}
+				return lookAnswer(seen())
+			}
+		}
+		x.primary.Handle(answer(func() sight {
+			return sight{role: RolePrimary, system: 1, timeline: 1, position: lsn(position.Load())}
+		}))
+		x.replicas[0].Handle(answer(func() sight {
+			return sight{role: RoleReplica, system: 1, timeline: 1, position: lsn(replayed.Load())}
+		}))
+		x.replicas[1].Handle(answer(func() sight {
+			return sight{role: RoleReplica, system: 1, timeline: 1, position: lsn(position.Load())}
+		}))
+		time.Sleep(5 * time.Second)
+		served := func() map[string]int {
+			n := map[string]int{}
+			for range 50 {
+				n[x.read(ctx)]++
+			}
+			return n
+		}
+		assert.Len(t, served(), 2)
+		position.Add(1001)
+		time.Sleep(2 * time.Second)
+		assert.Equal(t, map[string]int{"replica2:5432": 50}, served())
+		assert.Equal(t, "is behind", x.peer("replica1").Unfit)
+		assert.EqualValues(t, 1001, x.peer("replica1").LagBytes)
+		assert.InDelta(t, 1, x.peer("replica1").LagTime.Seconds(), 1)
+		version := x.pool.topology.Load()
+		time.Sleep(time.Minute)
+		assert.Same(t, version, x.pool.topology.Load(), "looks that find everything as it was wake nobody")
+		replayed.Store(position.Load())
+		time.Sleep(2 * time.Second)
+		assert.Len(t, served(), 2)
+	})
+}
+
+// A primary that becomes a replica while its connections live on, as behind something that moves: they are not used again.
+func TestADemotedPrimarysConnectionsAreClosed(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		assert.Equal(t, 2, x.primary.Conns())
+		dials := x.primary.Dials()
+		x.primary.SetStandby(true)
+		time.Sleep(6 * time.Second)
+		settled()
+		assert.Equal(t, "replica", x.peer("primary").Role.String())
+		assert.Equal(t, 2, x.primary.Conns(), "the monitor's, and a new one at hand")
+		assert.Equal(t, dials+1, x.primary.Dials())
+	})
+}

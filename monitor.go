@@ -34,6 +34,7 @@ type monitor struct {
 	took     time.Duration // what the last connect that succeeded took
 	modesty  atomic.Int32  // which of looks the server answers
 	before   replay        // what the last look saw of a replica's replay
+	warmed   int64         // which loss of a primary a connection was made for
 	failures int           // looks in a row that have failed
 	hold     time.Duration
 	fellAt   time.Time
@@ -48,9 +49,11 @@ const (
 	eagerTime    = time.Minute            // how long a peer that is down is tried each maxRetry; then each interval
 	retryStart   = 250 * time.Millisecond // constant, while the server says that it is starting or shutting down
 
-	// While there is no primary each peer is looked at this often, on the connection that there is: writers wait.
+	// While there is no primary each peer is looked at this often, on the connection that there is: writers wait. Where none
+	// does the looks are eased after a while, and where some do after a longer one: failover managers take half a minute.
 	eagerLook    = 20 * time.Millisecond
 	patientAfter = 10 * time.Second
+	lastPatience = time.Minute
 	patientLook  = 250 * time.Millisecond
 
 	// A peer that falls again within flapTime of its last fall stays out twice as long as then, up to maxHold; each
@@ -162,6 +165,7 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	switch {
 	case err == nil:
 		m.failures = 0
+		m.warm(ctx)
 		return jittered(m.pauseWhileWell())
 	case ctx.Err() != nil:
 		return 0
@@ -174,7 +178,7 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 // bounded, and hardly any while there is no primary and it may be the next.
 func (m *monitor) pauseWhileWell() time.Duration {
 	switch lost := m.peer.owner.orphanedFor(); {
-	case lost > patientAfter:
+	case lost > lastPatience, lost > patientAfter && m.peer.owner.waiting.Load() == 0:
 		return min(m.interval, patientLook)
 	case lost > 0:
 		return min(m.interval, eagerLook)
@@ -182,6 +186,25 @@ func (m *monitor) pauseWhileWell() time.Duration {
 		return min(m.interval, time.Second, m.peer.owner.lagLooks())
 	}
 	return min(m.interval, m.peer.owner.lagLooks())
+}
+
+// warm makes a connection of the program's to a replica that has none, once when there is no primary any more: this
+// replica may be the next, and who waits to write would wait for a first connection too.
+func (m *monitor) warm(ctx context.Context) {
+	p := m.peer
+	lost := p.owner.orphaned.Load()
+	if m.warmed == lost || p.owner.orphanedFor() == 0 {
+		return
+	}
+	m.warmed = lost
+	if Role(p.role.Load()) != RoleReplica || p.pool.Stat().TotalConns() > 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	if c, err := p.pool.Acquire(ctx); err == nil {
+		c.Release()
+	}
 }
 
 // regular is the look at a peer of which nothing bad is known. A suspicion that comes up meanwhile ends it: the probe
