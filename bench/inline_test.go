@@ -40,8 +40,8 @@ func newCluster(tb testing.TB, peers int) *cluster {
 	return c
 }
 
-// answerLook answers the statement by which multipool learns a server's role and timeline: the one expression that the
-// fake does not work out by itself.
+// answerLook answers the statement by which multipool learns what a server is: the one that the fake does not work out by
+// itself.
 func answerLook(s pgfake.Statement) *pgfake.Response {
 	if !strings.Contains(s.SQL, "pg_is_in_recovery") || !strings.Contains(s.SQL, "pg_walfile_name") {
 		return nil
@@ -50,10 +50,15 @@ func answerLook(s pgfake.Statement) *pgfake.Response {
 	if s.Standby {
 		timeline = nil
 	}
-	return &pgfake.Response{
-		Columns: []pgfake.Column{{Name: "pg_is_in_recovery", OID: pgfake.BoolOID}, {Name: "timeline", OID: pgfake.TextOID}},
-		Rows:    [][]any{{s.Standby, timeline}},
+	r := &pgfake.Response{Rows: [][]any{{s.Standby, timeline, "0/2000", false, false, "1", nil}}}
+	for _, name := range []string{"standby", "timeline", "position", "alone", "paused", "system", "shown"} {
+		oid := uint32(pgfake.TextOID)
+		if _, flag := r.Rows[0][len(r.Columns)].(bool); flag {
+			oid = pgfake.BoolOID
+		}
+		r.Columns = append(r.Columns, pgfake.Column{Name: name, OID: oid})
 	}
+	return r
 }
 
 // config is the same for both pools, but for the servers.
