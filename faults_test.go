@@ -568,7 +568,10 @@ func TestAReplicaThatResetsAThirdIsOutSoon(t *testing.T) {
 	s.seat(readers)
 	relay.CutProbability(0.3, 1)
 	begun := time.Now()
-	waitFor(t, "its breaker", 3*time.Second, func() bool { return s.pool.Status().Peers[1].Trips > 0 })
+	waitFor(t, "it to be out", 3*time.Second, func() bool {
+		ps := s.pool.Status().Peers[1]
+		return ps.Trips > 0 || ps.Slow // on a busy machine its new connections make it slow before its faults are enough
+	})
 	t.Logf("out after %v", time.Since(begun))
 	s.settle(2 * time.Second)
 	relay.Disarm()
