@@ -566,6 +566,7 @@ func TestASlowReplicaGetsFewReads(t *testing.T) {
 func TestAReplicaThatResetsAThirdIsOutSoon(t *testing.T) {
 	s, relay := relayed(t, Config{})
 	s.seat(readers)
+	waitFor(t, "it to be in use", 10*time.Second, func() bool { return !s.pool.Status().Peers[1].Slow })
 	relay.CutProbability(0.3, 1)
 	begun := time.Now()
 	waitFor(t, "it to be out", 3*time.Second, func() bool {
