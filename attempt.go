@@ -148,6 +148,7 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 		n = p.needs.of(sql)
 	}
 	in.decide(op, sql, n, r)
+	in.forced = in.forced || p.config.Mode == ModeOrdered // there is nobody else to send it to
 	if in.fresh.bounds() {
 		in.fresh.now = p.clock()
 	}

@@ -30,7 +30,7 @@ func idlePool(n int) *MultiPool {
 	}
 	believed[0] = RolePrimary
 	p.route = &resolution{pool: p}
-	p.topology.Store(newTopology(p.peers, believed))
+	p.topology.Store(newTopology(ModeReplicated, p.peers, believed))
 	for _, q := range p.peers {
 		p.observe(observation{peer: q, health: healthUp})
 	}

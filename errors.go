@@ -25,6 +25,9 @@ var (
 	// them is right. It comes inside a [NoPeerError].
 	ErrSplitBrain = errors.New("multipool: two peers claim to be the primary")
 
+	// ErrIsPrimary matches the error of Drain and RemovePeer for the peer that takes the writes.
+	ErrIsPrimary = errors.New("multipool: the peer is the primary")
+
 	// ErrUnknownName matches the error of a call whose route or model names a peer, or a model, that the pool does not
 	// have.
 	ErrUnknownName = errors.New("multipool: unknown name")
@@ -106,6 +109,9 @@ func (e *unknownOutcome) Unwrap() error        { return e.err }
 // SafeToRetry answers pgconn.SafeToRetry, which asks the first error of the chain that has an opinion: pgx says
 // true for a statement in flight when it loses the connection under the simple protocol.
 func (e *unknownOutcome) SafeToRetry() bool { return false }
+
+// errSolo is that of what needs several peers.
+var errSolo = errors.New("multipool: a pool that was opened with one peer is a pgxpool")
 
 func unknownName(kind, name string, known []string) error {
 	return fmt.Errorf("%w: %s %q (known: %s)", ErrUnknownName, kind, name, strings.Join(known, ", "))

@@ -53,6 +53,7 @@ type PeerEvent struct {
 	From, To  string // health: "not yet seen", "up", "suspect", "down", "misconfigured", "draining"
 	FromRole  Role
 	Slow      bool   // its reads take far longer than elsewhere
+	Drained   bool   // by the operator
 	Unfit     string // why its data keeps it out of the reads: "is behind", ...; "" where it does not
 	Cause     error  // the last fault; nil where there was none
 	At        time.Time
@@ -216,12 +217,12 @@ func (h *herald) queue(event func()) {
 // one of this primary's depends on who is.
 func peerEvent(old, next *topology, i int, o observation) (PeerEvent, bool) {
 	was, is := &old.members[i], &next.members[i]
-	if was.health == is.health && was.role == is.role && was.slow == is.slow && was.unfit() == is.unfit() {
+	if was.health == is.health && was.role == is.role && was.slow == is.slow && was.unfit() == is.unfit() && was.drained == is.drained {
 		return PeerEvent{}, false
 	}
 	e := PeerEvent{
 		Peer: is.peer.name, Role: is.role, FromRole: was.role, From: was.health.String(), To: is.health.String(),
-		Slow: is.slow, Unfit: is.unfit(), At: time.Now(),
+		Slow: is.slow, Drained: is.drained, Unfit: is.unfit(), At: time.Now(),
 	}
 	if is.peer == o.peer {
 		e.Cause = o.cause

@@ -101,6 +101,9 @@ var imports = map[string][]string{
 	"balancer.go":   {},
 	"topology.go":   {},
 	"lag.go":        {},
+	"drain.go":      {},
+	"election.go":   {},
+	"modes.go":      {},
 	"lsn.go":        {},
 	"peer.go":       {pgxPath, pgconnPath, poolPath, puddlePath},
 	"wire.go":       {pgxPath, pgconnPath, poolPath},
@@ -125,6 +128,8 @@ var imports = map[string][]string{
 // abstains is what the files that decide keep away from of the standard library: clocks, networks, contexts.
 var abstains = map[string][]string{
 	"topology.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"election.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"modes.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
 	"balancer.go":  {"context", "net", "os", "sync", "time"},
 	"route.go":     {"net", "os", "sync", "time"},
 	"statement.go": {"context", "net", "os", "time"},

@@ -114,6 +114,9 @@ func (m *monitor) rest(ctx context.Context, pause time.Duration) bool {
 		return true
 	default:
 	}
+	if m.peer.drained.Load() {
+		m.hangUp() // it would hold a smart shutdown up
+	}
 	if m.conn != nil && !m.shared {
 		m.listen(waiting)
 	} else {
@@ -193,7 +196,7 @@ func (m *monitor) pauseWhileWell() time.Duration {
 func (m *monitor) warm(ctx context.Context) {
 	p := m.peer
 	lost := p.owner.orphaned.Load()
-	if m.warmed == lost || p.owner.orphanedFor() == 0 {
+	if m.warmed == lost || p.owner.orphanedFor() == 0 || p.drained.Load() {
 		return
 	}
 	m.warmed = lost
@@ -368,7 +371,7 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 		if !p.rise(m.tell(seen), !seen.undialled) {
 			return errHeld // faults have opened the breaker while we asked
 		}
-		if p.owner.topology.Load().primary == p {
+		if seen.role == RolePrimary && p.owner.topology.Load().primary == p {
 			p.owner.positions.note(p, seen.timeline, seen.position, seen.asked, seen.came)
 		}
 		return nil
@@ -482,7 +485,7 @@ func (m *monitor) look(ctx context.Context, timeout time.Duration) (sight, error
 		return m.ask(ctx, m.conn.PgConn())
 	}
 	// Where the program holds every connection, one is made for the look: a full pool is no fault of the peer.
-	if s := m.peer.pool.Stat(); s.AcquiredConns() < s.MaxConns() {
+	if s := m.peer.pool.Stat(); s.AcquiredConns() < s.MaxConns() && !m.peer.drained.Load() {
 		c, err := m.peer.pool.Acquire(ctx)
 		if err != nil {
 			return sight{}, err

@@ -18,19 +18,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Mode is how the peers stand to each other.
-type Mode uint8
-
-const (
-	// ModeReplicated: one primary and its replicas; roles are discovered, reads go to replicas, writes to the primary.
-	ModeReplicated Mode = iota
-)
-
-var modeNames = [...]string{"replicated"}
-
-// String returns the name that the connection string key multipool_mode takes.
-func (m Mode) String() string { return nameOf(modeNames[:], int(m), "mode") }
-
 // Config is everything there is to set on a pool that [Open] makes. A zero field means its default, a negative number
 // means off. Open takes a copy; changing it afterwards has no effect.
 type Config struct {
@@ -45,6 +32,10 @@ type Config struct {
 
 	// Mode is how the peers stand to each other. Key multipool_mode.
 	Mode Mode
+
+	// ReturnAfter is how long an earlier peer must have been well under ModeOrdered before it takes everything back. Default
+	// 10 s; negative: at once. Key multipool_return_after.
+	ReturnAfter time.Duration
 
 	// Route is what holds where the context and the model say nothing. Keys multipool_target, multipool_retry.
 	Route Route
@@ -113,6 +104,7 @@ type Peer struct {
 const (
 	defaultCheckInterval = 5 * time.Second
 	minCheckInterval     = 10 * time.Millisecond
+	defaultReturnAfter   = 10 * time.Second
 	defaultWait          = 5 * time.Second
 	defaultMaxWaiting    = 1000
 	defaultStallAfter    = 500 * time.Millisecond
@@ -138,6 +130,9 @@ type setting struct {
 var settings = []setting{
 	{"multipool_mode", func(c *Config, v string) error {
 		return setName(&c.Mode, modeNames[:], v)
+	}},
+	{"multipool_return_after", func(c *Config, v string) error {
+		return setDuration(&c.ReturnAfter, v)
 	}},
 	{"multipool_target", func(c *Config, v string) error {
 		return setName(&c.Route.Target, targetNames[:], v)
@@ -228,7 +223,8 @@ func setDuration(field *time.Duration, v string) error {
 // a dialer with TCP keepalive and TCP_USER_TIMEOUT, by which a connection to a host that is gone ends within 15 s. An
 // error names the key, the value and the bound, and never a password.
 //
-//   - multipool_mode: replicated (default replicated)
+//   - multipool_mode: replicated, equivalent, ordered (default replicated)
+//   - multipool_return_after: duration string (default 10s; 0: at once)
 //   - multipool_target: auto, primary, prefer-replica, replica, any (default auto)
 //   - multipool_retry: inherit, safe, reads, never (default inherit, which is safe)
 //   - multipool_max_lag: duration, size such as 16MB, or both with a comma between (default 0, none)
@@ -309,6 +305,7 @@ func (c *Config) checkBounds() error {
 // withDefaults returns the configuration with every zero field filled in.
 func (c Config) withDefaults() Config {
 	c.CheckInterval = cmp.Or(c.CheckInterval, defaultCheckInterval)
+	c.ReturnAfter = max(cmp.Or(c.ReturnAfter, defaultReturnAfter), 0)
 	c.Wait = max(cmp.Or(c.Wait, defaultWait), 0)
 	c.StallAfter = cmp.Or(c.StallAfter, defaultStallAfter)
 	c.WriteReserve = max(cmp.Or(c.WriteReserve, defaultWriteReserve), 0)

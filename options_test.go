@@ -71,6 +71,10 @@ func TestEveryKeySetsItsField(t *testing.T) {
 		want       any
 	}{
 		{"multipool_mode", "replicated", func(c Config) any { return c.Mode }, ModeReplicated},
+		{"multipool_mode", "equivalent", func(c Config) any { return c.Mode }, ModeEquivalent},
+		{"multipool_mode", "ordered", func(c Config) any { return c.Mode }, ModeOrdered},
+		{"multipool_return_after", "3s", func(c Config) any { return c.ReturnAfter }, 3 * time.Second},
+		{"multipool_return_after", "0", func(c Config) any { return c.ReturnAfter }, time.Duration(0)},
 		{"multipool_target", "auto", func(c Config) any { return c.Route.Target }, TargetAuto},
 		{"multipool_target", "primary", func(c Config) any { return c.Route.Target }, TargetPrimary},
 		{"multipool_target", "prefer-replica", func(c Config) any { return c.Route.Target }, TargetPreferReplica},
@@ -121,6 +125,7 @@ func TestABadValueIsAnErrorThatNamesKeyValueAndBound(t *testing.T) {
 		{"multipool_mode", "primary-only", "replicated"},
 		{"multipool_mode", "", "replicated"},
 		{"multipool_mode", "Replicated", "replicated"},
+		{"multipool_return_after", "10", "500ms"},
 		{"multipool_target", "secondary", "prefer-replica"},
 		{"multipool_retry", "always", "reads"},
 		{"multipool_max_lag", "10", "16MB"},

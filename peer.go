@@ -45,6 +45,7 @@ type peer struct {
 	// that twenty connections lost at once are one event.
 	generation atomic.Uint64
 	noReceipts atomic.Bool  // the server does not tell what became of a transaction
+	drained    atomic.Bool  // by the operator
 	suspected  atomic.Bool  // a fault was reported and the probe's verdict is out
 	doubted    atomic.Bool  // a probe was asked for, for less than a fault
 	role       atomic.Int32 // the topology's Role, for a comparison at each statement's end
@@ -58,6 +59,7 @@ type peer struct {
 	stall   stall  // the watch's
 	behind  behind // the monitor's
 	health  atomic.Int32
+	rose    atomic.Int64 // when it was last put back into use, in Unix nanoseconds
 }
 
 // called returns the peer's name; nobody's is "".
@@ -416,13 +418,18 @@ func (p *peer) rise(o observation, cleared bool) bool {
 		p.era.Store(newEra())
 		p.load.easeIn()
 	}
-	p.sockets.open()
+	if !p.drained.Load() {
+		p.sockets.open()
+	}
 	suspected, doubted := p.suspected.Swap(false), p.doubted.Swap(false)
 	if suspected && cleared {
 		p.breaker.success() // what was counted before the verdict is not to be added to what comes after
 	}
 	if suspected || doubted {
 		p.generation.Add(1)
+	}
+	if health(p.health.Load()) > healthSuspect {
+		p.rose.Store(time.Now().UnixNano())
 	}
 	o.peer, o.health = p, healthUp
 	p.owner.observe(o)

@@ -31,7 +31,8 @@ type MultiPool struct {
 	given  *pgxpool.Config // what came in
 	config Config          // complete
 	peers  []*peer
-	solo   bool // one peer: a pgxpool with routes and statistics
+	solo   bool        // one peer: a pgxpool with routes and statistics
+	shared atomic.Bool // a Router's: names of models that are not its own are none of its business
 	route  *resolution
 	models map[string]Route
 	hooks  Hooks
@@ -115,7 +116,7 @@ func (p *MultiPool) addPeers(ctx context.Context, configs []peerConfig) error {
 		if err != nil {
 			return err
 		}
-		if !p.solo {
+		if !p.solo && p.config.Mode == ModeReplicated {
 			q.reserve(p.config.WriteReserve)
 		}
 		believed[i] = c.Role
@@ -125,7 +126,7 @@ func (p *MultiPool) addPeers(ctx context.Context, configs []peerConfig) error {
 	if p.solo {
 		p.topology.Store(soloTopology(p.peers[0]))
 	} else {
-		p.topology.Store(newTopology(p.peers, believed))
+		p.topology.Store(newTopology(p.config.Mode, p.peers, believed))
 	}
 	return nil
 }
@@ -474,6 +475,9 @@ func (p *MultiPool) Explain(ctx context.Context, sql string) Decision {
 	}
 	return d
 }
+
+// names returns the peers' names.
+func (p *MultiPool) names() []string { return namesOfPeers(p.peers) }
 
 // anybodyServes reports whether some peer takes calls.
 func (p *MultiPool) anybodyServes() bool {

@@ -182,7 +182,7 @@ func (p *MultiPool) routeOf(ctx context.Context) *resolution {
 
 func (p *MultiPool) resolve(w *wishes) *resolution {
 	m, ok := p.models[w.model]
-	if !ok && w.model != "" {
+	if !ok && w.model != "" && !p.shared.Load() {
 		return &resolution{pool: p, err: unknownName("model", w.model, sortedKeys(p.models))}
 	}
 	r := p.resolveRoute(w.route.over(m).over(p.route.route))
@@ -201,11 +201,7 @@ func (p *MultiPool) resolveRoute(route Route) *resolution {
 	for _, name := range route.Peers {
 		i := slices.IndexFunc(p.peers, func(q *peer) bool { return q.name == name })
 		if i < 0 {
-			known := make([]string, len(p.peers))
-			for i, q := range p.peers {
-				known[i] = q.name
-			}
-			r.err = unknownName("peer", name, known)
+			r.err = unknownName("peer", name, p.names())
 			return r
 		}
 		r.peers = append(r.peers, p.peers[i])

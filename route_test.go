@@ -418,7 +418,7 @@ func TestAWriteThatMayHaveCommittedOnItsWayIsNotSentAgain(t *testing.T) {
 		t.Run(sql[:4], func(t *testing.T) {
 			t.Parallel()
 			p := routedPool(t, Route{}, nil, "a", "b")
-			p.topology.Store(tell(newTopology(p.peers, make([]Role, 2)), primaryUp("a", 1), replicaUp("b")))
+			p.topology.Store(tell(newTopology(ModeReplicated, p.peers, make([]Role, 2)), primaryUp("a", 1), replicaUp("b")))
 			p.budget.reserve, p.budget.since, p.budget.reads = 10, time.Now(), func() int64 { return 0 }
 			a := p.peers[0]
 			a.role.Store(int32(RolePrimary))

@@ -22,7 +22,9 @@ import (
 
 func TestARunIsRepeatedOnlyWhereItIsCertainlyNotCommitted(t *testing.T) {
 	t.Parallel()
-	serverError := func(code string) error { return fmt.Errorf("f: %w", &pgconn.PgError{Severity: "ERROR", SeverityUnlocalized: "ERROR", Code: code}) }
+	serverError := func(code string) error {
+		return fmt.Errorf("f: %w", &pgconn.PgError{Severity: "ERROR", SeverityUnlocalized: "ERROR", Code: code})
+	}
 	done, cancel := context.WithCancel(context.Background())
 	cancel()
 	for _, tc := range []struct {

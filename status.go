@@ -61,6 +61,7 @@ type PeerStatus struct {
 	Breaker  string // "closed", "open", "half-open"
 	Serves   bool   // is a candidate of reads or writes
 	Slow     bool   // is left out of the reads for being far slower than the others
+	Drained  bool   // by the operator
 	Unfit    string // why its data keeps it out of the reads: "is behind", ...; "" where it does not
 	System   uint64 // its system identifier; 0: unknown
 	Timeline uint32 // of the log that a primary writes, or that a replica receives; 0: unknown
@@ -96,6 +97,7 @@ func (p *MultiPool) Status() Status {
 			Role: m.role, Health: m.health.String(), Breaker: q.breaker.String(), Timeline: m.timeline,
 			Primary:  q == top.primary,
 			Slow:     m.slow,
+			Drained:  m.drained,
 			Unfit:    m.unfit(),
 			System:   m.system,
 			Serves:   contains(top.reads, q) || contains(top.writes, q),

@@ -44,6 +44,8 @@ type member struct {
 	shown    uint32  // the highest timeline of which a replica has any trace
 	fitness  fitness // of a replica: whether its data is what its primary's is
 	slow     bool    // reads there take far longer than elsewhere
+	drained  bool    // by the operator: no new work
+	steady   bool    // has stayed well for a while, or was never seen otherwise
 	hostile  error   // the user's own set-up of a connection cannot run on a standby: no reads there
 	cause    error   // the last fault; kept when the peer is well again
 
@@ -55,6 +57,9 @@ type member struct {
 
 // serves reports whether calls may be sent there.
 func (m *member) serves() bool { return m.health == healthUp && !m.foreign }
+
+// takes reports whether calls may be sent there now.
+func (m *member) takes() bool { return m.serves() && !m.drained }
 
 // stands reports whether the peer answers, or has not been judged yet.
 func (m *member) stands() bool {
@@ -80,15 +85,17 @@ func (m *member) claims() bool { return m.role == RolePrimary && m.stands() }
 //
 // It carries peers as identities and calls nothing on them.
 type topology struct {
-	members  []member // in the order of the configuration
-	primary  *peer    // who takes the writes; stays while it is down, so that it is the incumbent; nil: nobody yet
-	system   uint64   // the cluster's system identifier; 0: none has told it
-	timeline uint32   // the highest of the cluster; 0: none has told it
-	elected  bool     // there has been a primary
-	split    bool     // another claims to be the primary, and nothing tells which is right: nobody takes writes
-	rivals   []*peer  // who claim to be the primary and are not followed
-	settled  bool     // every peer has answered or failed once, or the time for it is over
-	unseen   bool     // some first look is still under way
+	mode    Mode
+	members []member // in the order of the configuration
+	primary *peer    // who takes the writes; stays while it is down, so that it is the incumbent; nil: nobody yet. Under
+	// ModeOrdered who takes everything; under ModeEquivalent nil
+	system   uint64  // the cluster's system identifier; 0: none has told it
+	timeline uint32  // the highest of the cluster; 0: none has told it
+	elected  bool    // there has been a primary
+	split    bool    // another claims to be the primary, and nothing tells which is right: nobody takes writes
+	rivals   []*peer // who claim to be the primary and are not followed
+	settled  bool    // every peer has answered or failed once, or the time for it is over
+	unseen   bool    // some first look is still under way
 
 	reads    []*peer // for a plain read: healthy replicas; the primary and then suspects where there is none
 	fallback bool    // reads holds the primary because no replica can serve
@@ -111,6 +118,8 @@ type observation struct {
 	shown    uint32
 	fitness  fitness
 	slow     ternary
+	drained  ternary
+	steady   bool
 	hostile  error
 	cause    error
 	settle   bool // the time for the first looks is over; peer is nil
@@ -126,8 +135,8 @@ const (
 )
 
 // newTopology returns the first snapshot: nothing is known but the roles that the configuration vouches for.
-func newTopology(peers []*peer, believed []Role) *topology {
-	t := &topology{members: make([]member, len(peers))}
+func newTopology(mode Mode, peers []*peer, believed []Role) *topology {
+	t := &topology{mode: mode, members: make([]member, len(peers))}
 	for i, p := range peers {
 		t.members[i] = member{peer: p, role: believed[i]}
 	}
@@ -185,7 +194,14 @@ func (m *member) learn(o observation) (news bool) {
 		m.fitness, news = o.fitness, true
 	}
 	if o.health != healthUnknown && o.health != m.health && (o.health != healthSuspect || m.health <= healthUp) {
+		m.steady = m.health == healthUnknown || m.steady && o.health <= healthSuspect
 		m.health, news = o.health, true // a suspicion does not soften a verdict
+	}
+	if o.steady && !m.steady {
+		m.steady, news = true, true
+	}
+	if o.drained != unsaid && (o.drained == yes) != m.drained {
+		m.drained, news = o.drained == yes, true
 	}
 	if o.slow != unsaid && (o.slow == yes) != m.slow {
 		m.slow, news = o.slow == yes, true
@@ -204,249 +220,14 @@ func (t *topology) list() {
 	t.superseded = make(chan struct{})
 	t.unseen = !t.allSeen()
 	t.settled = t.settled || !t.unseen
-	t.identify()
-	t.elect()
-
-	well, suspect := t.standing()
-	t.writes = nil
-	primary := t.member(t.primary)
-	if primary != nil && primary.claims() && !t.split {
-		t.writes = []*peer{t.primary}
+	switch t.mode {
+	case ModeReplicated:
+		t.listReplicated()
+	case ModeEquivalent:
+		t.listEquivalent()
+	case ModeOrdered:
+		t.listOrdered()
 	}
-	healthy := quick(truthful(well))
-	t.well = make([]*peer, len(well))
-	for i, m := range well {
-		t.well[i] = m.peer
-	}
-	t.replicas = healthy
-	t.anyone = healthy
-	if primary != nil && primary.serves() {
-		t.anyone = append(healthy[:len(healthy):len(healthy)], t.primary)
-	}
-	if len(t.anyone) == 0 {
-		t.anyone = append(suspect[:len(suspect):len(suspect)], t.writes...)
-	}
-	t.reads, t.fallback = healthy, false
-	if len(healthy) == 0 {
-		t.replicas, t.well = suspect, suspect
-		switch {
-		case primary != nil && primary.serves():
-			t.reads, t.fallback = []*peer{t.primary}, true
-		case len(suspect) > 0:
-			t.reads = suspect
-		case len(t.writes) > 0:
-			t.reads, t.fallback = t.writes, true
-		}
-	}
-}
-
-// standing returns the replicas that may serve: those that are well, and those that are suspected.
-func (t *topology) standing() (well []*member, suspect []*peer) {
-	for i := range t.members {
-		m := &t.members[i]
-		m.stray = m.role == RoleReplica && t.strays(m)
-		if m.role != RoleReplica || m.hostile != nil || m.foreign || m.stray || !t.vouched(m) {
-			continue
-		}
-		switch m.health {
-		case healthUp:
-			well = append(well, m)
-		case healthSuspect:
-			suspect = append(suspect, m.peer)
-		}
-	}
-	return well, suspect
-}
-
-// strays reports whether a replica gets the log of a timeline that the primary has left: it looks healthy, and shows a
-// history that is not the cluster's.
-func (t *topology) strays(m *member) bool {
-	if m.fitness == fitAstray {
-		return true
-	}
-	primary := t.member(t.primary)
-	return primary != nil && primary.timeline == t.timeline && m.timeline != 0 && m.timeline < t.timeline
-}
-
-// vouched reports whether a server may be taken for one of the cluster: once the cluster's identity is known, or where
-// the server does not tell its own.
-func (t *topology) vouched(m *member) bool { return t.system != 0 || m.system == 0 }
-
-// identify settles which cluster this is: the one whose system identifier two servers have shown, or most of them when
-// all have been heard, the first of the configuration where there are as many of each. It stays for as long as any
-// server has it as its last word. Where none has, as after an upgrade that made a new cluster of all of them, what was
-// known of the old one is forgotten.
-func (t *topology) identify() {
-	shown := make(map[uint64]int, 1)
-	var most uint64
-	for i := range t.members {
-		if id := t.members[i].system; id != 0 {
-			shown[id]++
-			if shown[id] > shown[most] || (shown[id] == shown[most] && t.firstOf(id, most) == id) {
-				most = id
-			}
-		}
-	}
-	if shown[t.system] == 0 && most != 0 && (t.settled || shown[most] > 1) {
-		if t.system != 0 {
-			t.primary, t.timeline, t.elected = nil, 0, false
-		}
-		t.system = most
-	}
-	for i := range t.members {
-		m := &t.members[i]
-		m.foreign = t.system != 0 && m.system != 0 && m.system != t.system
-	}
-}
-
-// firstOf returns which of two identifiers comes first in the order of the configuration.
-func (t *topology) firstOf(a, b uint64) uint64 {
-	for i := range t.members {
-		if id := t.members[i].system; id == a || id == b {
-			return id
-		}
-	}
-	return a
-}
-
-// truthful leaves out the replicas whose data is not what it should be, unless that leaves nobody: old data is better
-// than none.
-func truthful(well []*member) []*member {
-	fit := make([]*member, 0, len(well))
-	for _, m := range well {
-		if m.fitness <= fitFit {
-			fit = append(fit, m)
-		}
-	}
-	if len(fit) == 0 {
-		return well
-	}
-	return fit
-}
-
-// quick leaves the slow out: of N healthy replicas never more than half, never the last.
-func quick(healthy []*member) []*peer {
-	out := len(healthy) / 2
-	list := make([]*peer, 0, len(healthy))
-	for _, m := range healthy {
-		if m.slow && out > 0 {
-			out--
-			continue
-		}
-		list = append(list, m.peer)
-	}
-	return list
-}
-
-// elect decides who is the primary. A promotion raises the timeline (PostgreSQL documentation, 26.3.5 "Timelines"), so
-// a claimant below the cluster's highest is one that was replaced, or has not told its timeline yet: it is fenced. Among
-// the rest the highest wins, and between equals the incumbent stays. A first claimant waits until all peers have been
-// heard, so that the order of the answers decides nothing. A primary that is down stays the incumbent until another is
-// elected.
-func (t *topology) elect() {
-	t.ratchet()
-	t.split = false
-	best, rivals := t.bestClaimant()
-	incumbent := t.member(t.primary)
-	switch {
-	case best == nil:
-		if incumbent != nil && (incumbent.role == RoleReplica || incumbent.timeline < t.timeline) {
-			t.primary = nil
-		}
-	case best == incumbent:
-	case rivals:
-		t.primary, t.split = nil, t.settled
-	case incumbent != nil && incumbent.claims() && !t.trusts(best):
-		// A higher timeline is what a promotion leaves, and a point-in-time recovery of a copy: while the incumbent
-		// answers, one is not told from the other. Writing to neither can cost time, writing to either more.
-		t.split = true
-	case t.primary == nil && !t.settled:
-	default:
-		t.primary = best.peer
-	}
-	t.recognise()
-	t.rivals = nil
-	for i := range t.members {
-		m := &t.members[i]
-		told := m.timeline != 0 || t.timeline == 0
-		if t.settled && m.claims() && m.peer != t.primary && told {
-			t.rivals = append(t.rivals, m.peer)
-		}
-	}
-}
-
-// bestClaimant returns the claimant of the highest timeline, the incumbent where several have it; rivals says that
-// several have it and none of them is the incumbent.
-func (t *topology) bestClaimant() (best *member, rivals bool) {
-	for i := range t.members {
-		m := &t.members[i]
-		if !m.claims() || m.timeline < t.timeline {
-			continue
-		}
-		switch {
-		case best == nil || m.timeline > best.timeline:
-			best, rivals = m, false
-		case m.timeline == best.timeline:
-			rivals = true
-			if m.peer == t.primary {
-				best = m
-			}
-		}
-	}
-	return best, rivals
-}
-
-// ratchet raises the cluster's timeline to what its replicas have shown: whoever claims to be the primary of an older one
-// was replaced by somebody who may not be in sight.
-func (t *topology) ratchet() {
-	for i := range t.members {
-		m := &t.members[i]
-		if m.role == RoleReplica && !m.foreign && (m.ours || !t.elected) {
-			t.timeline = max(t.timeline, m.shown, m.timeline)
-		}
-	}
-}
-
-// trusts reports whether a claimant of a higher timeline than the incumbent's is known for one of this cluster: it was
-// seen in it, or a replica that was now follows it.
-func (t *topology) trusts(claimant *member) bool {
-	if claimant.ours {
-		return true
-	}
-	for i := range t.members {
-		if m := &t.members[i]; m.role == RoleReplica && m.ours && m.stands() && m.timeline == claimant.timeline {
-			return true
-		}
-	}
-	return false
-}
-
-// recognise notes who belongs to the elected primary's cluster. One whose first look is still under way at the first
-// election belongs to those among whom it was made.
-func (t *topology) recognise() {
-	primary := t.member(t.primary)
-	if primary == nil || t.split {
-		return
-	}
-	t.timeline = max(t.timeline, primary.timeline)
-	for i := range t.members {
-		m := &t.members[i]
-		replica := m.role == RoleReplica && max(m.timeline, m.shown) <= primary.timeline
-		if m == primary || (replica && !m.foreign) || (!t.elected && m.health == healthUnknown) {
-			m.ours = true
-		}
-	}
-	t.elected = true
-}
-
-// replaced reports whether an earlier primary has been replaced by a newer timeline, while it still takes itself for the
-// primary: what is written there is lost.
-func (t *topology) replaced(earlier *peer) bool {
-	m := t.member(earlier)
-	if m == nil || m.role != RolePrimary || earlier == t.primary {
-		return false
-	}
-	return t.primary != nil || m.timeline < t.timeline
 }
 
 func (t *topology) allSeen() bool {
@@ -571,6 +352,10 @@ func (t *topology) why(m *member, in *intent) (string, error) {
 		return "refused", &foreignError{m.system, t.system}
 	case m.health != healthUp:
 		return m.health.String(), m.cause
+	case m.drained:
+		return "is drained", nil
+	case t.mode == ModeOrdered:
+		return "is not the first that is well", nil
 	case in.place == placePrimary && m.role == RoleReplica:
 		return "is a replica", nil
 	case in.place == placeReplica && m.role == RolePrimary:

@@ -101,7 +101,7 @@ func tell(top *topology, all ...news) *topology {
 }
 
 func freshTopology(names ...string) *topology {
-	return newTopology(idlePeers(names...), make([]Role, len(names)))
+	return newTopology(ModeReplicated, idlePeers(names...), make([]Role, len(names)))
 }
 
 func TestApplyWorksOutTheLists(t *testing.T) {
@@ -320,7 +320,7 @@ func TestAHigherTimelineWinsWhicheverIsHeardFirst(t *testing.T) {
 func TestBelievedRolesStandUntilSomethingElseIsHeard(t *testing.T) {
 	t.Parallel()
 	peers := idlePeers("a", "b")
-	top := newTopology(peers, []Role{RolePrimary, RoleReplica})
+	top := newTopology(ModeReplicated, peers, []Role{RolePrimary, RoleReplica})
 	require.Equal(t, "reads: writes: replicas: any: primary: unseen", listsOf(top), "a belief is no answer")
 
 	top = tell(top, turned("a", healthUp), turned("b", healthUp))
@@ -498,7 +498,7 @@ func FuzzTopology(f *testing.F) {
 	f.Add([]byte{0x11, 0x15, 0x22, 0x05, 0x33, 0x05, 0x11, 0x19, 0x10, 0x1d, 0xff, 0xff, 0x01, 0x45})
 	f.Fuzz(func(t *testing.T, events []byte) {
 		peers := idlePeers("a", "b", "c", "d")
-		top := newTopology(peers, make([]Role, len(peers)))
+		top := newTopology(ModeReplicated, peers, make([]Role, len(peers)))
 		hostile := errors.New("hostile")
 		for len(events) >= 2 && len(events) < 4096 {
 			who, what := events[0], events[1]

@@ -40,6 +40,9 @@ func (w *watch) run(ctx context.Context) {
 			w.count(p, void)
 			p.load.easeOut()
 		}
+		if w.pool.config.Mode == ModeOrdered {
+			w.steady(now)
+		}
 		if n%5 == 0 {
 			w.compare()
 		}
@@ -47,6 +50,18 @@ func (w *watch) run(ctx context.Context) {
 			for _, p := range w.pool.peers {
 				p.rate.next()
 			}
+		}
+	}
+}
+
+// steady says of those that have been well for long enough that they may lead again.
+func (w *watch) steady(now time.Time) {
+	top := w.pool.topology.Load()
+	for i := range top.members {
+		m := &top.members[i]
+		since := time.Unix(0, m.peer.rose.Load())
+		if m.health == healthUp && !m.steady && now.Sub(since) >= w.pool.config.ReturnAfter {
+			w.pool.observe(observation{peer: m.peer, steady: true})
 		}
 	}
 }
@@ -99,7 +114,7 @@ func (w *watch) compare() {
 	best := time.Duration(0)
 	medians := make([]time.Duration, len(w.pool.peers))
 	for i, p := range w.pool.peers {
-		if Role(p.role.Load()) != RoleReplica {
+		if w.pool.config.Mode == ModeReplicated && Role(p.role.Load()) != RoleReplica {
 			continue
 		}
 		medians[i] = p.latency.median()

@@ -1,0 +1,100 @@
+package multipool
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Drain takes a peer out of use for maintenance: it gets no new work, what runs there and what the program holds is waited
+// for, and then its idle connections are closed, the monitor's too, so that even a smart shutdown of the server goes
+// through. It stays drained, whatever becomes of the server, until [MultiPool.Resume]; its monitor goes on looking.
+//
+// Under ModeReplicated the peer must be a replica: for the primary it returns [ErrIsPrimary]; see
+// [MultiPool.DrainPrimary]. A name that the pool does not have is an error that matches [ErrUnknownName]. Where ctx ends
+// before the peer is free, Drain returns its error, and the peer stays drained. Safe for concurrent use.
+func (p *MultiPool) Drain(ctx context.Context, peer string) error {
+	q, err := p.drainable(peer)
+	if err != nil {
+		return err
+	}
+	if p.config.Mode == ModeReplicated && q == p.topology.Load().primary {
+		return fmt.Errorf("%w: %s", ErrIsPrimary, peer)
+	}
+	return p.drain(ctx, q)
+}
+
+// DrainPrimary takes the primary out of use before a switchover: new writes are held, up to Config.Wait each, what runs
+// there is waited for, and then its idle connections are closed. Writes go on when another peer is promoted, or after
+// [MultiPool.Resume] of this one. It returns [ErrNoPrimary] where there is none; for the rest it is as
+// [MultiPool.Drain].
+func (p *MultiPool) DrainPrimary(ctx context.Context) error {
+	q := p.topology.Load().primary
+	if q == nil || p.solo {
+		return ErrNoPrimary
+	}
+	return p.drain(ctx, q)
+}
+
+// Resume puts a drained peer back into use, gently as one that has been down. It does nothing to a peer that is not
+// drained.
+func (p *MultiPool) Resume(peer string) error {
+	q, err := p.drainable(peer)
+	if err != nil {
+		return err
+	}
+	q.resume()
+	return nil
+}
+
+func (p *MultiPool) drainable(name string) (*peer, error) {
+	for _, q := range p.peers {
+		if q.name == name && !p.solo {
+			return q, nil
+		}
+	}
+	if p.solo {
+		return nil, errSolo
+	}
+	return nil, unknownName("peer", name, p.names())
+}
+
+func (p *MultiPool) drain(ctx context.Context, q *peer) error {
+	q.drained.Store(true)
+	p.observe(observation{peer: q, drained: yes})
+	q.monitor.nudge() // it hangs up
+	if err := q.emptied(ctx); err != nil {
+		return err
+	}
+	q.sockets.cut(useNone, true) // and no new ones: pgxpool would fill up to MinConns
+	return nil
+}
+
+// drainTick is how often a draining peer is asked whether it is free: it has been counted already, and nobody hurries.
+const drainTick = 5 * time.Millisecond
+
+// emptied waits until no call has or wants a connection of the peer, and the program holds none.
+func (p *peer) emptied(ctx context.Context) error {
+	tick := time.NewTicker(drainTick)
+	defer tick.Stop()
+	for p.load.busy() > 0 || p.pool.Stat().AcquiredConns() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// resume undoes a drain.
+func (p *peer) resume() {
+	p.verdicts.Lock()
+	if p.drained.Swap(false) && p.breaker.closed() {
+		p.sockets.open()
+		p.load.easeIn()
+	}
+	p.verdicts.Unlock()
+	p.owner.observe(observation{peer: p, drained: no})
+	p.monitor.nudge()
+}

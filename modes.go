@@ -1,0 +1,190 @@
+package multipool
+
+// Mode is how the peers stand to each other.
+type Mode uint8
+
+const (
+	// ModeReplicated: one primary and its replicas; roles are discovered, reads go to replicas, writes to the primary.
+	ModeReplicated Mode = iota
+	// ModeEquivalent: every peer takes reads and writes, a random healthy one each: servers of a multi-primary cluster, poolers
+	// or SQL proxies in front of one. Nobody is elected or fenced, and lag is not measured; a server that says it is a standby
+	// gets no writes.
+	ModeEquivalent
+	// ModeOrdered: the first healthy peer in the order of the configuration takes everything, whatever it is; a write that a
+	// standby refuses shows the server's error. An earlier peer gets it back when it has stayed well for Config.ReturnAfter.
+	ModeOrdered
+)
+
+var modeNames = [...]string{"replicated", "equivalent", "ordered"}
+
+// String returns the name that the connection string key multipool_mode takes.
+func (m Mode) String() string { return nameOf(modeNames[:], int(m), "mode") }
+
+// What each mode puts into the lists: modes are data, and whoever chooses does not know them.
+
+// listReplicated: reads to the replicas, writes to the primary.
+func (t *topology) listReplicated() {
+	t.identify()
+	t.elect()
+
+	well, suspect := t.standing()
+	t.writes = nil
+	primary := t.member(t.primary)
+	if primary != nil && primary.claims() && !primary.drained && !t.split {
+		t.writes = []*peer{t.primary}
+	}
+	healthy := quick(truthful(well))
+	t.well = peersOf(well)
+	t.replicas = healthy
+	t.anyone = healthy
+	if primary != nil && primary.takes() {
+		t.anyone = append(healthy[:len(healthy):len(healthy)], t.primary)
+	}
+	if len(t.anyone) == 0 {
+		t.anyone = append(suspect[:len(suspect):len(suspect)], t.writes...)
+	}
+	t.reads, t.fallback = healthy, false
+	if len(healthy) == 0 {
+		t.replicas, t.well = suspect, suspect
+		switch {
+		case primary != nil && primary.takes():
+			t.reads, t.fallback = []*peer{t.primary}, true
+		case len(suspect) > 0:
+			t.reads = suspect
+		case len(t.writes) > 0:
+			t.reads, t.fallback = t.writes, true
+		}
+	}
+}
+
+// listEquivalent: everything to everybody who is well, or to suspects where nobody is.
+func (t *topology) listEquivalent() {
+	var well []*member
+	var suspect []*peer
+	for i := range t.members {
+		switch m := &t.members[i]; {
+		case m.drained:
+		case m.health == healthUp:
+			well = append(well, m)
+		case m.health == healthSuspect:
+			suspect = append(suspect, m.peer)
+		}
+	}
+	t.well, t.reads = peersOf(well), quick(well)
+	if len(well) == 0 {
+		t.well, t.reads = suspect, suspect
+	}
+	t.replicas, t.anyone = t.reads, t.reads
+	t.writes = nil
+	for _, p := range t.reads {
+		if t.member(p).role != RoleReplica {
+			t.writes = append(t.writes, p)
+		}
+	}
+}
+
+// listOrdered: everything to the leader.
+func (t *topology) listOrdered() {
+	t.lead()
+	var leader []*peer
+	if m := t.member(t.primary); m != nil && m.stands() && !m.drained {
+		leader = []*peer{t.primary}
+	}
+	t.reads, t.writes, t.replicas, t.anyone = leader, leader, leader, leader
+	t.well = nil
+	for i := range t.members {
+		if m := &t.members[i]; m.takes() {
+			t.well = append(t.well, m.peer)
+		}
+	}
+}
+
+// lead chooses the leader: the first peer that is well. Who leads stays until it falls, or until the first that is well has
+// been so for a while; not for one in between, so that there is one move back and not several. The first choice waits for
+// the answers of those that come earlier.
+func (t *topology) lead() {
+	var first *member
+	for i := range t.members {
+		m := &t.members[i]
+		if m.takes() {
+			first = m
+			break
+		}
+		if m.health == healthUnknown && !t.settled {
+			return
+		}
+	}
+	leader := t.member(t.primary)
+	stands := leader != nil && leader.stands() && !leader.drained
+	if first != nil && (!stands || first.steady && t.before(first, leader)) {
+		t.primary = first.peer
+	}
+}
+
+// before reports whether a comes earlier than b in the configuration.
+func (t *topology) before(a, b *member) bool {
+	for i := range t.members {
+		switch &t.members[i] {
+		case a:
+			return a != b
+		case b:
+			return false
+		}
+	}
+	return false
+}
+
+func peersOf(members []*member) []*peer {
+	peers := make([]*peer, len(members))
+	for i, m := range members {
+		peers[i] = m.peer
+	}
+	return peers
+}
+
+// standing returns the replicas that may serve: those that are well, and those that are suspected.
+func (t *topology) standing() (well []*member, suspect []*peer) {
+	for i := range t.members {
+		m := &t.members[i]
+		m.stray = m.role == RoleReplica && t.strays(m)
+		if m.role != RoleReplica || m.hostile != nil || m.foreign || m.stray || m.drained || !t.vouched(m) {
+			continue
+		}
+		switch m.health {
+		case healthUp:
+			well = append(well, m)
+		case healthSuspect:
+			suspect = append(suspect, m.peer)
+		}
+	}
+	return well, suspect
+}
+
+// truthful leaves out the replicas whose data is not what it should be, unless that leaves nobody: old data is better
+// than none.
+func truthful(well []*member) []*member {
+	fit := make([]*member, 0, len(well))
+	for _, m := range well {
+		if m.fitness <= fitFit {
+			fit = append(fit, m)
+		}
+	}
+	if len(fit) == 0 {
+		return well
+	}
+	return fit
+}
+
+// quick leaves the slow out: of N healthy replicas never more than half, never the last.
+func quick(healthy []*member) []*peer {
+	out := len(healthy) / 2
+	list := make([]*peer, 0, len(healthy))
+	for _, m := range healthy {
+		if m.slow && out > 0 {
+			out--
+			continue
+		}
+		list = append(list, m.peer)
+	}
+	return list
+}
