@@ -90,6 +90,10 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 			}
 			continue
 		}
+		if in.fresh.bounds() && in.reads && !p.stillFresh(&in, peer) {
+			conn.Release()
+			continue
+		}
 		f := failure{at: peer, sent: true}
 		if in.reads && in.mayResend(w) {
 			w.use.Store(useRead)
@@ -103,6 +107,12 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 			return result, p.mark(ctx, &in, f)
 		}
 	}
+}
+
+// stillFresh reports whether a peer is within the call's bound on lag now that it has a connection: it may have waited.
+func (p *MultiPool) stillFresh(in *intent, q *peer) bool {
+	in.fresh.now = p.clock()
+	return in.fresh.holds(q)
 }
 
 // try runs a call on a connection. Where the call succeeds, run has seen to the connection: released it, or given it to
@@ -170,6 +180,9 @@ func (in *intent) atomic() bool {
 func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, error) {
 	for {
 		top := p.topology.Load()
+		if in.fresh.bounds() {
+			in.fresh.now = p.clock()
+		}
 		chosen, reason := top.pick(in, &t.tried)
 		if chosen != nil {
 			t.attempt++
@@ -191,9 +204,6 @@ func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, er
 			}
 		}
 		t.tried.n, t.picked = 0, nil
-		if in.fresh.bounds() {
-			in.fresh.now = p.clock()
-		}
 	}
 }
 
@@ -306,6 +316,9 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 	left := t.until.Sub(now)
 	waiting := p.waiting.Add(1)
 	defer p.waiting.Add(-1)
+	if waiting == 1 && len(top.writes) == 0 {
+		p.nudgeAll() // from now on they look eagerly
+	}
 	if top.unseen {
 		// First looks are under way: nobody is lost yet, so even a call that is not to wait waits for them, and however
 		// many there are.

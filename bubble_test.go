@@ -916,3 +916,150 @@ func TestADemotedPrimarysConnectionsAreClosed(t *testing.T) {
 		assert.Equal(t, dials+1, x.primary.Dials())
 	})
 }
+
+// A program is started in the midst of a failover: only replicas answer, then one is promoted.
+func TestAProgramThatStartsInAFailoverFollowsItAtOnce(t *testing.T) {
+	worst := time.Duration(0)
+	failed := 0
+	for range 20 {
+		bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+			// a second pool over the same peers, opened while the primary is dead
+			settled()
+			x.primary.Die()
+			config := x.pool.Config()
+			second, err := Open(t.Context(), Config{Pool: config})
+			require.NoError(t, err)
+			defer second.Close()
+			time.Sleep(time.Second)
+			done := make(chan error, 1)
+			go func() { _, err := second.Exec(ctx, "insert into t values (1)"); done <- err }()
+			time.Sleep(50 * time.Millisecond)
+			x.replicas[0].Promote()
+			promoted := time.Now()
+			if err := <-done; err != nil {
+				failed++
+			}
+			worst = max(worst, time.Since(promoted))
+		})
+	}
+	assert.Zero(t, failed)
+	assert.Less(t, worst, 100*time.Millisecond)
+}
+
+// A hard bound in bytes, said by a context for the first time: the replica's last measure is seconds old.
+func TestABoundInBytesIsNotKeptByAnOldMeasure(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		var position, replayed atomic.Uint64
+		position.Store(1 << 20)
+		replayed.Store(1 << 20)
+		x.primary.Handle(func(s pgfake.Statement) *pgfake.Response {
+			if s.SQL != lookFull {
+				return nil
+			}
+			return lookAnswer(sight{role: RolePrimary, system: 1, timeline: 1, position: lsn(position.Load())})
+		})
+		x.replicas[0].Handle(func(s pgfake.Statement) *pgfake.Response {
+			if s.SQL != lookFull {
+				return nil
+			}
+			return lookAnswer(sight{role: RoleReplica, system: 1, timeline: 1, position: lsn(replayed.Load())})
+		})
+		time.Sleep(11 * time.Second)
+		// both were looked at; now replay stops and the primary writes 1 GB in the next three seconds
+		position.Add(1 << 30)
+		time.Sleep(3 * time.Second)
+		stale := 0
+		for range 20 {
+			bound := WithRoute(ctx, Route{MaxLag: Lag{Bytes: 1 << 20}})
+			if x.read(bound) != "primary:5432" {
+				stale++
+			}
+		}
+		t.Logf("%d of 20 reads under a bound of 1 MB from a replica that is 1 GB behind", stale)
+		assert.Zero(t, stale)
+	})
+}
+
+// A hard bound in time; the call waits for a connection of the replica that was chosen.
+func TestABoundHoldsForACallThatHasWaited(t *testing.T) {
+	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 1; c.StallAfter = -1 }, func(ctx context.Context, x *fakes) {
+		var position, replayed atomic.Uint64
+		position.Store(1 << 20)
+		replayed.Store(1 << 20)
+		var servedAt time.Time
+		var behindSince time.Time
+		x.primary.Handle(func(s pgfake.Statement) *pgfake.Response {
+			if s.SQL != lookFull {
+				return nil
+			}
+			return lookAnswer(sight{role: RolePrimary, system: 1, timeline: 1, position: lsn(position.Load())})
+		})
+		x.replicas[0].Handle(func(s pgfake.Statement) *pgfake.Response {
+			switch {
+			case s.SQL == "select slow" && !s.Preparing:
+				return &pgfake.Response{Delay: 10 * time.Second}
+			case s.SQL == "select fresh" && !s.Preparing:
+				servedAt = time.Now()
+			case s.SQL == lookFull:
+				return lookAnswer(sight{role: RoleReplica, system: 1, timeline: 1, position: lsn(replayed.Load())})
+			}
+			return nil
+		})
+		bound := WithRoute(ctx, Route{MaxLag: Lag{Time: 2 * time.Second}})
+		x.pool.routeOf(bound)
+		time.Sleep(5 * time.Second)
+		go func() {
+			r, err := x.pool.Query(WithReplica(ctx), "select slow")
+			if err == nil {
+				r.Close()
+			}
+		}()
+		time.Sleep(100 * time.Millisecond)
+		done := make(chan error, 1)
+		go func() {
+			r, err := x.pool.Query(bound, "select fresh")
+			if err == nil {
+				r.Close()
+			}
+			done <- err
+		}()
+		time.Sleep(100 * time.Millisecond)
+		position.Add(1 << 30) // the replica stops replaying
+		behindSince = time.Now()
+		select {
+		case err := <-done:
+			t.Logf("err %v", err)
+		case <-time.After(60 * time.Second):
+		}
+		t.Logf("served by the replica: %v, %v after it had stopped replaying (bound 2 s)", !servedAt.IsZero(), servedAt.Sub(behindSince))
+		assert.True(t, servedAt.IsZero() || servedAt.Sub(behindSince) < 2*time.Second)
+	})
+}
+
+// A replica that cannot be asked everything, beside a primary that can, is promoted.
+func TestAPromotedReplicaThatCouldNotTellEverything(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		modest := answering(nil)
+		var once atomic.Bool
+		x.replicas[0].Handle(func(s pgfake.Statement) *pgfake.Response {
+			if s.Standby && s.SQL != looks[2] && !s.Preparing && s.SQL != "insert into t values (1)" && (s.SQL == looks[0] || s.SQL == looks[1]) {
+				once.Store(true)
+				return &pgfake.Response{Err: &pgfake.Error{Code: "0A000", Message: "Function pg_last_wal_replay_lsn() is currently not supported"}}
+			}
+			if s.SQL == looks[2] {
+				return &pgfake.Response{Columns: []pgfake.Column{{Name: "s", OID: pgfake.BoolOID}, {Name: "a", OID: pgfake.TextOID}, {Name: "b", OID: pgfake.TextOID}, {Name: "c", OID: pgfake.TextOID}, {Name: "d", OID: pgfake.TextOID}, {Name: "e", OID: pgfake.TextOID}, {Name: "f", OID: pgfake.TextOID}},
+					Rows: [][]any{{s.Standby, nil, nil, nil, nil, nil, nil}}}
+			}
+			return modest(s)
+		})
+		x.pool.Reset()
+		time.Sleep(6 * time.Second)
+		t.Logf("modest: %v modesty=%d", once.Load(), x.pool.peers[1].monitor.modesty.Load())
+		x.primary.Die()
+		x.replicas[0].Promote()
+		time.Sleep(time.Minute)
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		t.Logf("a minute after the promotion: %v; status %+v", err, x.peer("replica1").Timeline)
+		assert.NoError(t, err)
+	})
+}

@@ -17,10 +17,11 @@ func (t *topology) elect() {
 		if incumbent != nil && (incumbent.role == RoleReplica || incumbent.timeline < t.timeline) {
 			t.primary = nil
 		}
+		t.split = t.contested()
 	case best == incumbent:
 	case rivals:
 		t.primary, t.split = nil, t.settled
-	case incumbent != nil && incumbent.claims() && !t.trusts(best):
+	case incumbent != nil && !t.trusts(best) && (incumbent.claims() || t.streams(best)):
 		// A higher timeline is what a promotion leaves, and a point-in-time recovery of a copy: while the incumbent
 		// answers, one is not told from the other. Writing to neither can cost time, writing to either more.
 		t.split = true
@@ -44,7 +45,7 @@ func (t *topology) elect() {
 func (t *topology) bestClaimant() (best *member, rivals bool) {
 	for i := range t.members {
 		m := &t.members[i]
-		if !m.claims() || m.timeline < t.timeline {
+		if !m.claims() || m.timeline < t.timeline || m.rival {
 			continue
 		}
 		switch {
@@ -60,13 +61,29 @@ func (t *topology) bestClaimant() (best *member, rivals bool) {
 	return best, rivals
 }
 
-// ratchet raises the cluster's timeline to what its replicas have shown: whoever claims to be the primary of an older one
-// was replaced by somebody who may not be in sight.
+// contested reports whether somebody claims the timeline of a primary that is out of sight, and has done so beside it.
+func (t *topology) contested() bool {
+	for i := range t.members {
+		if m := &t.members[i]; m.claims() && m.rival && m.timeline == t.timeline {
+			return true
+		}
+	}
+	return false
+}
+
+// ratchet sets the cluster's timeline to the highest that was ever elected or that a server of it shows: whoever claims to
+// be the primary of an older one was replaced by somebody who may not be in sight. What a server shows is its last word: one
+// that was rebuilt shows less, and holds nothing up any more.
 func (t *topology) ratchet() {
+	t.timeline = t.reign
 	for i := range t.members {
 		m := &t.members[i]
-		if m.role == RoleReplica && !m.foreign && (m.ours || !t.elected) {
-			t.timeline = max(t.timeline, m.shown, m.timeline)
+		if m.system != t.system || !(m.ours || !t.elected) {
+			continue
+		}
+		t.timeline = max(t.timeline, m.shown)
+		if m.role == RoleReplica {
+			t.timeline = max(t.timeline, m.timeline)
 		}
 	}
 }
@@ -78,7 +95,18 @@ func (t *topology) trusts(claimant *member) bool {
 		return true
 	}
 	for i := range t.members {
-		if m := &t.members[i]; m.role == RoleReplica && m.ours && m.stands() && m.timeline == claimant.timeline {
+		if m := &t.members[i]; m.role == RoleReplica && m.ours && m.stands() && max(m.timeline, m.shown) == claimant.timeline {
+			return true
+		}
+	}
+	return false
+}
+
+// streams reports whether a replica of this cluster still gets a log that is not the claimant's: its primary lives, though
+// it does not answer us.
+func (t *topology) streams(claimant *member) bool {
+	for i := range t.members {
+		if m := &t.members[i]; m.role == RoleReplica && m.ours && m.stands() && m.timeline != 0 && m.timeline != claimant.timeline {
 			return true
 		}
 	}
@@ -92,9 +120,13 @@ func (t *topology) recognise() {
 	if primary == nil || t.split {
 		return
 	}
-	t.timeline = max(t.timeline, primary.timeline)
+	t.reign = max(t.reign, primary.timeline)
+	t.timeline = max(t.timeline, t.reign)
 	for i := range t.members {
 		m := &t.members[i]
+		if m != primary && m.claims() && primary.claims() && m.timeline == primary.timeline && m.timeline != 0 {
+			m.rival = true
+		}
 		replica := m.role == RoleReplica && max(m.timeline, m.shown) <= primary.timeline
 		if m == primary || (replica && !m.foreign) || (!t.elected && m.health == healthUnknown) {
 			m.ours = true
@@ -129,8 +161,8 @@ func (t *topology) vouched(m *member) bool { return t.system != 0 || m.system ==
 
 // identify settles which cluster this is: the one whose system identifier two servers have shown, or most of them when
 // all have been heard, the first of the configuration where there are as many of each. It stays for as long as any
-// server has it as its last word. Where none has, as after an upgrade that made a new cluster of all of them, what was
-// known of the old one is forgotten.
+// server has it as its last word; one server's alone gives way to two others that agree. Where none has it any more, as
+// after an upgrade that made a new cluster of all of them, what was known of the old one is forgotten.
 func (t *topology) identify() {
 	shown := make(map[uint64]int, 1)
 	var most uint64
@@ -142,12 +174,16 @@ func (t *topology) identify() {
 			}
 		}
 	}
-	if shown[t.system] == 0 && most != 0 && (t.settled || shown[most] > 1) {
+	settles := most != 0 && (t.settled || shown[most] > 1)
+	gone := shown[t.system] == 0
+	outvoted := !t.sure && shown[t.system] < 2 && shown[most] > 1
+	if settles && most != t.system && (gone || outvoted) {
 		if t.system != 0 {
-			t.primary, t.timeline, t.elected = nil, 0, false
+			t.primary, t.reign, t.elected = nil, 0, false
 		}
-		t.system = most
+		t.system, t.sure = most, false
 	}
+	t.sure = t.sure || shown[t.system] > 1
 	for i := range t.members {
 		m := &t.members[i]
 		m.foreign = t.system != 0 && m.system != 0 && m.system != t.system

@@ -132,10 +132,10 @@ func SlogHooks(l *slog.Logger) *Hooks {
 func logPeer(l *slog.Logger, e PeerEvent) {
 	level := slog.LevelInfo
 	switch {
-	case e.To == healthDown.String(), e.To == healthMisfit.String(), e.Unfit != "":
-		level = slog.LevelWarn
 	case e.To == healthSuspect.String():
 		level = slog.LevelDebug
+	case e.To == healthDown.String(), e.To == healthMisfit.String(), e.Unfit != "":
+		level = slog.LevelWarn
 	}
 	attrs := []slog.Attr{
 		slog.String("peer", e.Peer), slog.String("role", e.Role.String()),
@@ -240,9 +240,15 @@ func primaryEvent(old, next *topology) (PrimaryEvent, bool) {
 	}, true
 }
 
-// run delivers until ctx ends.
+// run delivers until ctx ends, and then what is left.
 func (h *herald) run(ctx context.Context) {
 	for {
+		select {
+		case deliver := <-h.events:
+			deliver()
+			continue
+		default:
+		}
 		select {
 		case <-ctx.Done():
 			return

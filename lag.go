@@ -113,6 +113,8 @@ type distance struct {
 	lacks time.Duration // how long the primary has had something that the replica does not show
 	fresh time.Duration // the replica shows all that was there at this time of the pool's clock; -1: nothing is known
 	ahead bool          // the replica had replayed what the primary did not have yet
+	moved bool          // the replica has replayed something since the look before
+	at    time.Duration // when the position was read that it is measured by
 }
 
 // judge returns the fitness of a replica by what a look saw of it and how far it is behind. One that was left out for
@@ -126,7 +128,7 @@ func (d distance) judge(s sight, max Lag, was fitness) fitness {
 		return fitAstray
 	case s.paused:
 		return fitPaused
-	case d.known && d.bytes > 0 && s.alone:
+	case d.known && d.bytes > 0 && s.alone && !d.moved: // one that is fed from an archive moves
 		return fitCutOff
 	case max.Bytes > 0 && d.bytes > max.Bytes, max.Time > 0 && d.lacks > max.Time:
 		return fitBehind
@@ -177,6 +179,9 @@ func (p *positions) thinOut() {
 func (p *positions) note(of *peer, timeline uint32, position lsn, asked, came time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if position == 0 {
+		return // the server does not tell
+	}
 	n := len(p.samples)
 	if p.of != of || p.timeline != timeline || (n > 0 && position < p.samples[n-1].position) {
 		p.of, p.timeline, p.samples, n = of, timeline, nil, 0
@@ -191,10 +196,10 @@ func (p *positions) note(of *peer, timeline uint32, position lsn, asked, came ti
 	p.samples = append(p.samples, sample{position, came, asked})
 }
 
-// replay is how far a replica had come at a time.
+// replay is how far a replica had come at some time between the question and the answer.
 type replay struct {
-	position lsn
-	at       time.Duration
+	position    lsn
+	asked, came time.Duration
 }
 
 // measure returns how far a replica is behind. before is what its last look saw: only a position of the primary's that
@@ -202,20 +207,22 @@ type replay struct {
 func (p *positions) measure(now, before replay) distance {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := len(p.samples)
+	// What the primary was seen to write while the replica was answering does not count against it.
+	n := sort.Search(len(p.samples), func(i int) bool { return p.samples[i].first > now.asked })
 	if n == 0 || now.position == 0 {
 		return distance{fresh: -1}
 	}
-	d := distance{known: true, fresh: -1}
 	latest := p.samples[n-1]
-	d.ahead = before.position > latest.position && latest.last > before.at
+	d := distance{known: true, fresh: -1, at: min(now.asked, latest.last)}
+	d.ahead = before.position > latest.position && latest.last > before.came
+	d.moved = now.position > before.position
 	lacking := sort.Search(n, func(i int) bool { return p.samples[i].position > now.position })
 	if lacking > 0 {
-		d.fresh = p.samples[lacking-1].last
+		d.fresh = min(p.samples[lacking-1].last, now.asked)
 	}
 	if lacking < n {
 		d.bytes = uint64(latest.position - now.position)
-		d.lacks = now.at - p.samples[lacking].first
+		d.lacks = now.asked - p.samples[lacking].first
 	}
 	return d
 }
@@ -225,6 +232,7 @@ type behind struct {
 	bytes atomic.Uint64 // unknownBytes: not known
 	lacks atomic.Int64
 	fresh atomic.Int64 // the pool's clock when all was committed that the peer shows; -1: not known
+	at    atomic.Int64 // when the position was read that the bytes are measured by
 }
 
 const unknownBytes = math.MaxUint64
@@ -234,6 +242,7 @@ func (b *behind) set(d distance) {
 		b.forget()
 		return
 	}
+	b.at.Store(int64(d.at))
 	b.bytes.Store(d.bytes)
 	b.lacks.Store(int64(d.lacks))
 	b.fresh.Store(int64(d.fresh))
@@ -253,9 +262,12 @@ func (b *behind) last() (bytes uint64, lacks time.Duration, known bool) {
 	return bytes, time.Duration(b.lacks.Load()), true
 }
 
+// bytesHoldFor is how long a measure in bytes is taken for the present: a late look's time.
+const bytesHoldFor = 2 * maxLagLook
+
 // within reports whether the peer is known to be no further behind than max.
 func (b *behind) within(max Lag, now time.Duration) bool {
-	if max.Bytes > 0 && b.bytes.Load() > max.Bytes {
+	if max.Bytes > 0 && (b.bytes.Load() > max.Bytes || now-time.Duration(b.at.Load()) > bytesHoldFor) {
 		return false
 	}
 	if max.Time > 0 {

@@ -53,6 +53,7 @@ func TestAPositionBehindAHeaderIsReplayedBeforeIt(t *testing.T) {
 	require.Equal(t, lsn(0x4000000), lsn(0x4000028).replayable(), "at the beginning of a segment")
 	require.Equal(t, lsn(0x4002000), lsn(0x4002018).replayable(), "at the beginning of a page")
 	require.Equal(t, lsn(0x4002020), lsn(0x4002020).replayable())
+	require.Equal(t, lsn(0x4006028), lsn(0x4006028).replayable(), "a record that ends there")
 	require.Equal(t, lsn(0x4002000), lsn(0x4002000).replayable())
 }
 
@@ -70,7 +71,7 @@ func TestADistanceIsMeasuredAgainstThePrimarysOwnPositions(t *testing.T) {
 	t.Parallel()
 	primary := idlePeers("a")[0]
 	var p positions
-	require.Equal(t, distance{fresh: -1}, p.measure(replay{100, tick}, replay{}), "nothing to compare with")
+	require.Equal(t, distance{fresh: -1}, p.measure(replay{100, tick, tick}, replay{}), "nothing to compare with")
 	wrote(&p, primary, 1, 1000, 2000, 2000, 3000) // seconds 1 to 4
 	for _, tc := range []struct {
 		name   string
@@ -78,22 +79,26 @@ func TestADistanceIsMeasuredAgainstThePrimarysOwnPositions(t *testing.T) {
 		before replay
 		want   distance
 	}{
-		{"caught up", replay{3000, 5 * tick}, replay{}, distance{known: true, fresh: 4 * tick}},
-		{"ahead of the last look, which is a second old", replay{3500, 5 * tick}, replay{}, distance{known: true, fresh: 4 * tick}},
-		{"behind by one position", replay{2500, 5 * tick}, replay{},
+		{"caught up", replay{3000, 5 * tick, 5 * tick}, replay{}, distance{known: true, fresh: 4 * tick}},
+		{"ahead of the last look, which is a second old", replay{3500, 5 * tick, 5 * tick}, replay{}, distance{known: true, fresh: 4 * tick}},
+		{"behind by one position", replay{2500, 5 * tick, 5 * tick}, replay{},
 			distance{known: true, bytes: 500, lacks: tick - time.Millisecond, fresh: 3 * tick}},
-		{"behind by a position that stood for a while", replay{1999, 5 * tick}, replay{},
+		{"behind by a position that stood for a while", replay{1999, 5 * tick, 5 * tick}, replay{},
 			distance{known: true, bytes: 1001, lacks: 3*tick - time.Millisecond, fresh: tick}},
-		{"behind all that is known", replay{10, 5 * tick}, replay{},
+		{"behind all that is known", replay{10, 5 * tick, 5 * tick}, replay{},
 			distance{known: true, bytes: 2990, lacks: 4*tick - time.Millisecond, fresh: -1}},
-		{"it was ahead before the primary was looked at", replay{3600, 5 * tick}, replay{3500, 3 * tick},
+		{"it was ahead before the primary was looked at", replay{3600, 5 * tick, 5 * tick}, replay{3500, 3 * tick, 3 * tick},
 			distance{known: true, fresh: 4 * tick, ahead: true}},
-		{"... or only seemed to be", replay{3600, 5 * tick}, replay{3500, 4*tick + 1},
+		{"... or only seemed to be", replay{3600, 5 * tick, 5 * tick}, replay{3500, 4*tick + 1, 4*tick + 1},
 			distance{known: true, fresh: 4 * tick}},
-		{"it does not tell its position", replay{0, 5 * tick}, replay{}, distance{fresh: -1}},
+		{"what the primary wrote while it answered does not count", replay{1000, tick + tick/2, 5 * tick}, replay{}, distance{known: true, fresh: tick}},
+		{"it does not tell its position", replay{0, 5 * tick, 5 * tick}, replay{}, distance{fresh: -1}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			require.Equal(t, tc.want, p.measure(tc.now, tc.before))
+			d := p.measure(tc.now, tc.before)
+			require.Equal(t, tc.now.position > tc.before.position && tc.want.known, d.moved)
+			d.moved, d.at = false, 0
+			require.Equal(t, tc.want, d)
 		})
 	}
 }
@@ -109,8 +114,8 @@ func TestPositionsOfDifferentHistoriesAreNotCompared(t *testing.T) {
 		var p positions
 		wrote(&p, peers[0], 1, 1000, 2000)
 		next(&p)
-		d := p.measure(replay{500, 10 * tick}, replay{})
-		assert.Equal(t, distance{known: true, fresh: 9 * tick}, d, name)
+		d := p.measure(replay{500, 10 * tick, 10 * tick}, replay{})
+		assert.Equal(t, distance{known: true, fresh: 9 * tick, moved: true, at: 9 * tick}, d, name)
 	}
 }
 
@@ -127,7 +132,7 @@ func TestOldPositionsAreThinnedOut(t *testing.T) {
 	require.LessOrEqual(t, len(p.samples), maxSamples)
 	now := time.Duration(seconds) * tick
 	for _, back := range []int{1, 10, 100, 1000, 9000} {
-		d := p.measure(replay{lsn(1000*(seconds-back) + 1), now}, replay{})
+		d := p.measure(replay{lsn(1000*(seconds-back) + 1), now, now}, replay{})
 		require.LessOrEqual(t, d.lacks, time.Duration(back)*tick, "never more than it is")
 		require.GreaterOrEqual(t, d.lacks, time.Duration(back)*tick*8/10-tick, "and not far less")
 		require.EqualValues(t, 1000*(back-1), d.bytes)
@@ -155,7 +160,7 @@ func TestWhatIsKnownToBeFreshIsFresh(t *testing.T) {
 			}
 		}
 		replayed := lsn(1 + dice.IntN(int(position)))
-		d := p.measure(replay{replayed, at}, replay{})
+		d := p.measure(replay{replayed, at, at}, replay{})
 		if !d.known || d.fresh < 0 {
 			continue
 		}
@@ -189,6 +194,7 @@ func TestFitnessIsJudgedByLooksAndBounds(t *testing.T) {
 		{"replay paused", distance{known: true}, sight{paused: true}, Lag{}, fitFit, fitPaused},
 		{"no receiver, and nothing to receive", distance{known: true}, sight{alone: true}, Lag{}, fitFit, fitFit},
 		{"no receiver, and something to receive", distance{known: true, bytes: 1}, sight{alone: true}, Lag{}, fitFit, fitCutOff},
+		{"no receiver, and it goes on from an archive", distance{known: true, bytes: 1, moved: true}, sight{alone: true}, Lag{}, fitFit, fitFit},
 		{"no receiver, and nothing is known of the primary", distance{}, sight{alone: true}, Lag{}, fitFit, fitFit},
 		{"ahead of its primary", distance{known: true, ahead: true}, sight{paused: true}, Lag{}, fitFit, fitAstray},
 	} {
@@ -204,9 +210,10 @@ func TestABoundIsKeptOnlyByWhatIsKnown(t *testing.T) {
 	b.forget()
 	require.False(t, b.within(Lag{Bytes: 1 << 50}, 0))
 	require.False(t, b.within(Lag{Time: time.Hour}, tick))
-	b.set(distance{known: true, bytes: 10, lacks: tick, fresh: 5 * tick})
-	require.True(t, b.within(Lag{Bytes: 10}, 100*tick))
-	require.False(t, b.within(Lag{Bytes: 9}, 100*tick))
+	b.set(distance{known: true, bytes: 10, lacks: tick, fresh: 5 * tick, at: 5 * tick})
+	require.True(t, b.within(Lag{Bytes: 10}, 6*tick))
+	require.False(t, b.within(Lag{Bytes: 9}, 6*tick))
+	require.False(t, b.within(Lag{Bytes: 10}, 7*tick), "what was measured long ago is not known")
 	require.True(t, b.within(Lag{Time: tick}, 6*tick))
 	require.False(t, b.within(Lag{Time: tick}, 6*tick+1), "time passes between looks")
 	require.False(t, b.within(Lag{Bytes: 10, Time: tick}, 7*tick))
@@ -229,7 +236,7 @@ func TestTheOneReplicaWithinABoundIsFound(t *testing.T) {
 	for range 100 {
 		require.Nil(t, in.draw(peers, &tried{}))
 	}
-	peers[5].behind.set(distance{known: true})
+	peers[5].behind.set(distance{known: true, at: 0})
 	for range 100 {
 		require.Same(t, peers[5], in.draw(peers, &tried{}))
 	}

@@ -23,17 +23,21 @@ func parseLSN(text string) lsn {
 func (l lsn) String() string { return fmt.Sprintf("%X/%X", uint64(l)>>32, uint32(l)) }
 
 const (
-	walPage           = 8192
-	pageHeader        = 24 // of a page of the log
-	segmentPageHeader = 40 // of the first page of a segment
+	walPage       = 8192
+	leastSegment  = 1 << 20
+	pageHeader    = 24 // of a page of the log
+	segmentHeader = 40 // of the first page of a segment
 )
 
 // replayable is the position to which a standby can have replayed all that lies before l. Where a record ends with its
 // page, pg_current_wal_insert_lsn() points behind the next page's header, and a standby stays before it until there is
 // another record.
 func (l lsn) replayable() lsn {
-	if off := l % walPage; off == pageHeader || off == segmentPageHeader {
-		return l - off
+	if l%walPage == pageHeader {
+		return l - pageHeader
+	}
+	if l%leastSegment == segmentHeader {
+		return l - segmentHeader
 	}
 	return l
 }

@@ -203,11 +203,13 @@ func (m *monitor) warm(ctx context.Context) {
 	if Role(p.role.Load()) != RoleReplica || p.pool.Stat().TotalConns() > 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
-	defer cancel()
-	if c, err := p.pool.Acquire(ctx); err == nil {
-		c.Release()
-	}
+	p.owner.monitors.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+		defer cancel()
+		if c, err := p.pool.Acquire(ctx); err == nil {
+			c.Release()
+		}
+	})
 }
 
 // regular is the look at a peer of which nothing bad is known. A suspicion that comes up meanwhile ends it: the probe
@@ -368,6 +370,9 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err == nil:
+		if was := Role(p.role.Load()); seen.role != was && was != RoleUnknown && m.modesty.Swap(0) > 0 {
+			m.nudge() // a primary may tell what a replica could not
+		}
 		if !p.rise(m.tell(seen), !seen.undialled) {
 			return errHeld // faults have opened the breaker while we asked
 		}
@@ -408,7 +413,7 @@ func (m *monitor) tell(seen sight) observation {
 		m.before = replay{}
 		return o
 	}
-	now := replay{seen.position, seen.came}
+	now := replay{seen.position, seen.asked, seen.came}
 	d := p.owner.positions.measure(now, m.before)
 	m.before = now
 	p.behind.set(d)
@@ -507,6 +512,7 @@ func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, erro
 		return sight{}, err
 	}
 	m.took = time.Since(begun)
+	m.modesty.Store(0) // rights may have changed, or the server
 	seen, err := m.ask(ctx, c.PgConn())
 	if err != nil || m.shared {
 		hangUp(c)
@@ -518,6 +524,10 @@ func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, erro
 
 // ask runs the look's statement by the extended protocol: never the simple one, which poolers and injections love.
 func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
+	return m.askOnce(ctx, pg, false)
+}
+
+func (m *monitor) askOnce(ctx context.Context, pg *pgconn.PgConn, again bool) (sight, error) {
 	tried := m.modesty.Load()
 	asked := m.peer.owner.clock()
 	r := pg.ExecParams(ctx, looks[tried], nil, nil, nil, nil).Read()
@@ -532,11 +542,11 @@ func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
 	var pgErr *pgconn.PgError
 	switch {
 	case !errors.As(r.Err, &pgErr):
-	case pgErr.Code == notPrerequisite && ctx.Err() == nil:
-		return m.ask(ctx, pg) // promoted between two functions of the statement
+	case pgErr.Code == notPrerequisite && !again:
+		return m.askOnce(ctx, pg, true) // promoted between two functions of the statement
 	case slices.Contains(notServed, pgErr.Code) && int(tried) < len(looks)-1:
 		m.modesty.CompareAndSwap(tried, tried+1)
-		return m.ask(ctx, pg)
+		return m.askOnce(ctx, pg, again)
 	}
 	return sight{}, r.Err
 }

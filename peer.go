@@ -44,7 +44,7 @@ type peer struct {
 	// generation counts the verdicts about the peer. What began in an older one says nothing about the present, so
 	// that twenty connections lost at once are one event.
 	generation atomic.Uint64
-	noReceipts atomic.Bool  // the server does not tell what became of a transaction
+	noReceipts atomic.Int64 // until when, by the pool's clock, the server does not tell what became of a transaction
 	drained    atomic.Bool  // by the operator
 	suspected  atomic.Bool  // a fault was reported and the probe's verdict is out
 	doubted    atomic.Bool  // a probe was asked for, for less than a fault

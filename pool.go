@@ -198,9 +198,7 @@ func (p *MultiPool) publish(o observation) (old, next *topology) {
 	p.herald.tell(old, next, o)
 	if len(next.writes) == 0 && len(old.writes) > 0 {
 		p.orphaned.Store(time.Now().UnixNano())
-		for _, q := range p.peers {
-			q.monitor.nudge() // one of them may be promoted any moment
-		}
+		p.nudgeAll() // one of them may be promoted any moment
 	}
 	return old, next
 }
@@ -234,6 +232,10 @@ func (p *MultiPool) lookFor(l Lag) {
 			break
 		}
 	}
+	p.nudgeAll()
+}
+
+func (p *MultiPool) nudgeAll() {
 	for _, q := range p.peers {
 		q.monitor.nudge()
 	}
@@ -242,14 +244,15 @@ func (p *MultiPool) lookFor(l Lag) {
 // lagLooks is how often each peer is looked at because of a bound on lag.
 func (p *MultiPool) lagLooks() time.Duration { return time.Duration(p.lagEvery.Load()) }
 
-// orphanedFor is how long there has been no primary that takes writes; 0: there is one.
+// orphanedFor is how long there has been no primary that takes writes; 0: there is one, or there was none yet and nobody
+// waits for one.
 func (p *MultiPool) orphanedFor() time.Duration {
 	if len(p.topology.Load().writes) > 0 {
 		return 0
 	}
 	since := p.orphaned.Load()
-	if since == 0 {
-		return 0 // there was none yet
+	if since == 0 { // there was none yet
+		return time.Duration(min(p.waiting.Load(), 1))
 	}
 	return max(time.Since(time.Unix(0, since)), 1)
 }

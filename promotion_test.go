@@ -535,3 +535,56 @@ func TestARoutesMaxLagIsHard(t *testing.T) {
 	}
 	waitFor(t, "the replicas again", 10*time.Second, onReplica)
 }
+
+// An idle primary whose last record ended 16 bytes into an ordinary page.
+func TestAReplicaOfAPrimaryThatIdlesAnywhereIsRead(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 2, Settings: map[string]string{"autovacuum": "off"}})
+	ctx := testContext(t)
+	p := openPool(t, Config{MaxLag: Lag{Time: 10 * time.Second}}, c.ConnString("multipool_check_interval=50ms"))
+	waitUp(t, p)
+	conn, err := c.Primary().Conn(ctx)
+	require.NoError(t, err)
+	defer conn.Close(ctx)
+	at := func() lsn {
+		var s string
+		require.NoError(t, conn.QueryRow(ctx, "select pg_current_wal_insert_lsn()::text").Scan(&s))
+		return parseLSN(s)
+	}
+	emit := func(n int) { // one record and its commit
+		_, err := conn.Exec(ctx, "select pg_logical_emit_message(true, '', repeat('x', $1))", n)
+		require.NoError(t, err)
+	}
+	var overhead lsn
+	for {
+		a := at()
+		emit(800)
+		if b := at(); b/walPage == a/walPage {
+			overhead = b - a - 800
+			break
+		}
+	}
+	for {
+		a := at()
+		want := (a/walPage+1)*walPage + 40
+		n := int64(want-a) - 24 - int64(overhead)
+		if n < 600 || want%(1<<20) < walPage {
+			emit(500)
+			continue
+		}
+		emit(int(n))
+		b := at()
+		if b%walPage == 40 && b%(1<<20) > walPage {
+			break
+		}
+	}
+	require.NoError(t, c.WaitCaughtUp(ctx))
+	time.Sleep(500 * time.Millisecond)
+	for i := 0; i < 3; i++ {
+		for _, ps := range p.Status().Peers {
+			if ps.Role == RoleReplica {
+				assert.Empty(t, ps.Unfit)
+			}
+		}
+		time.Sleep(300 * time.Millisecond)
+	}
+}

@@ -23,7 +23,9 @@ import (
 // A COMMIT whose answer was lost is asked about: the transaction's number is fetched before it is sent, which costs a
 // round trip unless AccessMode is pgx.ReadOnly, and the server is asked with pg_xact_status (PostgreSQL documentation,
 // 9.26.9) what became of it. The answer counts only from the same server on the same timeline, and "committed" only if
-// the server has not recovered from a crash meanwhile, because both give numbers out twice. Committed: RunTx returns nil.
+// the server has not recovered from a crash meanwhile, because both give numbers out twice. A transaction that has no number,
+// because all it does is done elsewhere or by its COMMIT (foreign tables, notifications), cannot be asked about; and what a
+// foreign server has committed is not known here. Committed: RunTx returns nil.
 // Not committed: f is run again. No certain answer within Config.Wait: the error matches [ErrOutcomeUnknown] and unwraps
 // to the original. The same holds where a transaction has its own CommitQuery, or ctx has ended: nothing is asked then.
 //
@@ -108,10 +110,13 @@ func (p *MultiPool) runOnce(ctx context.Context, o pgx.TxOptions, f func(pgx.Tx)
 	defer tx.abandon()
 	end := runEnd{standby: tx.wire.standby, readOnly: o.AccessMode == pgx.ReadOnly}
 	var r receipt
-	if end.err = f(tx); end.err == nil {
-		r, end.err = tx.receipt(ctx, o)
+	if end.err = f(tx); end.err == nil && tx.conn == nil {
+		return runStop, pgx.ErrTxClosed // f has ended it, and its connection is somebody else's
 	}
-	end.lost = tx.wire.pg.IsClosed()
+	if end.err == nil {
+		r, end.err = tx.receipt(ctx, o, end.standby)
+	}
+	end.lost = tx.conn != nil && tx.wire.pg.IsClosed()
 	if end.err != nil {
 		return p.learnFrom(ctx, tx, end), end.err
 	}
@@ -140,6 +145,9 @@ func afterBegin(ctx context.Context, err error) runStep {
 // standby. A route that says where the transaction goes is not overruled.
 func (p *MultiPool) learnFrom(ctx context.Context, tx *Tx, end runEnd) runStep {
 	next := end.next(ctx)
+	if tx.conn == nil {
+		return runStop // f has ended it
+	}
 	forced := p.routeOf(ctx).explicit()
 	var pgErr *pgconn.PgError
 	refused := errors.As(end.err, &pgErr) && refusedByStandby(pgErr)
@@ -158,7 +166,8 @@ func (p *MultiPool) learnFrom(ctx context.Context, tx *Tx, end runEnd) runStep {
 // receipt is what a transaction's outcome can be asked by.
 type receipt struct {
 	peer     *peer
-	xid      string // "": it has none, so it has written nothing
+	xid      string // "": it has none
+	idle     bool   // it cannot have written
 	system   string
 	timeline string
 	redo     string // where the server's last checkpoint begins: a recovery from a crash makes a new one
@@ -175,15 +184,21 @@ const (
 	whatBecame = `select pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8)`
 )
 
+// noReceiptsFor is how long a server that does not offer a receipt's functions, or not to the role of the moment, is not
+// asked for one.
+const noReceiptsFor = time.Minute
+
 // receipt fetches the transaction's receipt. A server that does not offer the functions aborts the transaction by it, and
-// is not asked again.
-func (tx *Tx) receipt(ctx context.Context, o pgx.TxOptions) (receipt, error) {
+// is not asked again for a while.
+func (tx *Tx) receipt(ctx context.Context, o pgx.TxOptions, standby bool) (receipt, error) {
 	s := receipt{peer: tx.wire.peer}
-	if o.AccessMode == pgx.ReadOnly && o.CommitQuery == "" {
-		s.known = true
+	switch {
+	case o.CommitQuery != "":
 		return s, nil
-	}
-	if o.CommitQuery != "" || s.peer.noReceipts.Load() {
+	case o.AccessMode == pgx.ReadOnly, standby:
+		s.known, s.idle = true, true
+		return s, nil
+	case s.peer.owner.clock() < time.Duration(s.peer.noReceipts.Load()):
 		return s, nil
 	}
 	row, err := tx.wire.ask(ctx, whoAmI)
@@ -195,7 +210,7 @@ func (tx *Tx) receipt(ctx context.Context, o pgx.TxOptions) (receipt, error) {
 	case pgErr.Code == "25P02": // in_failed_sql_transaction
 		return s, nil // f has swallowed an error: the COMMIT will say so
 	case slices.Contains(notServed, pgErr.Code):
-		s.peer.noReceipts.Store(true)
+		s.peer.noReceipts.Store(int64(s.peer.owner.clock() + noReceiptsFor))
 		return s, &noReceiptError{err}
 	}
 	return s, err
@@ -213,21 +228,26 @@ func (p *MultiPool) settleCommit(ctx context.Context, s receipt, lost error) (ru
 	switch {
 	case !s.known, ctx.Err() != nil:
 		return runStop, unknown
+	case s.idle:
+		return runAgain, lost
 	case s.xid == "":
-		return runAgain, lost // it has written nothing
+		return runStop, unknown // a COMMIT may act without a number of its own: on a foreign server, by a notification
 	}
 	asking, cancel := context.WithTimeout(ctx, max(p.config.Wait, time.Second))
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, maxRunPause) {
-		switch p.askStatus(asking, s) {
-		case statusCommitted:
+		status, err := p.askStatus(asking, s)
+		switch {
+		case err != nil && afterBegin(asking, err) != runAgain:
+			return runStop, unknown
+		case status == statusCommitted:
 			return runStop, nil
-		case statusAborted:
+		case status == statusAborted:
 			return runAgain, lost
-		case statusUnknown:
+		case err == nil && status == statusUnknown:
 			return runStop, unknown
 		}
-		select { // it is still in progress: the server has not met the end of the connection yet
+		select { // it is in progress, the server has not met the end of the connection yet; or the question was lost
 		case <-time.After(pause):
 		case <-asking.Done():
 			return runStop, unknown
@@ -246,18 +266,14 @@ const (
 )
 
 // askStatus asks the primary for a transaction's status.
-func (p *MultiPool) askStatus(ctx context.Context, s receipt) txStatus {
-	status, err := attempt(WithPrimary(ctx), p, opPing, "", func(c *pgxpool.Conn, w *wire) (txStatus, error) {
+func (p *MultiPool) askStatus(ctx context.Context, s receipt) (txStatus, error) {
+	return attempt(WithPrimary(ctx), p, opPing, "", func(c *pgxpool.Conn, w *wire) (txStatus, error) {
 		status, err := w.statusOf(ctx, s)
 		if err == nil {
 			c.Release()
 		}
 		return status, err
 	})
-	if err != nil {
-		return statusUnknown
-	}
-	return status
 }
 
 // statusOf asks one server. Both statements run on one connection, which no crash survives.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -344,4 +345,168 @@ func TestRunTxWithoutTheRightToAsk(t *testing.T) {
 	require.EqualValues(t, 4, runs.Load(), "once for nothing")
 	relay.Cut(netfault.Cut{From: netfault.Server, Type: 'C', Match: isCommit})
 	require.ErrorIs(t, p.RunTx(ctx, pgx.TxOptions{}, insertEntry(ctx, 9, nil)), ErrOutcomeUnknown)
+}
+
+// The transaction has no number when asked, and its COMMIT has an effect all the same.
+func TestRunTxDoesNotRepeatWhatHasNoNumber(t *testing.T) {
+	c, p, relay := behindRelay(t, pgtest.Options{Standbys: 1}, "")
+	ctx := testContext(t)
+	l, err := c.Primary().Conn(ctx)
+	require.NoError(t, err)
+	defer l.Close(ctx)
+	_, err = l.Exec(ctx, "listen news")
+	require.NoError(t, err)
+	relay.Cut(netfault.Cut{From: netfault.Server, Type: 'C', Match: isCommit})
+	var runs atomic.Int64
+	err = p.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error {
+		runs.Add(1)
+		_, err := tx.Exec(ctx, "select pg_notify('news', 'pay 10 to bob')")
+		return err
+	})
+	n := 0
+	for {
+		w, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		_, e := l.WaitForNotification(w)
+		cancel()
+		if e != nil {
+			break
+		}
+		n++
+	}
+	require.ErrorIs(t, err, ErrOutcomeUnknown)
+	require.EqualValues(t, 1, runs.Load())
+	require.LessOrEqual(t, n, 1)
+}
+
+// A second Commit, which pgx calls safe, touches a connection that is somebody else's by then.
+func TestASecondCommitTouchesNobodysConnection(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
+	must(t, c, "create table ledger (id int)")
+	p := openPool(t, Config{}, c.ConnString("pool_max_conns=1"))
+	waitUp(t, p)
+	ctx := testContext(t)
+	var all sync.WaitGroup
+	for range 2 {
+		all.Go(func() {
+			for range 200 {
+				tx, err := p.Begin(ctx)
+				if !assert.NoError(t, err) {
+					return
+				}
+				_, _ = tx.Exec(ctx, "insert into ledger values (1)")
+				assert.NoError(t, tx.Commit(ctx))
+				assert.ErrorIs(t, tx.Commit(ctx), pgx.ErrTxClosed)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// f ends the transaction itself (RunTx must say so, and touch nobody else's connection).
+func TestRunTxOfAFunctionThatEndsItsTransaction(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
+	must(t, c, "create table ledger (id int)")
+	p := openPool(t, Config{}, c.ConnString("pool_max_conns=1"))
+	waitUp(t, p)
+	ctx := testContext(t)
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	var broken atomic.Int64
+	var sample atomic.Value
+	all.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := p.Exec(ctx, "insert into ledger values (1)"); err != nil {
+				broken.Add(1)
+				sample.Store(err.Error())
+			}
+		}
+	})
+	kinds := map[string]int{}
+	for range 300 {
+		err := p.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error { return tx.Commit(ctx) })
+		switch {
+		case errors.Is(err, pgx.ErrTxClosed):
+			kinds["closed"]++
+		default:
+			kinds[fmt.Sprint(err)]++
+		}
+	}
+	close(stop)
+	all.Wait()
+	require.Equal(t, map[string]int{"closed": 300}, kinds)
+	require.Zero(t, broken.Load(), "%v", sample.Load())
+}
+
+// One host is a pgxpool: a COMMIT whose context ends is cancelled there.
+func TestACommitOfOnePeerIsCancelledAsPgxpoolDoes(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{})
+	must(t, c, "create table slow (id int)",
+		"create function nap() returns trigger language plpgsql as $$ begin perform pg_sleep(2); return null; end $$",
+		"create constraint trigger nap after insert on slow deferrable initially deferred for each row execute function nap()")
+	bare, err := pgxpool.New(context.Background(), c.ConnString())
+	require.NoError(t, err)
+	defer bare.Close()
+	ours := openPool(t, Config{}, c.ConnString())
+	require.True(t, ours.solo)
+	type beginner interface {
+		Begin(context.Context) (pgx.Tx, error)
+	}
+	for i, pool := range []beginner{bare, ours} {
+		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+		tx, err := pool.Begin(ctx)
+		require.NoError(t, err)
+		_, err = tx.Exec(ctx, fmt.Sprintf("insert into slow values (%d)", i))
+		require.NoError(t, err)
+		err = tx.Commit(ctx)
+		cancel()
+		time.Sleep(2500 * time.Millisecond)
+		n, e := c.Primary().Int(testContext(t), "select count(*) from slow where id = $1", i)
+		require.NoError(t, e)
+		assert.Zero(t, n, "%T: %v", pool, err)
+	}
+}
+
+// COMMITs that wait for a synchronous standby, whose callers give up: how long are the primary's slots held?
+func TestACommitThatIsGivenUpHoldsNoSlot(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1, SyncApply: true})
+	must(t, c, "create table ledger (id int)")
+	bare, err := pgxpool.New(context.Background(), c.Primary().ConnString("pool_max_conns=4"))
+	require.NoError(t, err)
+	defer bare.Close()
+	ours := openPool(t, Config{}, c.ConnString("pool_max_conns=4"))
+	waitUp(t, ours)
+	require.NoError(t, c.Standbys()[0].Freeze())
+	defer c.Standbys()[0].Thaw()
+	type pool interface {
+		Begin(context.Context) (pgx.Tx, error)
+		Ping(context.Context) error
+	}
+	for _, p := range []pool{bare, ours} {
+		var all sync.WaitGroup
+		for range 4 {
+			all.Go(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+				defer cancel()
+				tx, err := p.Begin(ctx)
+				if !assert.NoError(t, err) {
+					return
+				}
+				_, err = tx.Exec(ctx, "insert into ledger values (1)")
+				assert.NoError(t, err)
+				assert.ErrorIs(t, tx.Commit(ctx), context.DeadlineExceeded)
+			})
+		}
+		all.Wait()
+		begun := time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		err := p.Ping(ctx)
+		cancel()
+		assert.NoError(t, err)
+		assert.Less(t, time.Since(begun), 2*time.Second, "%T", p)
+	}
 }

@@ -41,7 +41,7 @@ type member struct {
 	health   health
 	system   uint64  // the server's system identifier; 0: not told
 	timeline uint32  // of the log that a primary writes, or that a replica's receiver gets; 0: not told
-	shown    uint32  // the highest timeline of which a replica has any trace
+	shown    uint32  // the highest timeline of which it had any trace as a replica
 	fitness  fitness // of a replica: whether its data is what its primary's is
 	slow     bool    // reads there take far longer than elsewhere
 	drained  bool    // by the operator: no new work
@@ -51,6 +51,7 @@ type member struct {
 
 	// Worked out by list and elect.
 	ours    bool // has been this cluster's: its primary, or a standby beside its primary
+	rival   bool // has claimed the primary's own timeline beside it, and claims on: no promotion leads there
 	foreign bool // of another cluster: refused
 	stray   bool // a replica of a primary that was replaced
 }
@@ -71,7 +72,7 @@ func (m *member) unfit() string {
 	switch {
 	case m.foreign:
 		return "is of another cluster"
-	case m.stray:
+	case m.stray && m.fitness != fitAstray:
 		return "is a replica of an older timeline"
 	}
 	return m.fitness.String()
@@ -90,7 +91,9 @@ type topology struct {
 	primary *peer    // who takes the writes; stays while it is down, so that it is the incumbent; nil: nobody yet. Under
 	// ModeOrdered who takes everything; under ModeEquivalent nil
 	system   uint64  // the cluster's system identifier; 0: none has told it
-	timeline uint32  // the highest of the cluster; 0: none has told it
+	sure     bool    // two servers have shown it
+	timeline uint32  // the highest that the cluster's servers have shown, and reign; 0: none has told it
+	reign    uint32  // the highest ever elected
 	elected  bool    // there has been a primary
 	split    bool    // another claims to be the primary, and nothing tells which is right: nobody takes writes
 	rivals   []*peer // who claim to be the primary and are not followed
@@ -178,16 +181,18 @@ func (t *topology) apply(o observation) *topology {
 // learn takes an observation in and reports whether it said anything new.
 func (m *member) learn(o observation) (news bool) {
 	if o.role != RoleUnknown && o.role != m.role {
-		m.role, m.timeline, m.shown, m.fitness, m.hostile, news = o.role, 0, 0, fitUnsaid, nil, true
+		m.role, m.timeline, m.fitness, m.hostile, m.rival, news = o.role, 0, fitUnsaid, nil, false, true
 	}
 	if o.system != 0 && o.system != m.system {
-		m.ours = m.ours && m.system == 0
+		if m.system != 0 { // what is known of the other server that was there does not hold for this one
+			m.timeline, m.shown, m.fitness, m.ours, m.rival = 0, 0, fitUnsaid, false, false
+		}
 		m.system, news = o.system, true
 	}
 	if (o.timeline != 0 || o.alone) && o.timeline != m.timeline {
 		m.timeline, news = o.timeline, true
 	}
-	if o.shown > m.shown {
+	if o.shown != 0 && o.shown != m.shown {
 		m.shown, news = o.shown, true
 	}
 	if o.fitness != fitUnsaid && o.fitness != m.fitness {

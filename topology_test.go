@@ -470,6 +470,7 @@ func TestAnyOrderOfTheSameLastWordsEndsInTheSameLists(t *testing.T) {
 			if dice.IntN(12) == 0 {
 				n.health = healthUnknown
 			}
+			n.system = uint64(dice.IntN(2)) // told or not
 			if n.role == RolePrimary {
 				n.timeline = uint32(timelines[i]) + 1
 			}
@@ -853,7 +854,8 @@ func TestInvariantsOfWhateverIsHeard(t *testing.T) {
 
 			require.LessOrEqual(t, len(top.writes), 1)
 			if top.system == was.system {
-				require.GreaterOrEqual(t, top.timeline, was.timeline)
+				require.GreaterOrEqual(t, top.reign, was.reign)
+				require.GreaterOrEqual(t, top.timeline, top.reign)
 			}
 			for _, p := range top.writes {
 				m := top.member(p)
@@ -861,6 +863,7 @@ func TestInvariantsOfWhateverIsHeard(t *testing.T) {
 				require.False(t, top.split || m.foreign)
 				require.Equal(t, RolePrimary, m.role)
 				require.Equal(t, top.timeline, m.timeline)
+				require.False(t, m.rival)
 				writers[p.name] = true
 			}
 			if top.split {
@@ -876,4 +879,70 @@ func TestInvariantsOfWhateverIsHeard(t *testing.T) {
 	}
 	require.Len(t, writers, len(names))
 	require.Greater(t, splits, 20)
+}
+
+// look is all that a look tells.
+func look(of string, r Role, system uint64, timeline, shown uint32) news {
+	return news{of, observation{role: r, health: healthUp, system: system, timeline: timeline, shown: shown}}
+}
+
+// At a cold start the order of the answers decides nothing, whoever is a stranger and whatever replicas have seen.
+func TestTheOrderOfFirstAnswersDecidesNothing(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name string
+		news []news
+		want string
+	}{
+		{"a stranger's replica of a high timeline", []news{look("a", RolePrimary, 1, 1, 0), look("b", RoleReplica, 1, 1, 1), look("c", RoleReplica, 2, 9, 9)},
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
+		{"a stranger's primary", []news{look("a", RolePrimary, 1, 1, 0), look("b", RoleReplica, 1, 1, 1), look("c", RolePrimary, 2, 9, 0)},
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
+		{"a replica has seen more than the claimant", []news{look("a", RolePrimary, 1, 1, 0), look("b", RoleReplica, 1, 1, 1), look("c", RoleReplica, 1, 2, 2)},
+			"reads:b,c writes: replicas:b,c any:b,c primary: rivals:a settled"},
+		{"a stale primary and its replica", []news{look("a", RolePrimary, 1, 1, 0), look("b", RolePrimary, 1, 2, 0), look("c", RoleReplica, 1, 1, 1)},
+			"reads:b writes:b replicas: any:b primary:b rivals:a fallback settled"},
+	} {
+		permutations(tc.news, func(order []news) {
+			require.Equal(t, tc.want, listsOf(tell(freshTopology("a", "b", "c"), order...)), "%s: %+v", tc.name, order)
+		})
+	}
+}
+
+// What a pool has to live through after that.
+func TestAClusterIsFollowedThroughItsLife(t *testing.T) {
+	t.Parallel()
+	start := []news{look("a", RolePrimary, 1, 1, 0), look("b", RoleReplica, 1, 1, 1)}
+	for _, tc := range []struct {
+		name string
+		news []news
+		want string
+	}{
+		{"a copy with the primary's own timeline is not its successor", []news{turned("c", healthDown), look("c", RolePrimary, 1, 1, 0), turned("a", healthDown)},
+			"reads:b writes: replicas:b any:b primary:a rivals:c settled split"},
+		{"... and the primary comes back", []news{turned("c", healthDown), look("c", RolePrimary, 1, 1, 0), turned("a", healthDown), turned("a", healthUp)},
+			"reads:b writes:a replicas:b any:b,a primary:a rivals:c settled"},
+		{"... or another is promoted", []news{turned("c", healthDown), look("c", RolePrimary, 1, 1, 0), turned("a", healthDown), look("b", RolePrimary, 1, 2, 0)},
+			"reads:b writes:b replicas: any:b primary:b rivals:c fallback settled"},
+		{"... or it becomes a replica and is promoted itself", []news{turned("c", healthDown), look("c", RolePrimary, 1, 1, 0), look("c", RoleReplica, 1, 1, 1), turned("a", healthDown), look("c", RolePrimary, 1, 2, 0)},
+			"reads:c writes:c replicas: any:c primary:c fallback settled"},
+		{"a stranger does not win while the primary only stalls", []news{turned("c", healthDown), look("c", RolePrimary, 1, 2, 0), turned("a", healthDown)},
+			"reads:b writes: replicas:b any:b primary:a rivals:c settled split"},
+		{"... but when its replica has lost it", []news{turned("c", healthDown), look("c", RolePrimary, 1, 2, 0), turned("a", healthDown), {"b", observation{alone: true}}},
+			"reads:b writes:c replicas:b any:b,c primary:c settled"},
+		{"a stranger that a replica follows, as an ordinary role sees it", []news{turned("c", healthDown), {"b", observation{alone: true}}, look("c", RolePrimary, 1, 2, 0), shows("b", 2)},
+			"reads:b writes:c replicas:b any:b,c primary:c rivals:a settled"},
+		{"an upgrade makes another cluster of all", []news{turned("c", healthDown), look("b", RolePrimary, 1, 9, 0), look("a", RoleReplica, 1, 9, 9), look("c", RoleReplica, 1, 9, 9),
+			look("b", RolePrimary, 2, 1, 0), look("a", RoleReplica, 2, 1, 1), look("c", RoleReplica, 2, 1, 1)},
+			"reads:a,c writes:b replicas:a,c any:a,c,b primary:b settled"},
+		{"a replica that had strayed is rebuilt", []news{look("c", RoleReplica, 1, 1, 1), look("c", RoleReplica, 1, 2, 2), look("c", RoleReplica, 1, 1, 1)},
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			require.Equal(t, tc.want, listsOf(tell(freshTopology("a", "b", "c"), append(start[:2:2], tc.news...)...)))
+		})
+	}
+	// One server answers in time, and it is the stranger.
+	top := tell(freshTopology("a", "b", "c"), look("c", RolePrimary, 2, 1, 0), settleNow, look("a", RolePrimary, 1, 1, 0), look("b", RoleReplica, 1, 1, 1))
+	require.Equal(t, "reads:b writes:a replicas:b any:b,a primary:a settled", listsOf(top))
 }

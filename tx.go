@@ -29,6 +29,9 @@ func newTx(t pgx.Tx, c *pgxpool.Conn, w *wire) *Tx { return &Tx{pgxTx: t, conn: 
 // what pgxpool's Commit returns: pgx.ErrTxClosed if the Tx is closed already, pgx.ErrTxCommitRollback if the server
 // rolled back.
 func (tx *Tx) Commit(ctx context.Context) error {
+	if tx.conn == nil {
+		return pgx.ErrTxClosed // its connection is somebody else's by now
+	}
 	lost := tx.wire.pg.IsClosed() // before: then COMMIT is not sent, and the transaction is certainly not committed
 	err := tx.send(ctx)
 	if err != nil && !lost && !tx.wire.peer.solo && !errors.Is(err, pgx.ErrTxClosed) {
@@ -54,12 +57,19 @@ func (tx *Tx) commit(ctx context.Context) error {
 	return err
 }
 
-// send commits, and lets nobody cancel it.
+// send commits, and lets nobody cancel it. A connection that is given up in its COMMIT is cut: pgx would read on for 15 s
+// for the end of what it could not cancel, and keep the pool's slot as long.
 func (tx *Tx) send(ctx context.Context) error {
-	tx.wire.committing.Store(true)
+	w := tx.wire
+	if w.peer.solo {
+		return tx.pgxTx.Commit(ctx)
+	}
+	w.committing.Store(true)
 	err := tx.pgxTx.Commit(ctx)
-	if !tx.wire.pg.IsClosed() {
-		tx.wire.committing.Store(false)
+	if w.pg.IsClosed() {
+		w.peer.sockets.cutOff(w)
+	} else {
+		w.committing.Store(false)
 	}
 	return err
 }

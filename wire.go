@@ -159,6 +159,21 @@ func (r *sockets) cut(most int32, shut bool) {
 	}
 }
 
+// cutOff closes one connection.
+func (r *sockets) cutOff(w *wire) {
+	r.mu.Lock()
+	var own *socket
+	for s := range r.all {
+		if s.wire == w && s.main {
+			own = s
+		}
+	}
+	r.mu.Unlock()
+	if own != nil {
+		_ = own.Close()
+	}
+}
+
 func (r *sockets) open() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
