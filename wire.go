@@ -71,6 +71,9 @@ func (w *wire) newRows() *rows {
 	return &w.slab[w.left]
 }
 
+// ending is what the connection tells behind a statement.
+func (w *wire) ending() ending { return ending{standby: w.standby, lost: w.pg.IsClosed()} }
+
 // readRole takes what the session last reported of its server's role. The server sends it when a session begins and
 // with the end of the first statement after it changed (PostgreSQL documentation, 55.2.7: in_hot_standby is reported
 // from version 14 on), never to an idle session.
