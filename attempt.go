@@ -84,6 +84,10 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 			return result, err
 		}
 		conn, w, err := peer.acquire(ctx, t.guest)
+		if err == nil && in.place == placePrimary && Role(peer.role.Load()) == RoleReplica {
+			conn.Release() // it came back as a replica, and its first new connection was the first to say so
+			err = errDemoted
+		}
 		if err != nil {
 			if !p.goOn(ctx, &in, &t, failure{at: peer, err: err}) {
 				return result, err
@@ -104,6 +108,9 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 		}
 	}
 }
+
+// errDemoted is of a peer that was chosen as the primary. Nothing has been sent to it.
+var errDemoted = errors.New("multipool: the peer has become a replica")
 
 // try runs a call on a connection. Where the call succeeds, run has seen to the connection: released it, or given it to
 // the result. Where it fails, or panics, the connection is released here, after what it tells of its session has been

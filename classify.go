@@ -212,8 +212,8 @@ func classOfAcquire(e evidence) class {
 	var dial *pgconn.ConnectError
 	var cert *tls.CertificateVerificationError
 	switch {
-	case errors.Is(e.err, errPeerDown):
-		return classPeer // our own word, at a dial or a wait that the peer's fall has ended
+	case errors.Is(e.err, errPeerDown), errors.Is(e.err, errDemoted):
+		return classPeer // our own word, at a dial or a wait that the peer's fall has ended; elsewhere is where to go
 	case errors.As(e.err, &cert):
 		return classConfig
 	case errors.As(e.err, &dial):
