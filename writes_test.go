@@ -34,7 +34,7 @@ import (
 // there that were reported as failed. TestTheLedgerOfWritesBites does both from outside, each time.
 
 const (
-	writersAtOnce  = 8
+	writersAtOnce  = 7
 	writesDeadline = 20 * time.Second // of each call; nobody should come near it
 )
 
@@ -534,7 +534,7 @@ func TestWritesCutAtEveryMessage(t *testing.T) {
 		if !hit {
 			missed++
 		}
-		if rounds%10 == 9 {
+		if rounds%20 == 19 {
 			b.terminate(x)
 		}
 	}
