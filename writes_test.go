@@ -541,7 +541,7 @@ func TestWritesCutAtEveryMessage(t *testing.T) {
 	v := b.settle()
 	t.Logf("%d appends: %d acknowledged, %d of unknown outcome (%d applied), %d failed, %d on connections of Acquire",
 		v.Appends, v.Acknowledged, v.Unknown, v.UnknownApplied, v.Failed, v.Unmarked)
-	t.Logf("%d blows, of which %d were struck and %d missed; %d cuts (%s), %d sessions terminated; %v, seed %d",
+	t.Logf("%d blows, of which %d were tried; %d missed, %d cuts (%s), %d sessions terminated; %v, seed %d",
 		len(blows), min(rounds, len(blows)), missed, b.relays[0].Fired()+b.relays[1].Fired(), histogram(b.fired), b.ended,
 		time.Since(begun).Round(time.Second), seed)
 	if wrong := v.wrong(); len(wrong) > 0 {
