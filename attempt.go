@@ -84,6 +84,10 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 			return result, err
 		}
 		conn, w, err := peer.acquire(ctx, t.guest)
+		if err == nil && in.place == placePrimary && p.config.Mode != ModeOrdered && Role(peer.role.Load()) == RoleReplica {
+			conn.Release() // it came back as a replica, and its first new connection was the first to say so
+			err = errDemoted
+		}
 		if err != nil {
 			if !p.goOn(ctx, &in, &t, failure{at: peer, err: err}) {
 				return result, err
@@ -98,8 +102,10 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 		if in.reads && in.mayResend(w) {
 			w.use.Store(useRead)
 		}
-		w.writes = !in.reads && !p.solo
-		result, f.standby, f.err = try(conn, w, run)
+		if w.writes = !p.solo && in.mayWrite(w.standby); w.writes {
+			w.text = in.readText()
+		}
+		result, f.end, f.err = try(conn, w, run)
 		if f.err == nil {
 			return result, nil
 		}
@@ -115,18 +121,21 @@ func (p *MultiPool) stillFresh(in *intent, q *peer) bool {
 	return in.fresh.holds(q)
 }
 
+// errDemoted is of a peer that was chosen as the primary. Nothing has been sent to it.
+var errDemoted = errors.New("multipool: the peer has become a replica")
+
 // try runs a call on a connection. Where the call succeeds, run has seen to the connection: released it, or given it to
-// the result. Where it fails, or panics, the connection is released here, after its session's last word about its role
-// has been taken: a moment later it is somebody else's.
-func try[T any](conn *pgxpool.Conn, w *wire, run func(*pgxpool.Conn, *wire) (T, error)) (result T, standby bool, err error) {
+// the result. Where it fails, or panics, the connection is released here, after what it tells of its session has been
+// taken: a moment later it is somebody else's.
+func try[T any](conn *pgxpool.Conn, w *wire, run func(*pgxpool.Conn, *wire) (T, error)) (result T, end ending, err error) {
 	failed := true
 	defer releaseIf(&failed, conn)
 	result, err = run(conn, w)
 	if err == nil {
 		failed = false
-		return result, false, nil
+		return result, ending{}, nil
 	}
-	return result, w.standby, err
+	return result, w.ending(), err
 }
 
 // releaseIf is no closure: one that captured the results would move them to the heap's ways on the common path.
@@ -138,10 +147,10 @@ func releaseIf(failed *bool, conn *pgxpool.Conn) {
 
 // failure is a failed attempt.
 type failure struct {
-	at      *peer
-	err     error
-	sent    bool // a connection had taken the call
-	standby bool // ... whose session's last word was in_hot_standby=on
+	at   *peer
+	err  error
+	sent bool   // a connection had taken the call
+	end  ending // ... and what it tells
 }
 
 // intend works out what a call wants.
@@ -154,8 +163,8 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 		return r.err
 	}
 	n := needUnknown
-	if op == opQuery && !p.solo && !r.explicit() {
-		n = p.needs.of(sql)
+	if op == opQuery && !p.solo {
+		n = p.needs.of(sql) // an explicit route says where, not that the text does not write
 	}
 	in.decide(op, sql, n, r)
 	in.forced = in.forced || p.config.Mode == ModeOrdered // there is nobody else to send it to
@@ -168,6 +177,21 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 // mayResend reports whether the call, lost on this connection before its first row, would be sent again.
 func (in *intent) mayResend(w *wire) bool {
 	return in.retry != RetryNever && (w.standby || in.retry == RetryReads) && !w.peer.solo
+}
+
+// mayWrite reports whether the call may change something in a session of the given kind. A read is one by its text: what
+// it calls may write where writes are accepted, unless the program says that its reads do not. What it calls is looked at
+// when it fails (callsOthers).
+func (in *intent) mayWrite(standby bool) bool {
+	return !in.op.harmless() && (!in.reads || !standby && in.retry != RetryReads)
+}
+
+// readText is the text of a read; "" of anything else.
+func (in *intent) readText() string {
+	if in.reads {
+		return in.sql
+	}
+	return ""
 }
 
 // atomic reports whether what the call sends is done as a whole or not at all: one statement, and none that may commit
@@ -233,12 +257,12 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	e := evidence{err: f.err, ctx: ctx, phase: phaseAcquire, batch: !in.atomic()}
 	seenAs := Role(f.at.role.Load())
 	if f.sent {
-		e.phase, e.standby = phaseRun, f.standby
+		e.phase, e.standby, e.lost = phaseRun, f.end.standby, f.end.lost
 	} else {
 		e.standby = seenAs == RoleReplica
 	}
 	v := classify(e)
-	next := in.after(v, f.sent, f.standby && seenAs != RolePrimary)
+	next := in.after(v, f.sent, f.end.standby && seenAs != RolePrimary)
 	if next == stepStop {
 		return false
 	}
@@ -278,23 +302,27 @@ func (p *MultiPool) refused(in *intent, t *trail, f failure) {
 
 // mark returns the error as the caller gets it: a write that may have run says so.
 func (p *MultiPool) mark(ctx context.Context, in *intent, f failure) error {
-	if p.solo || in.reads || in.op.harmless() {
+	switch {
+	case p.solo, !in.mayWrite(f.end.standby && Role(f.at.role.Load()) != RolePrimary):
+		return f.err
+	case in.reads && !callsOthers(in.sql):
 		return f.err
 	}
-	return markUnknown(ctx, f.standby, f.err, !in.atomic())
+	return markUnknown(ctx, f.end, f.err, !in.atomic())
 }
 
 // markLate is markUnknown where the caller's context is not at hand any more.
-func markLate(standby bool, err error) error {
+func markLate(end ending, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return &unknownOutcome{err}
 	}
-	return markUnknown(context.Background(), standby, err, true)
+	return markUnknown(context.Background(), end, err, true)
 }
 
-func markUnknown(ctx context.Context, standby bool, err error, batch bool) error {
-	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: standby, batch: batch})
-	if v.executed == executedUnknown && (v.blamesPeer() || v.class == classCaller) {
+func markUnknown(ctx context.Context, end ending, err error, batch bool) error {
+	e := evidence{err: err, ctx: ctx, phase: phaseRun, standby: end.standby, lost: end.lost, batch: batch}
+	v := classify(e)
+	if v.executed == executedUnknown && (v.blamesPeer() || v.class == classCaller || e.silent()) {
 		return &unknownOutcome{err}
 	}
 	return err

@@ -380,8 +380,7 @@ func TestALostReadIsSentAgainOnlyFromAStandby(t *testing.T) {
 		assert.Equal(t, "primary:5432", x.read(ctx), "two replicas lose it, the primary answers")
 		x.primary.Handle(cut)
 		err := x.pool.QueryRow(WithPrimary(ctx), "select 1").Scan(new(int))
-		require.Error(t, err)
-		assert.NotErrorIs(t, err, ErrOutcomeUnknown)
+		require.ErrorIs(t, err, ErrOutcomeUnknown, "it may have called what writes")
 		assert.Equal(t, 2, x.primary.Applied("select 1"))
 		err = x.pool.QueryRow(WithRoute(ctx, Route{Retry: RetryNever}), "select 1").Scan(new(int))
 		require.Error(t, err)
@@ -711,6 +710,41 @@ func TestAWriteLostBehindItsFirstRowIsMarked(t *testing.T) {
 		require.ErrorIs(t, err, ErrOutcomeUnknown)
 		require.ErrorIs(t, results.Close(), ErrOutcomeUnknown)
 		assert.Equal(t, 3, x.primary.Applied(insert))
+
+		batch = &pgx.Batch{}
+		batch.Queue(insert)
+		results = x.pool.SendBatch(ctx, batch)
+		rows, err = results.Query()
+		require.NoError(t, err)
+		_, err = pgx.CollectRows(rows, pgx.RowTo[int])
+		require.ErrorIs(t, err, ErrOutcomeUnknown, "a program may stop here")
+		require.ErrorIs(t, results.Close(), ErrOutcomeUnknown)
+		require.ErrorIs(t, rows.Err(), ErrOutcomeUnknown, "behind Close too")
+		assert.Equal(t, 4, x.primary.Applied(insert))
+	})
+}
+
+// A route says where a statement goes. Whether it writes its text says.
+func TestAWriteByQueryIsOneUnderAnExplicitRoute(t *testing.T) {
+	const insert = "insert into t values (7) returning v"
+	configure := func(c *Config) { c.Models = map[string]Route{"payments": {Target: TargetPrimary, Retry: RetryReads}} }
+	bubble(t, 1, configure, func(ctx context.Context, x *fakes) {
+		settled()
+		x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+			if s.Preparing || s.SQL != insert {
+				return nil
+			}
+			return &pgfake.Response{Cut: pgfake.CutBeforeAnswer}
+		}))
+		for i, route := range []context.Context{
+			WithPrimary(ctx), WithModel(ctx, "payments"), WithPeer(ctx, "primary:5432"), WithPeer(ctx, "replica1:5432", "primary:5432"),
+			WithRoute(ctx, Route{Target: TargetPrimary, Retry: RetryReads}),
+		} {
+			require.ErrorIs(t, x.pool.QueryRow(route, insert).Scan(new(int)), ErrOutcomeUnknown, "route %d", i)
+			assert.Equal(t, i+1, x.primary.Applied(insert), "route %d: sent once", i)
+		}
+		var refused *pgconn.PgError
+		require.ErrorAs(t, x.pool.QueryRow(WithPeer(ctx, "replica1:5432"), insert).Scan(new(int)), &refused, "the route wins")
 	})
 }
 

@@ -73,7 +73,31 @@ type evidence struct {
 	ctx     context.Context // the caller's
 	phase   phase
 	standby bool // the session's last report of in_hot_standby is "on"
+	lost    bool // the connection is closed by now
 	batch   bool // more may have been sent than one statement that is done as a whole or not at all
+}
+
+// ending is what a connection tells behind a statement.
+type ending struct {
+	standby, lost bool // as in evidence
+}
+
+// silent reports that the connection is gone and the server has not said what became of the statement. An error that
+// ends the session is no such word, but that of a server which had not begun: 53300 and 08xxx come of poolers, 57P05 and
+// 25P03 of a session that was idle.
+func (e evidence) silent() bool {
+	var pgErr *pgconn.PgError
+	if !e.lost || neverSent(e.err) {
+		return false
+	}
+	if !errors.As(e.err, &pgErr) {
+		return true
+	}
+	switch pgErr.Code {
+	case "53300", "57P05", "25P03":
+		return false
+	}
+	return isFatal(pgErr) && !strings.HasPrefix(pgErr.Code, "08")
 }
 
 // classify judges an error by its type and SQLSTATE (PostgreSQL documentation, appendix A), first match first. It is
@@ -188,8 +212,8 @@ func classOfAcquire(e evidence) class {
 	var dial *pgconn.ConnectError
 	var cert *tls.CertificateVerificationError
 	switch {
-	case errors.Is(e.err, errPeerDown):
-		return classPeer // our own word, at a dial or a wait that the peer's fall has ended
+	case errors.Is(e.err, errPeerDown), errors.Is(e.err, errDemoted):
+		return classPeer // our own word, at a dial or a wait that the peer's fall has ended; elsewhere is where to go
 	case errors.As(e.err, &cert):
 		return classConfig
 	case errors.As(e.err, &dial):
@@ -246,7 +270,7 @@ func executedBy(e evidence, c class) executed {
 	}
 	switch c {
 	case classRefused, classConflict, classBehind, classOverload, classApplication:
-		if e.batch && c != classRefused {
+		if c != classRefused && (e.batch || e.silent()) {
 			return executedUnknown
 		}
 		return executedNo

@@ -433,6 +433,63 @@ func TestClassifyLostConnections(t *testing.T) {
 	}
 }
 
+// noMessage is one of a type that the protocol does not have.
+type noMessage struct{}
+
+func (noMessage) Backend()                          {}
+func (noMessage) Decode([]byte) error               { return nil }
+func (noMessage) Encode(dst []byte) ([]byte, error) { return append(dst, '?', 0, 0, 0, 4), nil }
+
+// A connection that pgx gives up with what had been sent: the error blames nobody, and nobody knows what was executed.
+func TestAStatementWhoseConnectionIsGivenUpHasAnUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	live := context.Background()
+	answer := func(messages ...pgproto3.BackendMessage) func(*pgproto3.Backend) {
+		return func(b *pgproto3.Backend) { // then it hangs up
+			for {
+				m, err := b.Receive()
+				if err != nil {
+					return
+				}
+				switch m.(type) {
+				case *pgproto3.Query, *pgproto3.Sync:
+					for _, m := range messages {
+						b.Send(m)
+					}
+					_ = b.Flush()
+					return
+				}
+			}
+		}
+	}
+	for _, tc := range []struct {
+		name   string
+		answer []pgproto3.BackendMessage
+		marked bool
+	}{
+		{"no message of the protocol", []pgproto3.BackendMessage{noMessage{}}, true},
+		{"the same behind the tag", []pgproto3.BackendMessage{&pgproto3.CommandComplete{CommandTag: []byte("INSERT 0 1")}, noMessage{}}, true},
+		{"a panic for want of space, which may come of the commit", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "PANIC", Code: "53100"}}, true},
+		{"an error for want of space", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "ERROR", Code: "53100"}, &pgproto3.ReadyForQuery{TxStatus: 'I'}}, false},
+		{"a pooler without a server", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "query_wait_timeout"}}, false},
+		{"a session that was idle for too long", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "FATAL", Code: "57P05"}}, false},
+		{"a violation", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "ERROR", Code: "23505"}, &pgproto3.ReadyForQuery{TxStatus: 'I'}}, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			for _, run := range []func(context.Context, *pgconn.PgConn) error{simple, extended} {
+				pg, _ := session(t, answer(tc.answer...))
+				err := run(live, pg)
+				require.Error(t, err)
+				marked := markUnknown(live, ending{lost: pg.IsClosed()}, err, false)
+				require.Equal(t, tc.marked, errors.Is(marked, ErrOutcomeUnknown), "%v", err)
+				e := evidence{err: err, ctx: live, phase: phaseRun, lost: pg.IsClosed()}
+				require.Equal(t, tc.marked, classify(e).executed == executedUnknown)
+			}
+		})
+	}
+}
+
 func TestClassifyErrorsThatBlameNobody(t *testing.T) {
 	t.Parallel()
 	for _, err := range []error{

@@ -17,8 +17,9 @@ var (
 	ErrNoReplica = errors.New("multipool: no replica")
 
 	// ErrOutcomeUnknown matches the error of a write that may or may not have been executed: it had been handed to a
-	// connection that was lost, or whose caller's context ended, before the server's answer came. The error unwraps
-	// to the original one. It is what JDBC calls SQLSTATE 08007, transaction resolution unknown.
+	// connection that was lost, or whose caller's context ended, before the server's answer came. So may a read by its
+	// text that was sent to a server that accepts writes, unless RetryReads says that reads do not write. The error
+	// unwraps to the original one. It is what JDBC calls SQLSTATE 08007, transaction resolution unknown.
 	ErrOutcomeUnknown = errors.New("multipool: the outcome of the statement is unknown")
 
 	// ErrSplitBrain matches the error of a write while two peers claim to be the primary and nothing tells which of

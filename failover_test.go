@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -221,5 +222,48 @@ func TestWritersFollowAPromotion(t *testing.T) {
 			assert.Less(t, outage, 50*time.Millisecond)
 		}
 		p.Close()
+	}
+}
+
+// A primary that comes back as a replica before anybody has looked says so on the first new connection: what wants the
+// primary is not served there.
+func TestAPrimaryThatComesBackAsAReplicaServesNothingThatWantsThePrimary(t *testing.T) {
+	for name, call := range map[string]func(context.Context, *MultiPool) (inRecovery bool, err error){
+		"read": func(ctx context.Context, p *MultiPool) (standby bool, err error) {
+			err = p.QueryRow(WithPrimary(ctx), "select pg_is_in_recovery()").Scan(&standby)
+			return standby, err
+		},
+		"transaction": func(ctx context.Context, p *MultiPool) (standby bool, err error) {
+			err = pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
+				return tx.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&standby)
+			})
+			return standby, err
+		},
+		"connection": func(ctx context.Context, p *MultiPool) (standby bool, err error) {
+			err = p.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
+				return c.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&standby)
+			})
+			return standby, err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := pgtest.Start(t, pgtest.Options{Standbys: 1})
+			// Nobody looks by himself, and no connection of a monitor sees the end of its server.
+			p := openPool(t, Config{CheckInterval: time.Hour, NoMonitorConns: true}, c.ConnString())
+			waitUp(t, p)
+			old, next := c.Primary(), c.Standbys()[0]
+			require.NoError(t, p.Ping(testContext(t)))
+			require.NoError(t, old.Stop(pgtest.Fast))
+			require.NoError(t, next.Promote())
+			require.NoError(t, old.Follow(next))
+			if p.Status().Primary != old.Addr() {
+				t.Log("somebody has looked") // after an attempt to connect that failed, perhaps
+			}
+			standby, err := call(testContext(t), p)
+			require.NoError(t, err)
+			assert.False(t, standby, "it reads the past")
+			assert.Equal(t, next.Addr(), p.Status().Primary)
+		})
 	}
 }

@@ -87,7 +87,11 @@ func (r *rows) Next() bool {
 func (r *rows) end() {
 	if r.conn != nil && r.writes && r.Rows.Err() != nil {
 		w := wireOf(r.conn.Conn())
-		r.failed = &failedStart{markLate(w.standby, r.Rows.Err()), slices.Clone(r.Rows.FieldDescriptions())}
+		if w.text != "" && !callsOthers(w.text) {
+			r.release()
+			return
+		}
+		r.failed = &failedStart{markLate(w.ending(), r.Rows.Err()), slices.Clone(r.Rows.FieldDescriptions())}
 	}
 	r.release()
 }

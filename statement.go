@@ -207,6 +207,60 @@ func atomicText(sql string) bool {
 	return false
 }
 
+// callsOthers reports whether a text that is a read may call something that writes: a name with an open parenthesis behind
+// it that is neither a word of the language nor a function of PostgreSQL's that is known to read only. Strings and comments
+// are not skipped: doubt says yes. It is asked of reads that a server which accepts writes has lost, not before.
+func callsOthers(sql string) bool {
+	for i := 0; i < len(sql); i++ {
+		if sql[i] != '(' {
+			continue
+		}
+		before := strings.TrimRight(sql[:i], " \t\n\r\v\f")
+		begin := len(before)
+		for begin > 0 && (lexClass[before[begin-1]] == lexLetter || lexClass[before[begin-1]] == lexDigit) {
+			begin--
+		}
+		word, rest := before[begin:], before[:begin]
+		if schema, qualified := strings.CutSuffix(rest, "."); qualified && !strings.HasSuffix(strings.ToLower(schema), "pg_catalog") {
+			return true
+		}
+		if word == "" && strings.HasSuffix(before, `"`) || word != "" && !readWords[strings.ToLower(word)] {
+			return true
+		}
+	}
+	return false
+}
+
+// readWords are the words that may stand before a parenthesis in a text that only reads.
+var readWords = wordSet(`
+	all and any array as between by case cast char character check coalesce cross cube current date decimal distinct else end
+	except exists extract false filter float from full group grouping having ilike in inner intersect interval is isnull join
+	lateral left like limit materialized natural not notnull null nullif numeric offset on only or order outer over overlay
+	partition position precision range right rollup row rows select sets similar some substring table then time timestamp
+	timestamptz trim true union using values varchar varying when where window with within
+
+	abs age array_agg array_length array_position array_to_json array_to_string avg bit_length bool_and bool_or btrim cardinality
+	ceil ceiling char_length character_length clock_timestamp concat concat_ws corr count cume_dist current_database
+	current_schema current_setting date_bin date_part date_trunc decode dense_rank div encode every exp first_value floor format
+	gen_random_uuid generate_series generate_subscripts greatest initcap inet_server_addr inet_server_port json_agg
+	json_array_elements json_array_elements_text json_array_length json_build_array json_build_object json_each json_each_text
+	json_object json_object_agg jsonb_agg jsonb_array_elements jsonb_array_elements_text jsonb_array_length jsonb_build_array
+	jsonb_build_object jsonb_each jsonb_each_text jsonb_object_agg lag last_value lead least length ln localtimestamp log lower
+	lpad ltrim make_date make_interval make_timestamp max md5 min mod mode nth_value ntile now num_nonnulls octet_length
+	percent_rank percentile_cont percentile_disc pg_backend_pid pg_is_in_recovery pg_last_wal_replay_lsn pg_postmaster_start_time
+	pg_sleep pg_typeof plainto_tsquery power random rank regexp_match regexp_matches regexp_replace repeat replace reverse round
+	row_number row_to_json rpad rtrim sign split_part sqrt starts_with statement_timestamp stddev string_agg string_to_array
+	strpos substr sum to_char to_date to_json to_jsonb to_number to_timestamp to_tsquery to_tsvector transaction_timestamp
+	translate trunc ts_rank unnest upper variance version websearch_to_tsquery width_bucket`)
+
+func wordSet(words string) map[string]bool {
+	set := make(map[string]bool)
+	for _, w := range strings.Fields(words) {
+		set[w] = true
+	}
+	return set
+}
+
 // A token is what the scanner remembers of the last thing it passed.
 type token uint8
 

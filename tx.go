@@ -36,7 +36,7 @@ func (tx *Tx) Commit(ctx context.Context) error {
 	err := tx.send(ctx)
 	if err != nil && !lost && !tx.wire.peer.solo && !errors.Is(err, pgx.ErrTxClosed) {
 		// A COMMIT that was terminated may have been done: the server says 57P01 while it waits for a standby.
-		err = markUnknown(ctx, tx.wire.standby, err, true)
+		err = markUnknown(ctx, tx.wire.ending(), err, true)
 	}
 	tx.release()
 	return err
@@ -109,7 +109,7 @@ func (b *batchResults) mark(err error) error {
 		return err
 	}
 	if b.lost == nil {
-		if marked := markUnknown(b.ctx, b.standby(), err, true); marked != err {
+		if marked := markUnknown(b.ctx, b.ending(), err, true); marked != err {
 			b.lost = marked
 		}
 	}
@@ -119,8 +119,13 @@ func (b *batchResults) mark(err error) error {
 	return err
 }
 
-// standby is the session's role; after Close the connection is somebody else's, and the batch has its verdict.
-func (b *batchResults) standby() bool { return b.conn != nil && b.wire.standby }
+// ending is what the connection tells; after Close it is somebody else's, and the batch has its verdict.
+func (b *batchResults) ending() ending {
+	if b.conn == nil {
+		return ending{}
+	}
+	return b.wire.ending()
+}
 
 // Exec reads the results of the next statement; see pgx.BatchResults. Its error is marked as Close's is.
 func (b *batchResults) Exec() (pgconn.CommandTag, error) {
@@ -128,11 +133,22 @@ func (b *batchResults) Exec() (pgconn.CommandTag, error) {
 	return tag, b.mark(err)
 }
 
-// Query reads the results of the next statement; see pgx.BatchResults. Its error is marked as Close's is.
+// Query reads the results of the next statement; see pgx.BatchResults. Its error, and that of the rows, is marked as
+// Close's is.
 func (b *batchResults) Query() (pgx.Rows, error) {
 	rows, err := b.BatchResults.Query()
-	return rows, b.mark(err)
+	if b.tx != nil || b.wire.peer.solo {
+		return rows, err
+	}
+	return batchRows{rows, b}, b.mark(err)
 }
+
+type batchRows struct {
+	pgx.Rows
+	batch *batchResults
+}
+
+func (r batchRows) Err() error { return r.batch.mark(r.Rows.Err()) }
 
 // QueryRow reads the results of the next statement; see pgx.BatchResults. Its error is marked as Close's is.
 func (b *batchResults) QueryRow() pgx.Row { return batchRow{b.BatchResults.QueryRow(), b} }

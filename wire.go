@@ -25,10 +25,11 @@ type wire struct {
 	use atomic.Int32  // what the connection is used for
 	out atomic.Bool   // counted in the peer's load: a call has it
 
-	left    uint8 // of slab
-	standby bool  // the session's last report of in_hot_standby was "on"
-	writes  bool  // what it runs for a call may write
-	guest   bool  // holds a place among the reads that fell back to the primary
+	left    uint8  // of slab
+	standby bool   // the session's last report of in_hot_standby was "on"
+	writes  bool   // what it runs for a call may write
+	text    string // of that, if it is a read by its text
+	guest   bool   // holds a place among the reads that fell back to the primary
 
 	// The rest.
 	committing atomic.Bool // a transaction's COMMIT is on its way: it is not to be cancelled
@@ -72,6 +73,9 @@ func (w *wire) newRows() *rows {
 	w.left--
 	return &w.slab[w.left]
 }
+
+// ending is what the connection tells behind a statement.
+func (w *wire) ending() ending { return ending{standby: w.standby, lost: w.pg.IsClosed()} }
 
 // readRole takes what the session last reported of its server's role. The server sends it when a session begins and
 // with the end of the first statement after it changed (PostgreSQL documentation, 55.2.7: in_hot_standby is reported
