@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/puddle/v2"
 )
@@ -134,6 +135,12 @@ type failure struct {
 	standby bool // ... whose session's last word was in_hot_standby=on
 }
 
+// withheld reports that a pooler took the call and no server did: it was as little sent as one that found no connection.
+func (f *failure) withheld() bool {
+	var answer *pgconn.PgError
+	return errors.As(f.err, &answer) && withheld(answer)
+}
+
 // intend works out what a call wants.
 func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *intent) error {
 	if p.closed.Load() {
@@ -231,7 +238,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	if next == stepStop {
 		return false
 	}
-	if f.sent {
+	if f.sent && !f.withheld() {
 		if t.resent++; t.resent > maxResent || !p.budget.take() {
 			return false
 		}
