@@ -226,7 +226,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	if p.solo {
 		return false
 	}
-	e := evidence{err: f.err, ctx: ctx, phase: phaseAcquire, batch: !in.atomic()}
+	e := evidence{err: f.err, ctx: ctx, phase: phaseAcquire, batch: !in.atomic(), asks: f.at.asksRole()}
 	seenAs := Role(f.at.role.Load())
 	if f.sent {
 		e.phase, e.standby = phaseRun, f.standby
@@ -234,7 +234,8 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 		e.standby = seenAs == RoleReplica
 	}
 	v := classify(e)
-	next := in.after(v, f.sent, f.standby && seenAs != RolePrimary)
+	standby := f.standby && seenAs != RolePrimary || v.class == classRefused && e.asks
+	next := in.after(v, f.sent, standby)
 	if next == stepStop {
 		return false
 	}
@@ -267,7 +268,7 @@ func (p *MultiPool) refused(in *intent, t *trail, f failure) {
 		p.observe(observation{peer: f.at, hostile: f.err})
 	case in.reads && in.sql != "":
 		p.needs.learn(in.sql)
-	case !in.reads:
+	case !in.reads && !f.at.asksRole(): // else its monitor has been nudged, and asks
 		p.observe(observation{peer: f.at, role: RoleReplica})
 	}
 }

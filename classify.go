@@ -75,6 +75,7 @@ type evidence struct {
 	phase   phase
 	standby bool // the session's last report of in_hot_standby is "on"
 	batch   bool // more may have been sent than one statement that is done as a whole or not at all
+	asks    bool // the peer's role is asked: whether the session is on a standby is not known for certain
 }
 
 // classify judges an error by its type and SQLSTATE (PostgreSQL documentation, appendix A), first match first. It is
@@ -121,7 +122,7 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 		return classApplication
 	case code == "40001" && pgErr.Routine == "ProcessInterrupts", e.standby && (code == "40001" || code == "40P01"):
 		return classConflict
-	case e.standby && refusedByStandby(pgErr):
+	case e.standby && refusedByStandby(pgErr), e.asks && code == "25006":
 		return classRefused
 	case e.standby && !fatal && (code == "42P01" || code == "42703" || code == "42883"): // undefined table, column, function
 		return classBehind
@@ -147,7 +148,6 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 	return classApplication
 }
 
-// isFatal asks the severity that is not translated; only servers before 9.6 lack it.
 // withheld reports PgBouncer's refusal to hand a statement on because it cannot get into its server: no server has seen
 // the statement. The text goes on, and may quote the server.
 func withheld(e *pgconn.PgError) bool {
@@ -174,6 +174,7 @@ func classOfPooler(e *pgconn.PgError, dial bool) class {
 	return classPeer
 }
 
+// isFatal asks the severity that is not translated; only servers before 9.6 lack it.
 func isFatal(e *pgconn.PgError) bool {
 	s := e.SeverityUnlocalized
 	if s == "" {
@@ -270,7 +271,7 @@ func executedBy(e evidence, c class) executed {
 	}
 	switch c {
 	case classRefused, classConflict, classBehind, classOverload, classApplication:
-		if e.batch && c != classRefused {
+		if e.batch && (c != classRefused || !e.standby) {
 			return executedUnknown
 		}
 		return executedNo

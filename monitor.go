@@ -520,6 +520,8 @@ func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
 	r := pg.ExecParams(ctx, looks[tried], nil, nil, nil, nil).Read()
 	if r.Err == nil {
 		s, err := readSight(r.Rows)
+		said := reportedRole(pg)
+		m.peer.hearsay.Store(err == nil && said != RoleUnknown && said != s.role)
 		s.asked, s.came = asked, m.peer.owner.clock()
 		return s, err
 	}

@@ -81,7 +81,7 @@ func (w *wire) end(ctx context.Context, err error, batch bool) {
 		}
 		return
 	}
-	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, batch: batch})
+	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, batch: batch, asks: w.peer.asksRole()})
 	w.reportOnce(v, err)
 	if v.class == classCaller && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		w.peer.doubt()
@@ -281,6 +281,9 @@ func (w *wire) tellRole(generation uint64) {
 func (w *wire) connected(pg *pgconn.PgConn) {
 	pg.CustomData()[wireKey] = w
 	w.pg = pg
+	if w.peer.asked {
+		w.presume()
+	}
 	w.tellRole(w.generation)
 }
 
