@@ -76,6 +76,9 @@ func (w *wire) end(ctx context.Context, err error, batch bool) {
 	w.tellRole(w.started)
 	if err == nil {
 		w.generation = w.started
+		if w.peer.proxy {
+			w.peer.answers.Add(1)
+		}
 		if w.peer.suspected.Load() {
 			w.peer.breaker.success()
 		}

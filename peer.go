@@ -50,6 +50,8 @@ type peer struct {
 	role       atomic.Int32 // the topology's Role, for a comparison at each statement's end
 	hearsay    atomic.Bool  // the last look's session reported another role than its answer: it repeats, as poolers do
 
+	answers atomic.Int64 // statements that have ended well, through a pooler
+
 	load   load
 	picks  counters
 	faults faultLog
@@ -479,9 +481,12 @@ func (p *peer) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), max(probeTimeout, min(4*p.monitor.took, p.monitor.connectTimeout())))
 	defer cancel()
 	c, err := p.monitor.connect(ctx)
+	if err == nil {
+		_, err = p.monitor.ask(ctx, c.PgConn()) // a pooler welcomes us whether or not there is a server
+	}
 	hangUp(c)
 	var answer *pgconn.PgError
-	if err == nil || errors.As(err, &answer) {
+	if err == nil || errors.As(err, &answer) && verdictOf(err).class != classPeer {
 		p.sockets.cut(useNone, true) // what a caller left behind; the rest goes on
 	} else {
 		p.sockets.cut(useHeld, true)
