@@ -15,7 +15,7 @@ patroni: postgres ## watch writers follow a Patroni cluster through a switchover
 	@sh scripts/patroni.sh
 	@go run ./examples/patroni $(ARGS)
 
-test: postgres ## all tests, with the race detector, on real servers
+test: postgres pgbouncer ## all tests, with the race detector, on real servers
 	@sh scripts/test.sh $(ARGS)
 
 lint: ## formatting, go vet, staticcheck, go.mod
@@ -33,4 +33,7 @@ fuzz: ## every fuzz target for FUZZTIME (30s) each
 postgres:
 	@sh scripts/postgres.sh
 
-.PHONY: help demo patroni test lint bench bench-check fuzz postgres
+pgbouncer:
+	@sh scripts/pgbouncer.sh
+
+.PHONY: help demo patroni test lint bench bench-check fuzz postgres pgbouncer

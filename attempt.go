@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/puddle/v2"
 )
@@ -153,6 +154,12 @@ type failure struct {
 	end  ending // ... and what it tells
 }
 
+// withheld reports that a pooler took the call and no server did: it was as little sent as one that found no connection.
+func (f *failure) withheld() bool {
+	var answer *pgconn.PgError
+	return errors.As(f.err, &answer) && withheld(answer)
+}
+
 // intend works out what a call wants.
 func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *intent) error {
 	if p.closed.Load() {
@@ -254,7 +261,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	if p.solo {
 		return false
 	}
-	e := evidence{err: f.err, ctx: ctx, phase: phaseAcquire, batch: !in.atomic()}
+	e := evidence{err: f.err, ctx: ctx, phase: phaseAcquire, batch: !in.atomic(), asks: f.at.asksRole()}
 	seenAs := Role(f.at.role.Load())
 	if f.sent {
 		e.phase, e.standby, e.lost = phaseRun, f.end.standby, f.end.lost
@@ -262,11 +269,12 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 		e.standby = seenAs == RoleReplica
 	}
 	v := classify(e)
-	next := in.after(v, f.sent, f.end.standby && seenAs != RolePrimary)
+	standby := f.end.standby && seenAs != RolePrimary || v.class == classRefused && e.asks
+	next := in.after(v, f.sent, standby)
 	if next == stepStop {
 		return false
 	}
-	if f.sent {
+	if f.sent && !f.withheld() {
 		if t.resent++; t.resent > maxResent || !p.budget.take() {
 			return false
 		}
@@ -295,7 +303,7 @@ func (p *MultiPool) refused(in *intent, t *trail, f failure) {
 		p.observe(observation{peer: f.at, hostile: f.err})
 	case in.reads && in.sql != "":
 		p.needs.learn(in.sql)
-	case !in.reads:
+	case !in.reads && !f.at.asksRole(): // else its monitor has been nudged, and asks
 		p.observe(observation{peer: f.at, role: RoleReplica})
 	}
 }

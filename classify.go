@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -75,6 +76,7 @@ type evidence struct {
 	standby bool // the session's last report of in_hot_standby is "on"
 	lost    bool // the connection is closed by now
 	batch   bool // more may have been sent than one statement that is done as a whole or not at all
+	asks    bool // the peer's role is asked: whether the session is on a standby is not known for certain
 }
 
 // ending is what a connection tells behind a statement.
@@ -144,7 +146,7 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 		return classApplication
 	case code == "40001" && pgErr.Routine == "ProcessInterrupts", e.standby && (code == "40001" || code == "40P01"):
 		return classConflict
-	case e.standby && refusedByStandby(pgErr):
+	case e.standby && refusedByStandby(pgErr), e.asks && code == "25006":
 		return classRefused
 	case e.standby && !fatal && (code == "42P01" || code == "42703" || code == "42883"): // undefined table, column, function
 		return classBehind
@@ -158,11 +160,8 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 		return classApplication
 	case strings.HasPrefix(code, "53"):
 		return classOverload
-	case fatal && strings.HasPrefix(code, "08"): // poolers
-		if strings.Contains(pgErr.Message, "query_wait_timeout") || strings.Contains(pgErr.Message, "max_client_conn") {
-			return classOverload
-		}
-		return classPeer
+	case fatal && strings.HasPrefix(code, "08"):
+		return classOfPooler(pgErr, errors.As(e.err, &dial))
 	case strings.HasPrefix(code, "58"), code == "XX001", code == "XX002": // system_error, data_corrupted, index_corrupted
 		return classPeer
 	case code == "57P04", errors.As(e.err, &dial): // database_dropped; any refusal at log-in
@@ -171,6 +170,32 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 		return classPeer
 	}
 	return classApplication
+}
+
+// withheld reports PgBouncer's refusal to hand a statement on because it cannot get into its server: no server has seen
+// the statement. The text goes on, and may quote the server.
+func withheld(e *pgconn.PgError) bool {
+	return isFatal(e) && e.Code == "08P01" && strings.HasPrefix(e.Message, "server login has been failing")
+}
+
+// classOfPooler judges what a pooler says in its own name. PgBouncer has one SQLSTATE for all of it, 08P01, so that only
+// the text tells: whether it has no more room, or refuses us at log-in as a server would by 28P01 or 3D000. The rest is of
+// servers that are gone and of operators who take a pooler out for a while, and "bouncer config error", which it says also
+// to who was logging in when the server died that it asks for passwords.
+func classOfPooler(e *pgconn.PgError, dial bool) class {
+	holds := func(texts ...string) bool {
+		return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(e.Message, text) })
+	}
+	switch {
+	case withheld(e):
+		return classPeer
+	case holds("query_wait_timeout", "max_client_conn", "max_db_client_connections", "max_user_client_connections"):
+		return classOverload
+	case dial && holds("authentication failed", "no such user", "no such database", "login rejected", "SSL required",
+		"unsupported startup parameter", "not allowed"):
+		return classConfig
+	}
+	return classPeer
 }
 
 // isFatal asks the severity that is not translated; only servers before 9.6 lack it.
@@ -270,7 +295,7 @@ func executedBy(e evidence, c class) executed {
 	}
 	switch c {
 	case classRefused, classConflict, classBehind, classOverload, classApplication:
-		if c != classRefused && (e.batch || e.silent()) {
+		if e.batch && (c != classRefused || !e.standby) || c != classRefused && e.silent() {
 			return executedUnknown
 		}
 		return executedNo
@@ -282,8 +307,9 @@ func executedBy(e evidence, c class) executed {
 	case classPeer:
 		var pgErr *pgconn.PgError
 		if errors.As(e.err, &pgErr) {
-			// The server refuses to go on with a statement; a batch may hold a COMMIT that it had done before.
-			if pgErr.Code == "57P01" && !e.batch {
+			// The server refuses to go on with a statement, or a pooler to begin one; a batch may hold a COMMIT that had
+			// been done before.
+			if !e.batch && (pgErr.Code == "57P01" || withheld(pgErr)) {
 				return executedNo
 			}
 			return executedUnknown

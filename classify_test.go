@@ -177,6 +177,17 @@ func TestClassifyDials(t *testing.T) {
 		{"an unknown run-time parameter", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "42704"})), classConfig},
 		{"too many clients", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "53300"})), classOverload},
 		{"too many clients of a pooler", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "no more connections allowed (max_client_conn)"})), classOverload},
+		{"too many clients of one database or user of a pooler", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "client connections exceeded (max_user_client_connections)"})), classOverload},
+		{"a pooler that knows no such password", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "password authentication failed"})), classConfig},
+		{"... user", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "no such user: app"})), classConfig},
+		{"... database", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "no such database: app"})), classConfig},
+		{"... setting", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "unsupported startup parameter: statement_timeout"})), classConfig},
+		{"a pooler that insists on TLS", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "SSL required"})), classConfig},
+		{"a pooler that its server does not let in", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "server login has been failing, cached error: FATAL: password authentication failed for user \"app\" (server_login_retry)"})), classPeer},
+		{"a pooler that lets nobody in for a while", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "database \"app\" is disabled"})), classPeer},
+		{"a pooler whose server died while it asked there for the password", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "bouncer config error"})), classPeer},
+		{"a pooler that shuts down", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "pooler is shutting down"})), classPeer},
+		{"a pooler whose server was never there", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "client_login_timeout (server down)"})), classPeer},
 		{"a pooler without its server", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "server login has been failing, try again later (server_login_retry)"})), classPeer},
 		{"starting up", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "57P03"})), classStarting},
 		{"shutting down under our feet", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "57P01"})), classPeer},
@@ -317,6 +328,15 @@ func TestClassifyServerErrors(t *testing.T) {
 		{"the statement's own limit of temporary files", serverError("ERROR", "53400", "", ""), both, verdict{classApplication, executedNo}},
 		{"a pooler's queue", serverError("FATAL", "08P01", "", "query_wait_timeout"), both, verdict{classOverload, executedNo}},
 		{"a pooler whose server crashed", serverError("FATAL", "08P01", "", "server conn crashed?"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler that hands nothing on", serverError("FATAL", "08P01", "", "server login has been failing, try again later (server_login_retry)"), both, verdict{classPeer, executedNo}},
+		{"... of version 1.25", serverError("FATAL", "08P01", "", "server login has been failing, cached error: connect failed (server_login_retry)"), both, verdict{classPeer, executedNo}},
+		{"... of a batch", serverError("FATAL", "08P01", "", "server login has been failing, try again later (server_login_retry)"), []given{{ctx: live, batch: true}}, verdict{classPeer, executedUnknown}},
+		{"a pooler whose operator ends all connections", serverError("FATAL", "08P01", "", "database removed"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler whose database is disabled", serverError("FATAL", "08P01", "", "database \"app\" is disabled"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler that cannot set what it is told to track", serverError("FATAL", "08P01", "", "invalid server parameter"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler's own trouble", serverError("FATAL", "08P01", "", "bouncer config error"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler that ends an idle client", serverError("FATAL", "08P01", "", "client_idle_timeout"), both, verdict{classPeer, executedUnknown}},
+		{"a server that ends under a pooler", serverError("FATAL", "57P01", "ProcessInterrupts", "terminating connection due to administrator command"), both, verdict{classPeer, executedNo}},
 		{"a protocol violation of the program's", serverError("ERROR", "08P01", "", "bind message supplies 1 parameters"), both, verdict{classApplication, executedNo}},
 		{"a file that is missing", serverError("ERROR", "58P01", "", ""), both, verdict{classPeer, executedUnknown}},
 		{"a page that is corrupted", serverError("ERROR", "XX001", "", ""), both, verdict{classPeer, executedUnknown}},
@@ -336,6 +356,28 @@ func TestClassifyServerErrors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Where the role is asked, a session's word about it is nobody's: a refusal as by a standby is taken for one.
+func TestClassifyARefusalBehindAPooler(t *testing.T) {
+	t.Parallel()
+	refusal := serverError("ERROR", "25006", "PreventCommandIfReadOnly", "")
+	for _, tc := range []struct {
+		e    evidence
+		want verdict
+	}{
+		{evidence{}, verdict{classApplication, executedNo}},
+		{evidence{asks: true}, verdict{classRefused, executedNo}},
+		{evidence{asks: true, standby: true}, verdict{classRefused, executedNo}},
+		{evidence{asks: true, batch: true}, verdict{classRefused, executedUnknown}},
+		{evidence{asks: true, standby: true, batch: true}, verdict{classRefused, executedNo}},
+	} {
+		e := tc.e
+		e.err, e.ctx, e.phase = refusal, context.Background(), phaseRun
+		require.Equal(t, tc.want, classify(e), "%+v", tc.e)
+	}
+	twin := serverError("ERROR", "55000", "", "recovery is not in progress")
+	require.Equal(t, classApplication, classify(evidence{err: twin, ctx: context.Background(), phase: phaseRun, asks: true}).class)
 }
 
 // lastMoment is a context that ends in a moment and has not ended yet.

@@ -304,6 +304,7 @@ func TestFaultBlackholeAndFrozenRelay(t *testing.T) {
 	s, relay := relayed(t, Config{})
 	s.seat(readers)
 	for name, fault := range map[string]func(){"frozen": relay.Freeze, "blackhole": relay.Blackhole} {
+		waitFor(t, "it to be in use", 10*time.Second, func() bool { return !s.pool.Status().Peers[1].Slow })
 		fault()
 		waitFor(t, name, 3*time.Second, s.relayedIs(healthDown))
 		s.settle(time.Second)

@@ -36,6 +36,7 @@ type monitor struct {
 	before   replay        // what the last look saw of a replica's replay
 	warmed   int64         // which loss of a primary a connection was made for
 	failures int           // looks in a row that have failed
+	answers  int64         // the peer's, when the look began that is under way
 	hold     time.Duration
 	fellAt   time.Time
 	roseAt   time.Time
@@ -224,6 +225,7 @@ func (m *monitor) regular(ctx context.Context) error {
 	}
 	if m.conn == nil && !m.shared {
 		// The first look, or the last connection has ended: to connect takes its time, and nobody waits for it.
+		m.answers = m.peer.answers.Load()
 		seen, err := m.fresh(looking, m.connectTimeout())
 		if err != nil && looking.Err() != nil && ctx.Err() == nil {
 			return m.probe(ctx)
@@ -254,6 +256,7 @@ func (m *monitor) regular(ctx context.Context) error {
 func (m *monitor) probe(ctx context.Context) error {
 	for void := 0; ; void++ {
 		begun := time.Now()
+		m.answers = m.peer.answers.Load()
 		seen, err := m.askTwice(ctx)
 		if err != nil && time.Since(begun) > probeTimeout+lateTick && void < maxVoid && ctx.Err() == nil {
 			continue
@@ -382,6 +385,9 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 		return nil
 	}
 	p.faults.note(err)
+	if m.queues(err) {
+		return err
+	}
 	v := verdictOf(err)
 	var answer *pgconn.PgError
 	var hook *hookError
@@ -419,6 +425,12 @@ func (m *monitor) tell(seen sight) observation {
 	p.behind.set(d)
 	o.fitness = d.judge(seen, p.owner.config.MaxLag, p.fitness())
 	return o
+}
+
+// queues reports whether a look that had no answer waits in a pooler's queue behind the program's own statements: they
+// end. Then there is no verdict: a suspect stays one, gets no reads where another replica can serve, and is asked again.
+func (m *monitor) queues(err error) bool {
+	return pgconn.Timeout(err) && m.peer.answers.Load() != m.answers
 }
 
 func (m *monitor) fall(to health, cause error) {
@@ -533,6 +545,8 @@ func (m *monitor) askOnce(ctx context.Context, pg *pgconn.PgConn, again bool) (s
 	r := pg.ExecParams(ctx, looks[tried], nil, nil, nil, nil).Read()
 	if r.Err == nil {
 		s, err := readSight(r.Rows)
+		said := reportedRole(pg)
+		m.peer.hearsay.Store(err == nil && said != RoleUnknown && said != s.role)
 		s.asked, s.came = asked, m.peer.owner.clock()
 		return s, err
 	}

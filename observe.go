@@ -76,12 +76,15 @@ func (w *wire) end(ctx context.Context, err error, batch bool) {
 	w.tellRole(w.started)
 	if err == nil {
 		w.generation = w.started
+		if w.peer.proxy {
+			w.peer.answers.Add(1)
+		}
 		if w.peer.suspected.Load() {
 			w.peer.breaker.success()
 		}
 		return
 	}
-	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, batch: batch})
+	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, batch: batch, asks: w.peer.asksRole()})
 	w.reportOnce(v, err)
 	if v.class == classCaller && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		w.peer.doubt()
@@ -281,6 +284,9 @@ func (w *wire) tellRole(generation uint64) {
 func (w *wire) connected(pg *pgconn.PgConn) {
 	pg.CustomData()[wireKey] = w
 	w.pg = pg
+	if w.peer.asked {
+		w.presume()
+	}
 	w.tellRole(w.generation)
 }
 

@@ -95,6 +95,7 @@ type Peer struct {
 
 	// Proxy says that more than one server may answer at this address, as behind a pooler or a load balancer. The role
 	// of such a peer is asked (pg_is_in_recovery), never taken from what the pooler reports of some earlier session.
+	// docs/failures.md says what else to set.
 	Proxy bool
 
 	// MaxConns, where it is positive, replaces Config.Pool's MaxConns for this peer.

@@ -49,6 +49,9 @@ type peer struct {
 	suspected  atomic.Bool  // a fault was reported and the probe's verdict is out
 	doubted    atomic.Bool  // a probe was asked for, for less than a fault
 	role       atomic.Int32 // the topology's Role, for a comparison at each statement's end
+	hearsay    atomic.Bool  // the last look's session reported another role than its answer: it repeats, as poolers do
+
+	answers atomic.Int64 // statements that have ended well, through a pooler
 
 	load   load
 	picks  counters
@@ -234,6 +237,9 @@ func (p *peer) prepareConn(user *pgxpool.Config) func(context.Context, *pgx.Conn
 		}
 		if w := wireOf(c); w != nil {
 			w.use.Store(useHeld)
+			if p.asked {
+				w.presume()
+			}
 		}
 		return true, nil
 	}
@@ -313,6 +319,9 @@ func (p *peer) exhausted() bool {
 	return s.IdleConns() == 0 && s.AcquiredConns()+s.ConstructingConns() >= s.MaxConns()
 }
 
+// asksRole reports whether the peer's role is what its monitor is told, and sessions' reports count for nothing.
+func (p *peer) asksRole() bool { return p.proxy && p.vouch == RoleUnknown }
+
 // report takes in how a statement or a dial ended. Only what blames the peer, and is of the present generation, counts:
 // the first such fault makes the peer suspect and its monitor probe it at once; the breaker counts them all.
 func (p *peer) report(generation uint64, v verdict, err error) {
@@ -320,6 +329,8 @@ func (p *peer) report(generation uint64, v verdict, err error) {
 		return // the pool is being made; its monitors begin with a look
 	}
 	switch {
+	case v.class == classRefused && p.asksRole() && Role(p.role.Load()) != RoleReplica:
+		p.monitor.nudge() // the address may lead to a standby by now
 	case v.class == classConfig:
 		p.faults.note(err)
 		p.monitor.nudge()
@@ -477,9 +488,12 @@ func (p *peer) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), max(probeTimeout, min(4*p.monitor.took, p.monitor.connectTimeout())))
 	defer cancel()
 	c, err := p.monitor.connect(ctx)
+	if err == nil {
+		_, err = p.monitor.ask(ctx, c.PgConn()) // a pooler welcomes us whether or not there is a server
+	}
 	hangUp(c)
 	var answer *pgconn.PgError
-	if err == nil || errors.As(err, &answer) {
+	if err == nil || errors.As(err, &answer) && verdictOf(err).class != classPeer {
 		p.sockets.cut(useNone, true) // what a caller left behind; the rest goes on
 	} else {
 		p.sockets.cut(useHeld, true)

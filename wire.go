@@ -26,7 +26,7 @@ type wire struct {
 	out atomic.Bool   // counted in the peer's load: a call has it
 
 	left    uint8  // of slab
-	standby bool   // the session's last report of in_hot_standby was "on"
+	standby bool   // a standby's, by the session's last report of in_hot_standby or, where the role is asked, see presume
 	writes  bool   // what it runs for a call may write
 	text    string // of that, if it is a read by its text
 	guest   bool   // holds a place among the reads that fell back to the primary
@@ -80,14 +80,30 @@ func (w *wire) ending() ending { return ending{standby: w.standby, lost: w.pg.Is
 // readRole takes what the session last reported of its server's role. The server sends it when a session begins and
 // with the end of the first statement after it changed (PostgreSQL documentation, 55.2.7: in_hot_standby is reported
 // from version 14 on), never to an idle session.
-func (w *wire) readRole() (role Role) {
-	switch w.pg.ParameterStatus("in_hot_standby") {
-	case "on":
-		w.standby, role = true, RoleReplica
-	case "off":
-		w.standby, role = false, RolePrimary
+func (w *wire) readRole() Role {
+	role := reportedRole(w.pg)
+	if role != RoleUnknown {
+		w.standby = role == RoleReplica
 	}
 	return role
+}
+
+func reportedRole(pg *pgconn.PgConn) Role {
+	switch pg.ParameterStatus("in_hot_standby") {
+	case "on":
+		return RoleReplica
+	case "off":
+		return RolePrimary
+	}
+	return RoleUnknown
+}
+
+// presume is readRole where the role is asked: the last look's answer holds for whoever takes the connection. A session
+// that reports the primary's role is not on a standby, whatever the address leads to by now, unless the pooler has been
+// seen to repeat what was true of other sessions.
+func (w *wire) presume() {
+	p := w.peer
+	w.standby = Role(p.role.Load()) == RoleReplica && (p.hearsay.Load() || reportedRole(w.pg) != RolePrimary)
 }
 
 // socket is the raw network connection of a wire, under TLS. It is the peer's hold on a connection that somebody else

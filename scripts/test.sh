@@ -19,6 +19,11 @@ at_once=$(((cores + 1) / 2))
 # Elsewhere a machine without PostgreSQL skips the tests that need it. Here that would be a green light for nothing.
 export MULTIPOOL_REQUIRE_POSTGRES=1
 
+# The same for poolers, where scripts/pgbouncer.sh installs one.
+if command -v apt-get >/dev/null; then
+	export MULTIPOOL_REQUIRE_PGBOUNCER="${MULTIPOOL_REQUIRE_PGBOUNCER-1}"
+fi
+
 status=0
 for module in $(find . -name go.mod -not -path './.*/*' -exec dirname {} \; | sort); do
 	[ "$module" = . ] || echo "module $module:"

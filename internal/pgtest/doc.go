@@ -21,6 +21,9 @@
 // it: PostgreSQL refuses to run as root, so that the servers run as the user
 // postgres, or nobody.
 //
+// A [Pooler], a PgBouncer in front of a server, needs the program pgbouncer in
+// $PATH or where packages put it.
+//
 // # What makes it fast
 //
 // initdb runs once per version of PostgreSQL; its result is kept as a template

@@ -34,6 +34,14 @@ func runChild(mode string) {
 		os.Exit(1)
 	}
 	report.Folder = c.folder.path
+	if _, err := findPgBouncer(); err == nil {
+		p, err := c.Primary().NewPooler(context.Background(), nil)
+		if err != nil {
+			report.Err = err.Error()
+		} else {
+			report.Pids = append(report.Pids, p.run.pid)
+		}
+	}
 	for _, s := range c.servers {
 		list, err := s.processes()
 		if err != nil {

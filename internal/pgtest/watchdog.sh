@@ -13,14 +13,14 @@ case $token in multipool-pg-*) ;; *) exit 1 ;; esac
 
 while read -r _; do :; done
 
-# The cluster's processes carry the name of its folder: postmasters and tools
-# in their arguments, all others in their title, as part of cluster_name. In a
-# sandbox it may be all of cluster_name, and others may have started them, which
+# The cluster's processes carry the name of its folder: postmasters, poolers and
+# tools in their arguments, all others in their title, as part of cluster_name. In
+# a sandbox it may be all of cluster_name, and others may have started them, which
 # therefore go in the same round.
 ours() {
 	case $1 in
 	*postgres*"$token/"* | *initdb*"$token/"* | *pg_rewind*"$token/"* | *pg_basebackup*"$token/"*) return 0 ;;
-	"postgres: $token: "* | *patroni*"$token/"* | *etcd*"$token/"*) return 0 ;;
+	"postgres: $token: "* | *patroni*"$token/"* | *etcd*"$token/"* | *pgbouncer*"$token/"*) return 0 ;;
 	esac
 	return 1
 }
