@@ -269,6 +269,9 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 		e.standby = seenAs == RoleReplica
 	}
 	v := classify(e)
+	if v.class == classClosed && !f.sent && !p.closed.Load() {
+		v.class = classPeer // the peer was removed after it had been chosen
+	}
 	standby := f.end.standby && seenAs != RolePrimary || v.class == classRefused && e.asks
 	next := in.after(v, f.sent, standby)
 	if next == stepStop {
@@ -429,7 +432,7 @@ func (b *budget) take() bool {
 	if now := time.Now(); now.Sub(b.since) > budgetWindow {
 		b.since, b.base, b.spent = now, reads, 0
 	}
-	if b.spent >= b.reserve+(reads-b.base)/budgetShare {
+	if b.spent >= b.reserve+max(reads-b.base, 0)/budgetShare { // a peer that is removed takes its reads along
 		return false
 	}
 	b.spent++

@@ -20,7 +20,7 @@ type breaker struct {
 
 	// condemned makes the next failure trip: gobreaker cannot be forced open.
 	condemned atomic.Bool
-	trips     atomic.Int64
+	trips     *atomic.Int64
 	opened    atomic.Int64 // when it opened last, in nanoseconds since start
 	start     time.Time
 }
@@ -38,8 +38,8 @@ const (
 
 // newBreaker returns a closed breaker. rate is the peer's own count of outcomes: gobreaker is told of successes only while
 // the peer is suspect, so it cannot know the share of faults.
-func newBreaker(peer string, rate *faultRate) *breaker {
-	b := &breaker{start: time.Now()}
+func newBreaker(peer string, rate *faultRate, trips *atomic.Int64) *breaker {
+	b := &breaker{start: time.Now(), trips: trips}
 	b.circuit = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
 		Name:         peer,
 		MaxRequests:  1,

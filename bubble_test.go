@@ -679,7 +679,7 @@ func TestAnOutageOfTheProgramsSecretStoreIsNoDeath(t *testing.T) {
 		_, err := x.pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)
 		out.Store(true)
-		_ = x.pool.peers[0].monitor.conn.PgConn().Conn().Close() // the monitor's session ends
+		_ = x.pool.peers()[0].monitor.conn.PgConn().Conn().Close() // the monitor's session ends
 		time.Sleep(10 * time.Second)
 		_, err = x.pool.Exec(ctx, "insert into t values (2)")
 		require.NoError(t, err, "the connections that there are go on")
@@ -767,7 +767,7 @@ func TestAReadOnlyTransactionIsLeftAloneWhenItsReplicaHangs(t *testing.T) {
 func TestASlowPeerCanBeNamed(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
 		settled()
-		x.pool.observe(observation{peer: x.pool.peers[1], slow: yes})
+		x.pool.observe(observation{peer: x.pool.peers()[1], slow: yes})
 		for range 20 {
 			assert.Equal(t, "replica2:5432", x.read(ctx))
 		}
@@ -1088,7 +1088,7 @@ func TestAPromotedReplicaThatCouldNotTellEverything(t *testing.T) {
 		})
 		x.pool.Reset()
 		time.Sleep(6 * time.Second)
-		t.Logf("modest: %v modesty=%d", once.Load(), x.pool.peers[1].monitor.modesty.Load())
+		t.Logf("modest: %v modesty=%d", once.Load(), x.pool.peers()[1].monitor.modesty.Load())
 		x.primary.Die()
 		x.replicas[0].Promote()
 		time.Sleep(time.Minute)

@@ -20,18 +20,19 @@ func deep(n int) context.Context {
 // idlePool is a pool of n idle peers without servers: the first is the primary.
 func idlePool(n int) *MultiPool {
 	p := &MultiPool{}
+	var peers []*peer
 	believed := make([]Role, n)
 	for i := range n {
 		q := &peer{name: fmt.Sprintf("p%d", i), owner: p}
 		q.load.limit = 100
 		q.load.share.Store(fullShare)
-		p.peers = append(p.peers, q)
+		peers = append(peers, q)
 		believed[i] = RoleReplica
 	}
 	believed[0] = RolePrimary
-	p.route = &resolution{pool: p}
-	p.topology.Store(newTopology(ModeReplicated, p.peers, believed))
-	for _, q := range p.peers {
+	p.route.Store(&resolution{pool: p})
+	p.topology.Store(newTopology(ModeReplicated, peers, believed))
+	for _, q := range p.peers() {
 		p.observe(observation{peer: q, health: healthUp})
 	}
 	return p

@@ -48,7 +48,7 @@ func (p *MultiPool) Resume(peer string) error {
 }
 
 func (p *MultiPool) drainable(name string) (*peer, error) {
-	for _, q := range p.peers {
+	for _, q := range p.peers() {
 		if q.name == name && !p.solo {
 			return q, nil
 		}

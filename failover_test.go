@@ -187,7 +187,7 @@ func TestTheSameUnderTLS(t *testing.T) {
 		_, err := p.Exec(testContext(t), "select 1")
 		require.NoError(t, err)
 		p.Close()
-		for _, q := range p.peers {
+		for _, q := range p.peers() {
 			assert.Zero(t, q.sockets.len(), q.name)
 		}
 	}

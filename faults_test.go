@@ -611,7 +611,7 @@ func TestAFlappingReplicaLosesItsShare(t *testing.T) {
 	t.Logf("its share, flap by flap: %.3f", shares)
 	assert.Less(t, shares[len(shares)-1], 0.05)
 	assert.LessOrEqual(t, runtime.NumGoroutine(), goroutines, "nothing grows")
-	for _, q := range s.pool.peers {
+	for _, q := range s.pool.peers() {
 		assert.LessOrEqual(t, q.sockets.len(), 20, q.name)
 	}
 }
@@ -742,7 +742,7 @@ func TestCloseWithAFrozenAndABlackholedPeer(t *testing.T) {
 	t.Logf("closed in %v", time.Since(closing))
 	assert.Less(t, time.Since(closing), 2*time.Second)
 	s.readers.leave()
-	for _, q := range s.pool.peers {
+	for _, q := range s.pool.peers() {
 		assert.Zero(t, q.sockets.len(), q.name)
 	}
 }

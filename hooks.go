@@ -216,7 +216,11 @@ func (h *herald) queue(event func()) {
 // peerEvent is what an observation has changed of one member, which need not be the one observed: whether a replica is
 // one of this primary's depends on who is.
 func peerEvent(old, next *topology, i int, o observation) (PeerEvent, bool) {
-	was, is := &old.members[i], &next.members[i]
+	is := &next.members[i]
+	was := old.member(is.peer)
+	if was == nil {
+		was = &member{}
+	}
 	if was.health == is.health && was.role == is.role && was.slow == is.slow && was.unfit() == is.unfit() && was.drained == is.drained {
 		return PeerEvent{}, false
 	}

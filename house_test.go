@@ -102,6 +102,8 @@ var imports = map[string][]string{
 	"topology.go":   {},
 	"lag.go":        {},
 	"drain.go":      {},
+	"live.go":       {puddlePath},
+	"discover.go":   {pgxPath, poolPath},
 	"election.go":   {},
 	"modes.go":      {},
 	"lsn.go":        {},

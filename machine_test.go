@@ -733,7 +733,7 @@ func (m *machine) judge(c *machineCall) {
 // state is what the peers carry, for a failure's text.
 func (m *machine) state() string {
 	var b strings.Builder
-	for _, q := range m.x.pool.peers {
+	for _, q := range m.x.pool.peers() {
 		stat := q.pool.Stat()
 		fmt.Fprintf(&b, "            %s: %v, in flight %d, connections %d (%d acquired, %d idle, %d being made), dials %d, guests %d;",
 			q.name, health(q.health.Load()), q.load.out.Load(), stat.TotalConns(), stat.AcquiredConns(), stat.IdleConns(),
@@ -756,7 +756,7 @@ func (m *machine) routed(ctx context.Context, d Decision) {
 	if len(c.way) < 20 {
 		c.way = append(c.way, fmt.Sprintf("%.4f %s %s", time.Since(m.began).Seconds(), d.Peer, d.Reason))
 	}
-	for _, q := range m.x.pool.peers {
+	for _, q := range m.x.pool.peers() {
 		if q.name == d.Peer && isOpen(q) {
 			m.fail("%v: routed to a peer whose breaker has been open for %v", c, q.breaker.openFor())
 		}
@@ -837,7 +837,7 @@ func (m *machine) restored() {
 		}
 		m.writes = append(m.writes, c)
 	}
-	for i, q := range m.x.pool.peers {
+	for i, q := range m.x.pool.peers() {
 		trips := q.breaker.trips.Load()
 		m.sum.Trips += trips
 		if safe := i == 0 && m.safePrimary || i == machineReplicas && m.safeReplica; safe && trips > 0 {
@@ -854,7 +854,7 @@ func (m *machine) leftovers() (wrong []string) {
 	if status.Waiting != 0 {
 		add("%d calls wait", status.Waiting)
 	}
-	for i, q := range pool.peers {
+	for i, q := range pool.peers() {
 		ps := status.Peers[i]
 		if ps.Health != healthUp.String() || ps.Breaker != "closed" || ps.Slow || !ps.Serves {
 			add("%s: %s, breaker %s, slow %v, serves %v", q.name, ps.Health, ps.Breaker, ps.Slow, ps.Serves)

@@ -30,6 +30,13 @@ type Config struct {
 	// Peers are the servers. Empty: the hosts of Pool.ConnConfig and its Fallbacks.
 	Peers []Peer
 
+	// Discover, where set, is asked for the peers that there are: at first, and then every CheckInterval, spread by a fifth
+	// at random. What it returns is the whole list; peers are told apart by their names. A new one is used gently at first, one
+	// that is missing is drained and closed; but not the primary while it serves. Until the first answer calls wait; where that
+	// fails, Peers or the hosts of Pool.ConnConfig are used. An error, or an empty list, changes nothing; Status tells it. At
+	// most 64 peers are taken. See [DiscoverDNS], [DiscoverSRV], [DiscoverReplication]. Key multipool_discover.
+	Discover func(context.Context) ([]Peer, error)
+
 	// Mode is how the peers stand to each other. Key multipool_mode.
 	Mode Mode
 
@@ -90,6 +97,9 @@ type Peer struct {
 	Host string
 	Port uint16
 
+	// ServerName, where set, is the name in the server's certificate, where that is not Host: for peers by address.
+	ServerName string
+
 	// Role, where it is not RoleUnknown, is believed and never asked: for servers that cannot tell it.
 	Role Role
 
@@ -134,6 +144,16 @@ var settings = []setting{
 	}},
 	{"multipool_return_after", func(c *Config, v string) error {
 		return setDuration(&c.ReturnAfter, v)
+	}},
+	{"multipool_discover", func(c *Config, v string) error {
+		make, ok := discoveries[v]
+		if !ok {
+			return fmt.Errorf("must be one of %s", strings.Join(sortedKeys(discoveries), ", "))
+		}
+		if c.Discover == nil {
+			c.Discover = make(c.Pool)
+		}
+		return nil
 	}},
 	{"multipool_target", func(c *Config, v string) error {
 		return setName(&c.Route.Target, targetNames[:], v)
@@ -226,6 +246,8 @@ func setDuration(field *time.Duration, v string) error {
 //
 //   - multipool_mode: replicated, equivalent, ordered (default replicated)
 //   - multipool_return_after: duration string (default 10s; 0: at once)
+//   - multipool_discover: none, dns (all addresses of the hosts), srv (the host is the name of SRV records), replication (the
+//     primary's standbys) (default none)
 //   - multipool_target: auto, primary, prefer-replica, replica, any (default auto)
 //   - multipool_retry: inherit, safe, reads, never (default inherit, which is safe)
 //   - multipool_max_lag: duration, size such as 16MB, or both with a comma between (default 0, none)
@@ -335,13 +357,19 @@ func (c Config) complete() (Config, []peerConfig, error) {
 	if err != nil {
 		return c, nil, err
 	}
-	if len(peers) > 1 {
+	if len(peers) > 1 || c.Discover != nil {
 		c.takeSessionAttrs(given.ConnString(), peers)
+		spreadLifetimes(c.Pool) // the template of peers to come
 		for _, p := range peers {
-			p.pool.MaxConnLifetimeJitter = max(cmp.Or(p.pool.MaxConnLifetimeJitter, p.pool.MaxConnLifetime/lifetimeJitterShare), 0)
+			spreadLifetimes(p.pool)
 		}
 	}
 	return c.withDefaults(), peers, nil
+}
+
+// spreadLifetimes gives a peer's pool its default jitter.
+func spreadLifetimes(pool *pgxpool.Config) {
+	pool.MaxConnLifetimeJitter = max(cmp.Or(pool.MaxConnLifetimeJitter, pool.MaxConnLifetime/lifetimeJitterShare), 0)
 }
 
 // peerConfig is one peer as configured: its own copy of the template, with one server in it.
@@ -375,47 +403,58 @@ func (c *Config) derivePeers() ([]peerConfig, error) {
 func (c *Config) listedPeers() ([]peerConfig, error) {
 	peers := make([]peerConfig, 0, len(c.Peers))
 	for i, p := range c.Peers {
-		called := cmp.Or(p.Name, fmt.Sprintf("#%d", i+1))
-		if p.ConnString == "" && p.Host == "" {
-			return nil, fmt.Errorf("multipool: peer %s has neither Host nor ConnString", called)
-		}
-		if int(p.Role) >= len(roleNames) {
-			return nil, fmt.Errorf("multipool: peer %s: Role is %d: unknown", called, p.Role)
-		}
-		pool := c.Pool.Copy()
-		if p.ConnString != "" {
-			own, err := pgxpool.ParseConfig(p.ConnString)
-			if err != nil {
-				return nil, fmt.Errorf("multipool: peer %s: %w", called, newConnStringError(p.ConnString, err))
-			}
-			adopt(pool, own)
-		}
-		if p.Host != "" {
-			setHost(pool, p.Host)
-		}
-		if p.Port != 0 {
-			setPort(pool, p.Port)
-		}
-		split, err := splitHosts(pool)
-		switch {
-		case err != nil:
+		own, err := c.peerFrom(p, cmp.Or(p.Name, fmt.Sprintf("#%d", i+1)))
+		if err != nil {
 			return nil, err
-		case p.Host == "" && len(split) != 1:
-			return nil, fmt.Errorf("multipool: peer %s: its connection string names %d hosts: must be one", called, len(split))
-		}
-		own := split[0]
-		if p.ConnString == "" {
-			ownPassword(c.Pool, own.pool)
-		}
-		p.Name = cmp.Or(p.Name, own.Name)
-		p.Host, p.Port = own.Host, own.Port
-		own.Peer = p
-		if p.MaxConns > 0 {
-			own.pool.MaxConns = p.MaxConns
 		}
 		peers = append(peers, own)
 	}
 	return peers, nil
+}
+
+// peerFrom makes one peer's template; called is its name in errors.
+func (c *Config) peerFrom(p Peer, called string) (peerConfig, error) {
+	if p.ConnString == "" && p.Host == "" {
+		return peerConfig{}, fmt.Errorf("multipool: peer %s has neither Host nor ConnString", called)
+	}
+	if int(p.Role) >= len(roleNames) {
+		return peerConfig{}, fmt.Errorf("multipool: peer %s: Role is %d: unknown", called, p.Role)
+	}
+	pool := c.Pool.Copy()
+	if p.ConnString != "" {
+		own, err := pgxpool.ParseConfig(p.ConnString)
+		if err != nil {
+			return peerConfig{}, fmt.Errorf("multipool: peer %s: %w", called, newConnStringError(p.ConnString, err))
+		}
+		adopt(pool, own)
+	}
+	if p.Host != "" {
+		setHost(pool, p.Host)
+	}
+	if p.Port != 0 {
+		setPort(pool, p.Port)
+	}
+	if p.ServerName != "" {
+		setServerName(pool, p.ServerName)
+	}
+	split, err := splitHosts(pool)
+	switch {
+	case err != nil:
+		return peerConfig{}, err
+	case p.Host == "" && len(split) != 1:
+		return peerConfig{}, fmt.Errorf("multipool: peer %s: its connection string names %d hosts: must be one", called, len(split))
+	}
+	own := split[0]
+	if p.ConnString == "" {
+		ownPassword(c.Pool, own.pool)
+	}
+	p.Name = cmp.Or(p.Name, own.Name)
+	p.Host, p.Port = own.Host, own.Port
+	own.Peer = p
+	if p.MaxConns > 0 {
+		own.pool.MaxConns = p.MaxConns
+	}
+	return own, nil
 }
 
 // adopt gives pool the server and the identity of own.
@@ -460,6 +499,23 @@ func renameTLS(c *tls.Config, old, host string) *tls.Config {
 	c = c.Clone()
 	c.ServerName = host
 	return c
+}
+
+// setServerName has certificates checked for another name than the host's.
+func setServerName(pool *pgxpool.Config, name string) {
+	named := func(c *tls.Config) *tls.Config {
+		if c == nil {
+			return nil
+		}
+		c = c.Clone()
+		c.ServerName = name
+		return c
+	}
+	cc := pool.ConnConfig
+	cc.TLSConfig = named(cc.TLSConfig)
+	for _, f := range cc.Fallbacks {
+		f.TLSConfig = named(f.TLSConfig)
+	}
 }
 
 // splitHosts makes one template for each host of config. pgx lists a host twice under sslmode=prefer and allow, once
@@ -528,6 +584,7 @@ func (c *Config) takeSessionAttrs(connString string, peers []peerConfig) {
 	default:
 		return // the program's own check
 	}
+	c.Pool.ConnConfig.ValidateConnect = nil
 	c.Route.Target = cmp.Or(c.Route.Target, target)
 	for _, p := range peers {
 		p.pool.ConnConfig.ValidateConnect = nil

@@ -28,15 +28,19 @@ type peer struct {
 	proxy bool // more than one server may answer there
 	vouch Role // the role that the configuration vouches for; RoleUnknown: discovered
 
-	config  *pgxpool.Config // the template as configured, with the program's hooks and none of ours
-	pool    *pgxpool.Pool
-	breaker *breaker
-	monitor *monitor
-	sockets sockets
-	address addressPin
-	era     atomic.Pointer[era]
-	dials   chan struct{} // places for handshakes
-	guests  chan struct{} // places for reads that fell back to the primary; nil: no limit
+	config     *pgxpool.Config // the template as configured, with the program's hooks and none of ours
+	pool       *pgxpool.Pool
+	breaker    *breaker
+	monitor    *monitor
+	leave      func()        // ends the monitor
+	retired    chan struct{} // closed when a peer that was removed is closed
+	attended   bool          // has a monitor; under the owner's changing
+	unattended chan struct{} // closed when it has ended
+	sockets    sockets
+	address    addressPin
+	era        atomic.Pointer[era]
+	dials      chan struct{} // places for handshakes
+	guests     chan struct{} // places for reads that fell back to the primary; nil: no limit
 
 	// verdicts orders what opens and closes the breaker with what is published of it; observe is called under it.
 	verdicts sync.Mutex
@@ -54,7 +58,7 @@ type peer struct {
 	answers atomic.Int64 // statements that have ended well, through a pooler
 
 	load   load
-	picks  counters
+	picks  *counters
 	faults faultLog
 	rate   faultRate
 
@@ -81,9 +85,10 @@ func namesOfPeers(peers []*peer) []string {
 	return names
 }
 
-// counters are what a peer was chosen for.
+// counters are what a peer was chosen for, and how often its breaker has opened. They are kept by the peer's name, so that
+// one that goes and comes back counts on.
 type counters struct {
-	reads, writes, retries atomic.Int64
+	reads, writes, retries, trips atomic.Int64
 }
 
 // faultLog keeps the last fault.
@@ -113,6 +118,7 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 		proxy:  c.Proxy,
 		vouch:  c.Role,
 		config: c.pool,
+		picks:  owner.tallyOf(c.Name), leave: func() {}, unattended: make(chan struct{}), retired: make(chan struct{}),
 	}
 	if !solo {
 		p.monitor = newMonitor(p, &owner.config)
@@ -123,7 +129,7 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 	p.load.limit = c.pool.MaxConns
 	p.load.share.Store(fullShare)
 	p.load.exhausted = p.exhausted
-	p.breaker = newBreaker(p.name, &p.rate)
+	p.breaker = newBreaker(p.name, &p.rate, &p.picks.trips)
 	p.address.offset = rand.Uint32()
 	var err error
 	p.pool, err = pgxpool.NewWithConfig(ctx, p.compose())

@@ -30,10 +30,9 @@ type (
 type MultiPool struct {
 	given  *pgxpool.Config // what came in
 	config Config          // complete
-	peers  []*peer
-	solo   bool        // one peer: a pgxpool with routes and statistics
-	shared atomic.Bool // a Router's: names of models that are not its own are none of its business
-	route  *resolution
+	solo   bool            // one peer: a pgxpool with routes and statistics
+	shared atomic.Bool     // a Router's: names of models that are not its own are none of its business
+	route  atomic.Pointer[resolution]
 	models map[string]Route
 	hooks  Hooks
 	herald *herald
@@ -53,6 +52,12 @@ type MultiPool struct {
 
 	closed    atomic.Bool
 	closeOnce sync.Once
+	lifetime  context.Context // has the values of the constructor's; ends with Close
+	changing  sync.Mutex      // orders changes of who the peers are with one another and with Close
+	version   atomic.Uint64   // counts them
+	tallies   sync.Map        // *counters by the name of a peer
+	tallied   int             // how many
+	discovery discovery
 	done      chan struct{}
 	stop      context.CancelFunc
 	monitors  sync.WaitGroup
@@ -88,7 +93,7 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 	}
 	p := &MultiPool{
 		given: config.Pool.Copy(), config: complete, models: complete.Models, hooks: *complete.Hooks,
-		solo: len(peers) == 1, done: make(chan struct{}), begun: time.Now(),
+		solo: len(peers) == 1 && complete.Discover == nil, done: make(chan struct{}), begun: time.Now(),
 	}
 	p.lagEvery.Store(math.MaxInt64)
 	p.lookFor(complete.MaxLag)
@@ -96,6 +101,7 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 	p.budget.reserve = max(minReserve, 2*int64(complete.Pool.MaxConns))
 	p.budget.reads = p.readsSoFar
 	p.herald = newHerald(complete.Hooks)
+	p.lifetime = ctx
 	if err := p.addPeers(ctx, peers); err != nil {
 		p.Close()
 		return nil, err
@@ -110,33 +116,52 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 
 // addPeers makes the peers and the first topology.
 func (p *MultiPool) addPeers(ctx context.Context, configs []peerConfig) error {
-	believed := make([]Role, len(configs))
-	for i, c := range configs {
-		q, err := newPeer(ctx, p, c, p.solo)
+	var peers []*peer
+	var believed []Role
+	var failed error
+	for _, c := range configs {
+		q, err := p.makePeer(ctx, c)
 		if err != nil {
-			return err
+			failed = err
+			break
 		}
-		if !p.solo && p.config.Mode == ModeReplicated {
-			q.reserve(p.config.WriteReserve)
-		}
-		believed[i] = c.Role
-		q.role.Store(int32(c.Role))
-		p.peers = append(p.peers, q)
+		peers, believed = append(peers, q), append(believed, c.Role)
 	}
-	if p.solo {
-		p.topology.Store(soloTopology(p.peers[0]))
+	if p.solo && failed == nil {
+		p.topology.Store(soloTopology(peers[0]))
 	} else {
-		p.topology.Store(newTopology(p.config.Mode, p.peers, believed))
+		p.topology.Store(newTopology(p.config.Mode, peers, believed)) // of those that were made, so that they are closed
 	}
-	return nil
+	return failed
+}
+
+func (p *MultiPool) makePeer(ctx context.Context, c peerConfig) (*peer, error) {
+	q, err := newPeer(ctx, p, c, p.solo)
+	if err != nil {
+		return nil, err
+	}
+	if !p.solo && p.config.Mode == ModeReplicated {
+		q.reserve(p.config.WriteReserve)
+	}
+	q.role.Store(int32(c.Role))
+	return q, nil
+}
+
+// peers is all peers as they are now.
+func (p *MultiPool) peers() []*peer {
+	if top := p.topology.Load(); top != nil {
+		return top.peers
+	}
+	return nil // the pool is being made
 }
 
 // resolveConfigured checks the routes of the configuration against the peers.
 func (p *MultiPool) resolveConfigured() error {
-	p.route = p.resolveRoute(p.config.Route)
-	if p.route.err != nil {
-		return p.route.err
+	r := p.resolveRoute(p.config.Route)
+	if r.err != nil {
+		return r.err
 	}
+	p.route.Store(r)
 	for _, name := range sortedKeys(p.models) {
 		if r := p.resolveRoute(p.models[name].over(p.config.Route)); r.err != nil {
 			return &modelError{name, r.err}
@@ -150,9 +175,10 @@ func (p *MultiPool) start(ctx context.Context) {
 	if p.solo {
 		return
 	}
-	p.settle = time.AfterFunc(settleTime, func() { p.observe(observation{settle: true}) })
-	for _, q := range p.peers {
-		p.monitors.Go(func() { q.monitor.run(ctx) })
+	if p.config.Discover == nil {
+		p.launch()
+	} else {
+		p.monitors.Go(func() { p.discovery.run(ctx, p) }) // it launches them
 	}
 	w := &watch{pool: p, stallAfter: p.config.StallAfter}
 	p.monitors.Go(func() { w.run(ctx) })
@@ -161,13 +187,34 @@ func (p *MultiPool) start(ctx context.Context) {
 	}
 }
 
+// launch sets the monitors of the first peers going.
+func (p *MultiPool) launch() {
+	p.settle = time.AfterFunc(settleTime, func() { p.observe(observation{settle: true}) })
+	for _, q := range p.peers() {
+		if !q.attended { // one that has been discovered may be
+			p.attend(q)
+		}
+	}
+}
+
+// attend sets a peer's monitor going.
+func (p *MultiPool) attend(q *peer) {
+	q.attended = true
+	var ctx context.Context
+	ctx, q.leave = context.WithCancel(p.lifetime)
+	p.monitors.Go(func() {
+		defer close(q.unattended)
+		q.monitor.run(ctx)
+	})
+}
+
 // observe takes a piece of news into the topology and publishes it. It is the only place where the topology changes.
 func (p *MultiPool) observe(o observation) {
 	old, next := p.publish(o)
 	if old == next {
 		return
 	}
-	if was, is := old.member(o.peer), next.member(o.peer); was != nil && was.role == RolePrimary && is.role == RoleReplica {
+	if was, is := old.member(o.peer), next.member(o.peer); was != nil && is != nil && was.role == RolePrimary && is.role == RoleReplica {
 		o.peer.demoted()
 	}
 	if next.replaced(old.primary) {
@@ -236,7 +283,7 @@ func (p *MultiPool) lookFor(l Lag) {
 }
 
 func (p *MultiPool) nudgeAll() {
-	for _, q := range p.peers {
+	for _, q := range p.peers() {
 		q.monitor.nudge()
 	}
 }
@@ -262,7 +309,9 @@ func (p *MultiPool) orphanedFor() time.Duration {
 // ended. It may be called more than once.
 func (p *MultiPool) Close() {
 	p.closeOnce.Do(func() {
+		p.changing.Lock()
 		p.closed.Store(true)
+		p.changing.Unlock()
 		close(p.done)
 		p.stop()
 		if p.settle != nil {
@@ -270,7 +319,7 @@ func (p *MultiPool) Close() {
 		}
 		p.monitors.Wait()
 		var pools sync.WaitGroup
-		for _, q := range p.peers {
+		for _, q := range p.peers() {
 			pools.Go(q.close)
 		}
 		pools.Wait()
@@ -423,7 +472,7 @@ func (p *MultiPool) AcquireFunc(ctx context.Context, f func(*pgxpool.Conn) error
 // AcquireAllIdle acquires all idle connections of all peers, one peer after another.
 func (p *MultiPool) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
 	conns := []*pgxpool.Conn{}
-	for _, q := range p.peers {
+	for _, q := range p.peers() {
 		conns = append(conns, q.pool.AcquireAllIdle(ctx)...)
 	}
 	return conns
@@ -431,7 +480,7 @@ func (p *MultiPool) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
 
 // Reset closes all connections of all peers, those in use when they are released, and has every monitor look at once.
 func (p *MultiPool) Reset() {
-	for _, q := range p.peers {
+	for _, q := range p.peers() {
 		q.generation.Add(1)
 		q.pool.Reset()
 		q.monitor.nudge()
@@ -447,13 +496,13 @@ func (p *MultiPool) Stat() *pgxpool.Stat {
 	if q := p.topology.Load().primary; q != nil {
 		return q.pool.Stat()
 	}
-	return p.peers[0].pool.Stat()
+	return p.peers()[0].pool.Stat()
 }
 
 // PeerPool returns the pool of one peer, whatever becomes of that peer; nil if there is none of that name. What goes
 // through it is not routed, but its outcomes are judged.
 func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
-	for _, q := range p.peers {
+	for _, q := range p.peers() {
 		if q.name == name {
 			return q.pool
 		}
@@ -480,7 +529,7 @@ func (p *MultiPool) Explain(ctx context.Context, sql string) Decision {
 }
 
 // names returns the peers' names.
-func (p *MultiPool) names() []string { return namesOfPeers(p.peers) }
+func (p *MultiPool) names() []string { return namesOfPeers(p.peers()) }
 
 // anybodyServes reports whether some peer takes calls.
 func (p *MultiPool) anybodyServes() bool {
@@ -490,7 +539,7 @@ func (p *MultiPool) anybodyServes() bool {
 
 // readsSoFar counts the reads sent to all peers.
 func (p *MultiPool) readsSoFar() (n int64) {
-	for _, q := range p.peers {
+	for _, q := range p.peers() {
 		n += q.picks.reads.Load()
 	}
 	return n

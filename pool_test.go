@@ -488,7 +488,7 @@ func TestCloseEndsEveryGoroutineAndRejectsCalls(t *testing.T) {
 		for _, err := range everyCall(testContext(t), p) {
 			require.ErrorIs(t, err, puddle.ErrClosedPool)
 		}
-		for _, q := range p.peers {
+		for _, q := range p.peers() {
 			assert.Zero(t, q.sockets.len())
 		}
 	}

@@ -274,7 +274,7 @@ func TestPoolersAWelcomeProvesNothing(t *testing.T) {
 	require.NoError(t, conn.Close(testContext(t)))
 	looks := map[time.Time]bool{}
 	waitFor(t, "failed looks", 10*time.Second, func() bool {
-		when, _ := s.pool.peers[1].faults.last()
+		when, _ := s.pool.peers()[1].faults.last()
 		looks[when] = true
 		return len(looks) > 3
 	})

@@ -154,11 +154,12 @@ func WithModel(ctx context.Context, name string) context.Context {
 
 // resolution is what a route means to one pool: names turned into peers.
 type resolution struct {
-	pool  *MultiPool
-	route Route   // merged; Target and Retry are what holds
-	peers []*peer // those of route.Peers
-	model bool    // a model says where
-	err   error   // an unknown model or peer: every call under this context fails with it
+	pool    *MultiPool
+	version uint64  // of the pool's list of peers
+	route   Route   // merged; Target and Retry are what holds
+	peers   []*peer // those of route.Peers
+	model   bool    // a model says where
+	err     error   // an unknown model or peer: every call under this context fails with it
 }
 
 // explicit reports whether the route overrides what the text says.
@@ -170,9 +171,9 @@ func (r *resolution) explicit() bool {
 func (p *MultiPool) routeOf(ctx context.Context) *resolution {
 	w := wishesOf(ctx)
 	if w == nil {
-		return p.route
+		return p.route.Load()
 	}
-	if r := w.resolved.Load(); r != nil && r.pool == p {
+	if r := w.resolved.Load(); r != nil && r.pool == p && r.version == p.version.Load() {
 		return r
 	}
 	r := p.resolve(w)
@@ -183,28 +184,34 @@ func (p *MultiPool) routeOf(ctx context.Context) *resolution {
 func (p *MultiPool) resolve(w *wishes) *resolution {
 	m, ok := p.models[w.model]
 	if !ok && w.model != "" && !p.shared.Load() {
-		return &resolution{pool: p, err: unknownName("model", w.model, sortedKeys(p.models))}
+		return &resolution{pool: p, version: p.version.Load(), err: unknownName("model", w.model, sortedKeys(p.models))}
 	}
-	r := p.resolveRoute(w.route.over(m).over(p.route.route))
+	r := p.resolveRoute(w.route.over(m).over(p.config.Route))
 	r.model = w.route.Target == TargetAuto && w.route.Peers == nil && (m.Target != TargetAuto || m.Peers != nil)
 	return r
 }
 
 // resolveRoute turns the names of a merged route into peers.
 func (p *MultiPool) resolveRoute(route Route) *resolution {
-	r := &resolution{pool: p, route: route}
+	r := &resolution{pool: p, version: p.version.Load(), route: route}
 	if int(route.Target) >= len(targetNames) || int(route.Retry) >= len(retryNames) {
 		r.err = unknownName("route", route.Target.String()+"/"+route.Retry.String(), nil)
 		return r
 	}
 	p.lookFor(route.MaxLag)
+	all := p.peers()
 	for _, name := range route.Peers {
-		i := slices.IndexFunc(p.peers, func(q *peer) bool { return q.name == name })
-		if i < 0 {
-			r.err = unknownName("peer", name, p.names())
+		i := slices.IndexFunc(all, func(q *peer) bool { return q.name == name })
+		switch {
+		case i >= 0:
+			r.peers = append(r.peers, all[i])
+		case p.config.Discover == nil && !p.knew(name):
+			r.err = unknownName("peer", name, namesOfPeers(all))
 			return r
 		}
-		r.peers = append(r.peers, p.peers[i])
+	}
+	if route.Peers != nil && r.peers == nil {
+		r.peers = []*peer{} // all of them have gone, or are still to be discovered
 	}
 	return r
 }

@@ -13,9 +13,15 @@ import (
 // routedPool makes a pool that is connected to nothing and knows its routes.
 func routedPool(t *testing.T, base Route, models map[string]Route, names ...string) *MultiPool {
 	t.Helper()
-	p := &MultiPool{peers: idlePeers(names...), models: models, config: Config{Route: base, Models: models}}
+	p := &MultiPool{models: models, config: Config{Route: base, Models: models}}
+	p.of(idlePeers(names...))
 	require.NoError(t, p.resolveConfigured())
 	return p
+}
+
+// of gives a pool peers that it has not made.
+func (p *MultiPool) of(peers []*peer) {
+	p.topology.Store(newTopology(ModeReplicated, peers, make([]Role, len(peers))))
 }
 
 func TestAZeroFieldOfARouteInherits(t *testing.T) {
@@ -150,10 +156,12 @@ func TestUnknownNamesAreErrorsThatNameTheKnown(t *testing.T) {
 
 func TestUnknownNamesOfTheConfigurationAreErrorsOfTheConstructor(t *testing.T) {
 	t.Parallel()
-	p := &MultiPool{peers: idlePeers("a"), config: Config{Route: Route{Peers: []string{"q"}}}}
+	p := &MultiPool{config: Config{Route: Route{Peers: []string{"q"}}}}
+	p.of(idlePeers("a"))
 	require.ErrorIs(t, p.resolveConfigured(), ErrUnknownName)
 
-	p = &MultiPool{peers: idlePeers("a"), models: map[string]Route{"good": {}, "bad": {Peers: []string{"q"}}}}
+	p = &MultiPool{models: map[string]Route{"good": {}, "bad": {Peers: []string{"q"}}}}
+	p.of(idlePeers("a"))
 	err := p.resolveConfigured()
 	require.ErrorIs(t, err, ErrUnknownName)
 	require.ErrorContains(t, err, `"q"`)
@@ -168,12 +176,12 @@ func TestAContextIsResolvedOnceForAPoolAndRightForEach(t *testing.T) {
 	first := one.routeOf(ctx)
 	require.Same(t, first, one.routeOf(ctx))
 	for range 3 {
-		require.Same(t, one.peers[1], one.routeOf(ctx).peers[0])
+		require.Same(t, one.peers()[1], one.routeOf(ctx).peers[0])
 		require.Equal(t, RetryReads, one.routeOf(ctx).route.Retry)
-		require.Same(t, two.peers[0], two.routeOf(ctx).peers[0])
+		require.Same(t, two.peers()[0], two.routeOf(ctx).peers[0])
 		require.Equal(t, RetryNever, two.routeOf(ctx).route.Retry)
 	}
-	require.Same(t, one.route, one.routeOf(context.Background()), "a bare context has what the pool has")
+	require.Same(t, one.route.Load(), one.routeOf(context.Background()), "a bare context has what the pool has")
 }
 
 func TestRoutingACallAllocatesNothing(t *testing.T) {
@@ -418,9 +426,9 @@ func TestAWriteThatMayHaveCommittedOnItsWayIsNotSentAgain(t *testing.T) {
 		t.Run(sql[:4], func(t *testing.T) {
 			t.Parallel()
 			p := routedPool(t, Route{}, nil, "a", "b")
-			p.topology.Store(tell(newTopology(ModeReplicated, p.peers, make([]Role, 2)), primaryUp("a", 1), replicaUp("b")))
+			p.topology.Store(tell(newTopology(ModeReplicated, p.peers(), make([]Role, 2)), primaryUp("a", 1), replicaUp("b")))
 			p.budget.reserve, p.budget.since, p.budget.reads = 10, time.Now(), func() int64 { return 0 }
-			a := p.peers[0]
+			a := p.peers()[0]
 			a.role.Store(int32(RolePrimary))
 			in, err := intentOn(p, context.Background(), opExec, sql)
 			require.NoError(t, err)

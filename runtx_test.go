@@ -327,7 +327,7 @@ func TestRunTxReturnsWhatEndedIt(t *testing.T) {
 		return tx.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&standby)
 	}))
 	require.True(t, standby)
-	for _, q := range p.peers {
+	for _, q := range p.peers() {
 		require.Zero(t, q.pool.Stat().AcquiredConns(), "%s: a connection was kept", q.name)
 	}
 }

@@ -14,6 +14,8 @@ type Status struct {
 	Split   bool         // nothing tells who is right: writes are held
 	Waiting int64        // calls that wait for a peer
 
+	Discovery DiscoveryStatus // zero without Config.Discover
+
 	Sums
 }
 
@@ -88,7 +90,7 @@ type PeerStatus struct {
 // Status returns a snapshot of the pool and its peers.
 func (p *MultiPool) Status() Status {
 	top := p.topology.Load()
-	s := Status{Waiting: p.waiting.Load(), Rivals: namesOfPeers(top.rivals), Split: top.split}
+	s := Status{Waiting: p.waiting.Load(), Rivals: namesOfPeers(top.rivals), Split: top.split, Discovery: p.discovery.status()}
 	for i := range top.members {
 		m := &top.members[i]
 		q := m.peer

@@ -1,5 +1,7 @@
 package multipool
 
+import "slices"
+
 // Role is what a peer is in the replication.
 type Role uint8
 
@@ -87,6 +89,7 @@ func (m *member) claims() bool { return m.role == RolePrimary && m.stands() }
 // It carries peers as identities and calls nothing on them.
 type topology struct {
 	mode    Mode
+	peers   []*peer  // all of them
 	members []member // in the order of the configuration
 	primary *peer    // who takes the writes; stays while it is down, so that it is the incumbent; nil: nobody yet. Under
 	// ModeOrdered who takes everything; under ModeEquivalent nil
@@ -126,6 +129,8 @@ type observation struct {
 	hostile  error
 	cause    error
 	settle   bool // the time for the first looks is over; peer is nil
+	joins    bool // the peer is new; its role is what the configuration vouches for
+	leaves   bool // the peer is no more
 }
 
 // ternary is a bool that may say nothing.
@@ -139,7 +144,7 @@ const (
 
 // newTopology returns the first snapshot: nothing is known but the roles that the configuration vouches for.
 func newTopology(mode Mode, peers []*peer, believed []Role) *topology {
-	t := &topology{mode: mode, members: make([]member, len(peers))}
+	t := &topology{mode: mode, peers: peers, members: make([]member, len(peers))}
 	for i, p := range peers {
 		t.members[i] = member{peer: p, role: believed[i]}
 	}
@@ -152,7 +157,7 @@ func newTopology(mode Mode, peers []*peer, believed []Role) *topology {
 func soloTopology(p *peer) *topology {
 	one := []*peer{p}
 	return &topology{
-		members: []member{{peer: p, health: healthUp}}, primary: p, settled: true,
+		peers: one, members: []member{{peer: p, health: healthUp}}, primary: p, settled: true,
 		reads: one, replicas: one, writes: one, anyone: one, superseded: make(chan struct{}),
 	}
 }
@@ -166,6 +171,19 @@ func (t *topology) apply(o observation) *topology {
 	}
 	next.members = append([]member(nil), t.members...)
 	news := next.settled != t.settled
+	switch i := slices.Index(t.peers, o.peer); {
+	case o.joins && i < 0:
+		next.peers = append(t.peers[:len(t.peers):len(t.peers)], o.peer)
+		next.members = append(next.members, member{peer: o.peer, role: o.role})
+		news = true
+	case o.leaves && i >= 0:
+		next.peers = slices.Delete(slices.Clone(t.peers), i, i+1)
+		next.members = slices.Delete(next.members, i, i+1)
+		if t.primary == o.peer {
+			next.primary = nil
+		}
+		news = true
+	}
 	for i := range next.members {
 		if m := &next.members[i]; m.peer == o.peer {
 			news = m.learn(o) || news

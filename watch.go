@@ -36,7 +36,7 @@ func (w *watch) run(ctx context.Context) {
 		now := time.Now()
 		void := now.Sub(last) > watchTick+lateTick
 		last = now
-		for _, p := range w.pool.peers {
+		for _, p := range w.pool.peers() {
 			w.count(p, void)
 			p.load.easeOut()
 		}
@@ -47,7 +47,7 @@ func (w *watch) run(ctx context.Context) {
 			w.compare()
 		}
 		if n%10 == 0 {
-			for _, p := range w.pool.peers {
+			for _, p := range w.pool.peers() {
 				p.rate.next()
 			}
 		}
@@ -112,8 +112,8 @@ func (w *watch) count(p *peer, void bool) {
 // compare finds the replicas whose reads take far longer than those of the quickest.
 func (w *watch) compare() {
 	best := time.Duration(0)
-	medians := make([]time.Duration, len(w.pool.peers))
-	for i, p := range w.pool.peers {
+	medians := make([]time.Duration, len(w.pool.peers()))
+	for i, p := range w.pool.peers() {
 		if w.pool.config.Mode == ModeReplicated && Role(p.role.Load()) != RoleReplica {
 			continue
 		}
@@ -122,7 +122,7 @@ func (w *watch) compare() {
 			best = d
 		}
 	}
-	for i, p := range w.pool.peers {
+	for i, p := range w.pool.peers() {
 		if medians[i] == 0 {
 			continue
 		}

@@ -398,7 +398,7 @@ func (b *writesStage) call(w *way, p *MultiPool, at string) error {
 func (b *writesStage) moments(w *way, p *MultiPool) []moment {
 	found := map[moment]bool{}
 	_ = b.call(w, p, "nothing") // a text that a standby refuses is learned
-	for _, peer := range p.peers {
+	for _, peer := range p.peers() {
 		peer.pool.Reset()
 		require.NoError(b.t, p.Ping(WithPeer(testContext(b.t), peer.name)))
 	}

@@ -1,0 +1,268 @@
+package multipool
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// discovery asks for the peers that there are, and has the pool follow.
+type discovery struct {
+	mu   sync.Mutex
+	last DiscoveryStatus
+}
+
+// DiscoveryStatus is what came of the last time that Config.Discover was asked.
+type DiscoveryStatus struct {
+	At    time.Time // zero: it has not answered yet
+	Peers int       // how many it named
+	Err   string    // why it was not followed; "" where it was
+}
+
+const (
+	maxDiscovered    = 64
+	discoverTimeout  = 5 * time.Second
+	discoverAgain    = time.Second // after a failure, at most
+	discoverPatience = 2 * time.Second
+)
+
+var errNothingDiscovered = errors.New("multipool: discover: no peer was found")
+
+// run asks until ctx ends. The first peers' monitors are set going when it has answered, or failed to within a while: until
+// then it may replace them.
+func (d *discovery) run(ctx context.Context, p *MultiPool) {
+	launch := sync.OnceFunc(func() {
+		p.changing.Lock()
+		defer p.changing.Unlock()
+		if !p.closed.Load() {
+			p.launch()
+		}
+	})
+	patience := time.AfterFunc(discoverPatience, launch)
+	defer patience.Stop()
+	for {
+		found, err := d.ask(ctx, p)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = p.comply(found)
+		}
+		d.note(len(found), err)
+		patience.Stop()
+		launch()
+		pause := p.config.CheckInterval
+		if err != nil {
+			pause = min(pause, discoverAgain)
+		}
+		select {
+		case <-time.After(jittered(pause)):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// ask asks once. What is found comes back as templates.
+func (d *discovery) ask(ctx context.Context, p *MultiPool) ([]peerConfig, error) {
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, discovering{}, p), discoverTimeout)
+	defer cancel()
+	found, err := p.config.Discover(ctx)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(found) == 0:
+		return nil, errNothingDiscovered
+	case len(found) > maxDiscovered:
+		return nil, fmt.Errorf("multipool: discover: %d peers were found: at most %d are taken", len(found), maxDiscovered)
+	}
+	configs := make([]peerConfig, 0, len(found))
+	known := map[string]bool{}
+	for _, peer := range found {
+		c, err := p.config.peerFrom(peer, cmp.Or(peer.Name, peer.Host))
+		if err != nil {
+			return nil, err
+		}
+		if !known[c.Name] {
+			known[c.Name] = true
+			configs = append(configs, c)
+		}
+	}
+	return configs, nil
+}
+
+func (d *discovery) note(peers int, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.last = DiscoveryStatus{At: time.Now(), Peers: peers}
+	if err != nil {
+		d.last.Err = err.Error()
+	}
+}
+
+func (d *discovery) status() DiscoveryStatus {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.last
+}
+
+// comply makes the pool's peers those that were found: first the new ones come, then the others go.
+func (p *MultiPool) comply(found []peerConfig) error {
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	wanted := make(map[string]bool, len(found))
+	for _, c := range found {
+		wanted[c.Name] = true
+		if p.named(c.Name) == nil {
+			if err := p.join(c); err != nil {
+				return err
+			}
+		}
+	}
+	for _, q := range p.peers() {
+		if !wanted[q.name] && !p.indispensable(q) {
+			p.part(q)
+		}
+	}
+	return nil
+}
+
+// indispensable reports whether a peer that is not found any more stays: it is the primary, it answers, and nobody else
+// says that he is.
+func (p *MultiPool) indispensable(q *peer) bool {
+	top := p.topology.Load()
+	return top.mode == ModeReplicated && q == top.primary && top.member(q).claims() && len(top.rivals) == 0
+}
+
+// discoveries are the values of the connection string key multipool_discover.
+var discoveries = map[string]func(*pgxpool.Config) func(context.Context) ([]Peer, error){
+	"none": func(*pgxpool.Config) func(context.Context) ([]Peer, error) { return nil },
+	"dns":  func(c *pgxpool.Config) func(context.Context) ([]Peer, error) { return discoverHosts(c, DiscoverDNS) },
+	"srv": func(c *pgxpool.Config) func(context.Context) ([]Peer, error) {
+		return discoverHosts(c, discoverSRVName)
+	},
+	"replication": func(*pgxpool.Config) func(context.Context) ([]Peer, error) { return DiscoverReplication() },
+}
+
+// discoverHosts joins what is discovered of each host of a connection string.
+func discoverHosts(c *pgxpool.Config, each func(string, uint16) func(context.Context) ([]Peer, error)) func(context.Context) ([]Peer, error) {
+	hosts, err := splitHosts(c)
+	return func(ctx context.Context) ([]Peer, error) {
+		if err != nil {
+			return nil, err
+		}
+		var all []Peer
+		for _, h := range hosts {
+			found, err := each(h.Host, h.Port)(ctx)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, found...)
+		}
+		return all, nil
+	}
+}
+
+// resolver looks names up; a test has its own.
+var resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+	LookupSRV(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
+} = net.DefaultResolver
+
+// DiscoverDNS finds a peer at each address (A and AAAA records) of a host. A certificate is checked for the host's name. Port
+// 0 is the template's. For [Config].Discover.
+func DiscoverDNS(host string, port uint16) func(context.Context) ([]Peer, error) {
+	return func(ctx context.Context) ([]Peer, error) {
+		addrs, err := resolver.LookupNetIP(ctx, "ip", host)
+		if err != nil {
+			return nil, fmt.Errorf("multipool: discover: %w", err)
+		}
+		peers := make([]Peer, 0, len(addrs))
+		for _, a := range addrs {
+			peers = append(peers, Peer{Host: a.Unmap().String(), Port: port, ServerName: host})
+		}
+		return peers, nil
+	}
+}
+
+// DiscoverSRV finds a peer at each target of a name's SRV records (RFC 2782), as of _postgresql._tcp.example.com for
+// service "postgresql", proto "tcp" and name "example.com"; service and proto empty look name up as it is. Priorities and
+// weights are not used. For [Config].Discover.
+func DiscoverSRV(service, proto, name string) func(context.Context) ([]Peer, error) {
+	return func(ctx context.Context) ([]Peer, error) {
+		_, records, err := resolver.LookupSRV(ctx, service, proto, name)
+		if err != nil {
+			return nil, fmt.Errorf("multipool: discover: %w", err)
+		}
+		peers := make([]Peer, 0, len(records))
+		for _, r := range records {
+			peers = append(peers, Peer{Host: strings.TrimSuffix(r.Target, "."), Port: r.Port})
+		}
+		return peers, nil
+	}
+}
+
+func discoverSRVName(name string, _ uint16) func(context.Context) ([]Peer, error) {
+	return DiscoverSRV("", "", name)
+}
+
+// DiscoverReplication finds the standbys of the pool's own primary, and the primary itself, in its pg_stat_replication
+// (PostgreSQL documentation, 28.2.4): each that streams, at the address it connects from, with the port of the primary,
+// or where its application_name (cluster_name) says host:port, there. It needs the rights of pg_monitor. Standbys of
+// standbys are not seen. For [Config].Discover.
+func DiscoverReplication() func(context.Context) ([]Peer, error) {
+	return func(ctx context.Context) ([]Peer, error) {
+		p, _ := ctx.Value(discovering{}).(*MultiPool)
+		if p == nil {
+			return nil, errors.New("multipool: DiscoverReplication is for Config.Discover")
+		}
+		primary := p.topology.Load().primary
+		if primary == nil {
+			return nil, ErrNoPrimary
+		}
+		rows, err := p.Query(WithPeer(ctx, primary.name), `select application_name, host(client_addr)
+ from pg_catalog.pg_stat_replication where state is null or state = 'streaming'`)
+		if err != nil {
+			return nil, err
+		}
+		peers, err := pgx.AppendRows([]Peer{{Name: primary.name, Host: primary.host, Port: primary.port}}, rows,
+			func(row pgx.CollectableRow) (Peer, error) {
+				var name string
+				var addr *string
+				if err := row.Scan(&name, &addr); err != nil {
+					return Peer{}, err
+				}
+				return standbyAt(name, addr, primary.port)
+			})
+		if err != nil {
+			return nil, err
+		}
+		return peers, nil
+	}
+}
+
+// discovering is where a Discover's context holds its pool.
+type discovering struct{}
+
+// standbyAt is where a standby is, by its application_name and the address it connects from.
+func standbyAt(name string, addr *string, port uint16) (Peer, error) {
+	if host, digits, err := net.SplitHostPort(name); err == nil && host != "" {
+		if own, err := strconv.ParseUint(digits, 10, 16); err == nil && own != 0 {
+			return Peer{Host: host, Port: uint16(own)}, nil
+		}
+	}
+	if addr == nil {
+		return Peer{}, fmt.Errorf("multipool: discover: the address of standby %q is not shown: the role needs pg_monitor, or the standby an application_name of host:port", name)
+	}
+	return Peer{Host: *addr, Port: port}, nil
+}

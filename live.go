@@ -1,0 +1,149 @@
+package multipool
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/puddle/v2"
+)
+
+// The peers of a pool may change while it lives: by the program, or by what is discovered.
+
+const (
+	maxPeers   = 1024
+	maxTallies = 4 * maxPeers
+)
+
+// AddPeer takes a server into the pool. It is looked at at once, and used gently at first. An error names the peer: one
+// whose name the pool has, one that is misconfigured, one too many (more than 1,024), or any peer of a pool that was opened
+// with one host and without Config.Discover, which is a pgxpool. Safe for concurrent use.
+func (p *MultiPool) AddPeer(peer Peer) error {
+	if p.solo {
+		return errSolo
+	}
+	c, err := p.config.peerFrom(peer, peer.Name)
+	if err != nil {
+		return err
+	}
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	return p.join(c)
+}
+
+// join is AddPeer with a template, under changing.
+func (p *MultiPool) join(c peerConfig) error {
+	all := p.peers()
+	switch {
+	case p.closed.Load():
+		return puddle.ErrClosedPool
+	case p.named(c.Name) != nil:
+		return fmt.Errorf("multipool: peer %s is given twice", c.Name)
+	case len(all) >= maxPeers:
+		return fmt.Errorf("multipool: peer %s is one too many: a pool has at most %d", c.Name, maxPeers)
+	}
+	q, err := p.makePeer(p.lifetime, c)
+	if err != nil {
+		return err
+	}
+	q.load.easeIn()
+	p.observe(observation{peer: q, role: c.Role, joins: true})
+	p.reroute()
+	p.attend(q)
+	return nil
+}
+
+// RemovePeer takes a server out of the pool: it gets no new work at once, what runs there and what the program holds is
+// waited for, and then its connections are closed. Where ctx ends before that, RemovePeer returns its error, and the rest
+// is done in the background. For the primary, while it answers, it returns [ErrIsPrimary]; for a name that the pool does
+// not have an error that matches [ErrUnknownName]; the last peer cannot be removed. Safe for concurrent use.
+func (p *MultiPool) RemovePeer(ctx context.Context, name string) error {
+	if p.solo {
+		return errSolo
+	}
+	p.changing.Lock()
+	q := p.named(name)
+	var err error
+	top := p.topology.Load()
+	switch {
+	case p.closed.Load():
+		err = puddle.ErrClosedPool
+	case q == nil:
+		err = unknownName("peer", name, p.names())
+	case len(top.peers) == 1:
+		err = fmt.Errorf("multipool: peer %s is the last", name)
+	case p.config.Mode == ModeReplicated && q == top.primary && top.member(q).claims():
+		err = fmt.Errorf("%w: %s", ErrIsPrimary, name)
+	default:
+		p.part(q)
+	}
+	p.changing.Unlock()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-q.retired:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// part takes a peer out of the topology and has it closed in the background, under changing.
+func (p *MultiPool) part(q *peer) {
+	p.observe(observation{peer: q, leaves: true})
+	p.reroute()
+	attended := q.attended
+	p.monitors.Go(func() {
+		defer close(q.retired)
+		_ = q.emptied(p.lifetime) // or the pool closes, and waits for what the program holds as it does elsewhere
+		if attended {
+			q.leave()
+			<-q.unattended
+		}
+		q.close()
+	})
+}
+
+// reroute makes the routes that are resolved already be resolved again.
+func (p *MultiPool) reroute() {
+	p.version.Add(1)
+	p.route.Store(p.resolveRoute(p.config.Route))
+}
+
+// named returns the peer of a name, or nil.
+func (p *MultiPool) named(name string) *peer {
+	for _, q := range p.peers() {
+		if q.name == name {
+			return q
+		}
+	}
+	return nil
+}
+
+// tallyOf returns the counters of a name: those of the peer that had it before, if any. It is called by who makes a peer,
+// under changing or before the pool is shared.
+func (p *MultiPool) tallyOf(name string) *counters {
+	if c, ok := p.tallies.Load(name); ok {
+		return c.(*counters)
+	}
+	c := new(counters)
+	if p.tallied++; p.tallied > maxTallies {
+		p.tallied = 1
+		p.tallies.Range(func(name, _ any) bool {
+			if p.named(name.(string)) == nil {
+				p.tallies.Delete(name)
+			} else {
+				p.tallied++
+			}
+			return true
+		})
+	}
+	p.tallies.Store(name, c)
+	return c
+}
+
+// knew reports whether the pool has, or had, a peer of the name.
+func (p *MultiPool) knew(name string) bool {
+	_, ok := p.tallies.Load(name)
+	return ok
+}
