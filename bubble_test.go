@@ -742,6 +742,32 @@ func TestASlowPeerCanBeNamed(t *testing.T) {
 	})
 }
 
+// What was measured of a peer before its fall says nothing about it afterwards.
+func TestAPeerThatWasSlowIsNotWhenItReturns(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		slow := x.pool.peers[1]
+		for range latencySample {
+			slow.latency.note(time.Second)
+			x.pool.peers[2].latency.note(time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		require.True(t, x.peer("replica1").Slow)
+		x.replicas[0].Die()
+		time.Sleep(time.Second)
+		require.Equal(t, "down", x.peer("replica1").Health)
+		assert.False(t, x.peer("replica1").Slow)
+		assert.Zero(t, slow.latency.median())
+		x.replicas[0].Revive()
+		for x.peer("replica1").Health != "up" {
+			time.Sleep(10 * time.Millisecond)
+		}
+		assert.False(t, x.peer("replica1").Slow)
+		time.Sleep(time.Second)
+		assert.False(t, x.peer("replica1").Slow)
+	})
+}
+
 // Both accept writes; what is written to the old one is lost.
 func TestAReplacedPrimaryIsCutAndGetsNoWrite(t *testing.T) {
 	bubble(t, 2, func(c *Config) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {

@@ -179,6 +179,13 @@ func (l *latencies) replace(d time.Duration) {
 	l.n = latencySample
 }
 
+// forget drops what was measured.
+func (l *latencies) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n = 0
+}
+
 // median returns 0 while there are too few.
 func (l *latencies) median() time.Duration {
 	l.mu.Lock()
