@@ -129,8 +129,12 @@ func TestOneOfTwoEqualsIsKilled(t *testing.T) {
 				return nil
 			})
 			readers.reach(t, 500)
-			for _, s := range servers { // how much each serves depends on what else the machine does
-				assert.Greater(t, r.shares()[s.Port()], 0.05, "both serve: %v", r.shares())
+			// How much each serves depends on what else the machine does.
+			waitFor(t, "both to serve", 10*time.Second, func() bool {
+				shares := r.shares()
+				return shares[servers[0].Port()] > 0.05 && shares[servers[1].Port()] > 0.05
+			})
+			for _, s := range servers {
 				assert.Positive(t, memberOf(p, s).Writes)
 			}
 
@@ -382,9 +386,10 @@ func TestReadsAnywhereGoOnWithoutThePrimary(t *testing.T) {
 			r := newRegister()
 			readers := gather(50, func(ctx context.Context) error { return r.read(ctx, p) })
 			readers.reach(t, 500)
-			for _, s := range c.Servers() {
-				assert.Greater(t, r.shares()[s.Port()], 0.25, s.Name())
-			}
+			waitFor(t, "both to serve", 10*time.Second, func() bool {
+				shares := r.shares()
+				return shares[primary.Port()] > 0.1 && shares[replica.Port()] > 0.1
+			})
 			_, err := p.Exec(WithReplica(testContext(t)), "insert into ledger values (-1)")
 			wantSQLState(t, "25006", err)
 

@@ -31,6 +31,8 @@ const (
 	rest = 10 * time.Millisecond
 	// fewest is how many calls a scene shows at least, however slow the machine.
 	fewest = 20
+	// grace is how long a server is waited for that is expected to serve and has not yet.
+	grace = 5 * time.Second
 	// patience bounds every wait. It is far above what any takes.
 	patience = 20 * time.Second
 )
@@ -220,12 +222,28 @@ func (s *Show) line(kind string, page, change *Page) string {
 	return text
 }
 
-// Only reports whether these servers did every call of a kind, each of them some, and none failed.
+// Only reports whether these servers did every call of a kind, each of them some, and none failed. It waits a while for one
+// that has done none yet: one that has just returned gets few, and one that was slow for a moment none.
 func (p *Page) Only(kind string, servers ...string) bool {
+	for deadline := time.Now().Add(grace); ; time.Sleep(5 * time.Millisecond) {
+		missing, wrong := p.compare(kind, servers)
+		if !missing || wrong || time.Now().After(deadline) {
+			return !missing && !wrong
+		}
+	}
+}
+
+func (p *Page) compare(kind string, servers []string) (missing, wrong bool) {
 	p.show.mu.Lock()
 	defer p.show.mu.Unlock()
 	t := p.of(kind)
-	return slices.Equal(slices.Sorted(maps.Keys(t.by)), slices.Sorted(slices.Values(servers))) && len(t.failed) == 0
+	for _, server := range servers {
+		missing = missing || t.by[server] == 0
+	}
+	for server := range t.by {
+		wrong = wrong || !slices.Contains(servers, server)
+	}
+	return missing, wrong || len(t.failed) > 0
 }
 
 // Without reports whether a server did no call of the page.
