@@ -15,6 +15,9 @@ patroni: postgres ## watch writers follow a Patroni cluster through a switchover
 	@sh scripts/patroni.sh
 	@go run ./examples/patroni $(ARGS)
 
+guides: postgres ## run the programs of docs/guides, for those who come from Django (half a minute)
+	@for name in ordered replica anywhere equals; do echo "$$name:" && go run ./examples/$$name $(ARGS) || exit 1; done
+
 test: postgres pgbouncer ## all tests, with the race detector, on real servers
 	@sh scripts/test.sh $(ARGS)
 
@@ -36,4 +39,4 @@ postgres:
 pgbouncer:
 	@sh scripts/pgbouncer.sh
 
-.PHONY: help demo patroni test lint bench bench-check fuzz postgres pgbouncer
+.PHONY: help demo patroni guides test lint bench bench-check fuzz postgres pgbouncer

@@ -776,6 +776,64 @@ func TestASlowPeerCanBeNamed(t *testing.T) {
 	})
 }
 
+// What was measured of a peer before its fall says nothing about it afterwards.
+func TestAPeerThatWasSlowIsNotWhenItReturns(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		slow := x.pool.peers()[1]
+		for range latencySample {
+			slow.latency.note(time.Second)
+			x.pool.peers()[2].latency.note(time.Millisecond)
+		}
+		time.Sleep(time.Second)
+		require.True(t, x.peer("replica1").Slow)
+		x.replicas[0].Die()
+		time.Sleep(time.Second)
+		require.Equal(t, "down", x.peer("replica1").Health)
+		assert.False(t, x.peer("replica1").Slow)
+		assert.Zero(t, slow.latency.median())
+		x.replicas[0].Revive()
+		for x.peer("replica1").Health != "up" {
+			time.Sleep(10 * time.Millisecond)
+		}
+		assert.False(t, x.peer("replica1").Slow)
+		time.Sleep(time.Second)
+		assert.False(t, x.peer("replica1").Slow)
+	})
+}
+
+// A report among short reads makes nobody slow: the rest are as quick as ever.
+func TestOneLongReadMakesNobodySlow(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		for _, r := range x.replicas {
+			r.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+				if s.SQL == "report" && !s.Preparing {
+					return &pgfake.Response{Delay: 5 * time.Second}
+				}
+				return nil
+			}))
+			r.Delay(time.Millisecond)
+		}
+		done := make(chan error, 1)
+		go func() {
+			rows, err := x.pool.Query(ctx, "report")
+			if err == nil {
+				rows.Close()
+			}
+			done <- err
+		}()
+		for range 160 {
+			x.read(ctx)
+			time.Sleep(25 * time.Millisecond)
+			if x.peer("replica1").Slow || x.peer("replica2").Slow {
+				t.Error("slow")
+			}
+		}
+		require.NoError(t, <-done)
+	})
+}
+
 // Both accept writes; what is written to the old one is lost.
 func TestAReplacedPrimaryIsCutAndGetsNoWrite(t *testing.T) {
 	bubble(t, 2, func(c *Config) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {

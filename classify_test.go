@@ -168,6 +168,14 @@ func TestClassifyDials(t *testing.T) {
 			_, _ = c.Read(make([]byte, 8))
 			_, _ = c.Write([]byte{'N'})
 		}), classConfig},
+		{"no TLS where it is preferred, and hung up without it", "sslmode=prefer", pipeTo(func(c net.Conn) {
+			begin := make([]byte, 8)
+			if _, _ = io.ReadFull(c, begin); begin[4] == 0x04 { // SSLRequest, 80877103
+				_, _ = c.Write([]byte{'N'})
+				return
+			}
+			_, _ = c.Read(make([]byte, 512))
+		}), classPeer},
 		{"a certificate that is not trusted", "sslmode=require", refuses(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}), classConfig},
 		{"a wrong password", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "28P01"})), classConfig},
 		{"no line in pg_hba.conf", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "28000"})), classConfig},

@@ -402,7 +402,8 @@ func (p *peer) questioned() bool { return p.suspected.Load() || p.doubted.Load()
 //
 // The caller holds verdicts.
 func (p *peer) fall(to health, cause error) {
-	p.owner.observe(observation{peer: p, health: to, cause: cause})
+	p.latency.forget() // how quick it was is no news of how quick it will be
+	p.owner.observe(observation{peer: p, health: to, cause: cause, slow: no})
 	p.generation.Add(1)
 	p.suspected.Store(false)
 	p.doubted.Store(false)

@@ -82,7 +82,8 @@ func (w *watch) count(p *peer, void bool) {
 		ended += int64(seq>>1 - c.seen>>1)
 		if seq&1 == 1 && seq == c.seen { // it ran at the last tick already
 			running = true
-			if c.use.Load() == useRead {
+			if c.use.Load() == useRead && c.noted != seq {
+				c.noted = seq             // once, however long it runs: it is one read
 				p.latency.note(watchTick) // at least; a peer that is slow enough gets too few reads to be sampled
 			}
 		}
@@ -177,6 +178,13 @@ func (l *latencies) replace(d time.Duration) {
 		l.ring[i] = d
 	}
 	l.n = latencySample
+}
+
+// forget drops what was measured.
+func (l *latencies) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.n = 0
 }
 
 // median returns 0 while there are too few.

@@ -38,6 +38,7 @@ type wire struct {
 	dialling bool   // holds a place among the peer's handshakes
 	eye      eye    // on the raw socket
 	seen     uint32 // seq at the watch's last tick; the watch's alone
+	noted    uint32 // seq of the last read that the watch has noted as long; the watch's alone
 }
 
 // slabLen is how many wrappers of rows are made at a time.
