@@ -19,6 +19,13 @@
 // standby refuses all the same, before its first row, is run again on the primary, and the text is remembered.
 // [MultiPool.Explain] tells where a statement would go.
 //
+// # Modes
+//
+// Under [ModeEquivalent] every peer takes everything, a random healthy one each; under [ModeOrdered] the first healthy one in
+// the list does. What follows about the primary and its replicas is of [ModeReplicated], the default. Several clusters are
+// several pools behind a [Router]. Peers may be drained for maintenance ([MultiPool.Drain]), added, removed and discovered
+// while the pool lives ([MultiPool.AddPeer], [Config].Discover).
+//
 // # The states of a peer
 //
 //	not yet seen --first look--> up --fault--> suspect --probe answers--> up
@@ -44,7 +51,7 @@
 //     read and the program has promised that its reads do not write ([RetryReads]).
 //   - A write whose outcome is unknown says so: its error matches [ErrOutcomeUnknown]. A write that fails without it was
 //     not executed. [MultiPool.RunTx] asks what became of its COMMIT, and runs again what was not done.
-//   - Nothing is written to a primary once any server has shown a newer timeline.
+//   - Nothing is written to a primary once any server of its cluster has shown a newer timeline.
 //   - Errors pass through unchanged but for that mark and [NoPeerError].
 //   - No error, log or status holds a password.
 //
