@@ -749,3 +749,34 @@ func TestABadConnectionStringIsStillAParseConfigError(t *testing.T) {
 	var other *pgconn.PgError
 	require.False(t, errors.As(err, &other))
 }
+
+// The table of the README lists every key, in the order of ParseConfig's, with the default that the code has.
+func TestTheReadmesTableOfKeysIsTheCodes(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	rows := map[string]string{}
+	var listed []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `(multipool_\\w+)` \\|(.*)\\| (.*) \\|$").FindAllStringSubmatch(string(text), -1) {
+		listed = append(listed, m[1])
+		rows[m[1]] = strings.Trim(m[3], "`")
+	}
+	var keys []string
+	for _, s := range settings {
+		keys = append(keys, s.key)
+	}
+	slices.Sort(keys)
+	slices.Sort(listed)
+	require.Equal(t, keys, listed)
+	complete := Config{Pool: &pgxpool.Config{}}.withDefaults()
+	for key, want := range map[string]string{
+		"multipool_mode": complete.Mode.String(), "multipool_return_after": complete.ReturnAfter.String(),
+		"multipool_target": complete.Route.Target.String(), "multipool_retry": "safe",
+		"multipool_check_interval": complete.CheckInterval.String(), "multipool_wait": complete.Wait.String(),
+		"multipool_max_waiting": fmt.Sprint(complete.MaxWaiting), "multipool_stall_after": complete.StallAfter.String(),
+		"multipool_write_reserve": fmt.Sprint(complete.WriteReserve), "multipool_monitor_conns": fmt.Sprint(!complete.NoMonitorConns),
+		"multipool_max_lag": "none", "multipool_discover": "none",
+	} {
+		require.Equal(t, want, rows[key], key)
+	}
+}
