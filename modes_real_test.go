@@ -572,3 +572,46 @@ type lateness struct {
 func newLateness(s *pgtest.Server) *lateness {
 	return &lateness{s.Addr(), make(chan struct{}), make(chan struct{})}
 }
+
+// Two poolers in front of one server are equals: one is paused, then killed, then started again, and reads and writes go on
+// through the other.
+func TestTwoPoolersOfOneServerAreEquals(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, pgtest.Options{})
+	must(t, c, "create table ledger (id bigint)", "insert into ledger values (0)")
+	one, other := pgtest.StartPooler(t, c.Primary(), nil), pgtest.StartPooler(t, c.Primary(), nil)
+	l := &ledger{written: map[int64]time.Time{}, unknown: map[int64]error{}, failed: map[string]int{}}
+	p := openPool(t, Config{Mode: ModeEquivalent, Route: Route{Retry: RetryReads}, Peers: []Peer{
+		{Name: "one", Host: one.Host(), Port: one.Port(), Proxy: true}, {Name: "other", Host: other.Host(), Port: other.Port(), Proxy: true},
+	}}, c.ConnString("pool_max_conns=15", "default_query_exec_mode=exec"))
+	waitUp(t, p)
+	readers, writers := gather(20, reading(p)), gather(20, l.write(p))
+	counted := func() PeerStatus { return p.Status().Peers[0] }
+	inUse := func() bool {
+		before := counted()
+		writers.reach(t, 200)
+		now := counted()
+		return now.Health == healthUp.String() && now.Reads > before.Reads && now.Writes > before.Writes
+	}
+	waitFor(t, "both to serve", 10*time.Second, inUse)
+	for name, fault := range map[string]struct{ strike, mend func() error }{
+		"paused": {one.Pause, one.Resume},
+		"killed": {one.Kill, one.Start},
+	} {
+		require.NoError(t, fault.strike(), name)
+		waitFor(t, name, 10*time.Second, func() bool { return counted().Health == healthDown.String() })
+		before := counted().Reads
+		readers.reach(t, 200)
+		writers.reach(t, 100)
+		assert.Equal(t, before, counted().Reads, name)
+		require.NoError(t, fault.mend(), name)
+		waitFor(t, name+": its return", p.config.CheckInterval+5*time.Second, inUse)
+	}
+	_, failed := readers.dismiss()
+	assert.Empty(t, failed)
+	writers.dismiss()
+	assert.Empty(t, l.failed)
+	assert.LessOrEqual(t, len(l.unknown), 2*15, "those in flight")
+	assert.Zero(t, l.settle(t, c.Primary()))
+	assert.Empty(t, p.Status().Rivals, "nobody is a rival among equals")
+}
