@@ -41,6 +41,8 @@ type MultiPool struct {
 	topology atomic.Pointer[topology] // readers load it; observe replaces it
 	mu       sync.Mutex               // orders observations; nothing blocks under it
 
+	followers followers // the pools that follow
+
 	waiting  atomic.Int64
 	orphaned atomic.Int64 // when the last primary was lost, in Unix nanoseconds
 	settle   *time.Timer  // ends the time in which nobody is elected before all have answered
@@ -217,6 +219,7 @@ func (p *MultiPool) Close() {
 			p.settle.Stop()
 		}
 		p.monitors.Wait()
+		p.followers.close()
 		var pools sync.WaitGroup
 		for _, q := range p.peers {
 			pools.Go(q.close)
@@ -384,6 +387,7 @@ func (p *MultiPool) Reset() {
 		q.pool.Reset()
 		q.monitor.nudge()
 	}
+	p.followers.reset()
 }
 
 // Config returns a copy of the configuration that the pool was made from.
