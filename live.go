@@ -47,6 +47,9 @@ func (p *MultiPool) join(c peerConfig) error {
 	}
 	q.load.easeIn()
 	p.observe(observation{peer: q, role: c.Role, joins: true})
+	if p.followers.inUse() {
+		q.shared.Store(true)
+	}
 	p.reroute()
 	p.attend(q)
 	return nil

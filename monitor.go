@@ -502,7 +502,7 @@ func (m *monitor) look(ctx context.Context, timeout time.Duration) (sight, error
 		return m.ask(ctx, m.conn.PgConn())
 	}
 	// Where the program holds every connection, one is made for the look: a full pool is no fault of the peer.
-	if s := m.peer.pool.Stat(); s.AcquiredConns() < s.MaxConns() && !m.peer.drained.Load() {
+	if s := m.peer.pool.Stat(); s.AcquiredConns() < s.MaxConns() && !m.peer.drained.Load() && !(m.peer.shared.Load() && m.peer.exhausted()) {
 		c, err := m.peer.pool.Acquire(ctx)
 		if err != nil {
 			return sight{}, err

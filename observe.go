@@ -175,6 +175,9 @@ func (w *wire) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrep
 }
 
 func (w *wire) TraceConnectStart(ctx context.Context, d pgx.TraceConnectStartData) context.Context {
+	if w.approach != nil {
+		d.ConnConfig = w.approach.starts(d.ConnConfig)
+	}
 	if w.user != nil && w.user.connect != nil {
 		ctx = w.user.connect.TraceConnectStart(ctx, d)
 	}
@@ -182,11 +185,16 @@ func (w *wire) TraceConnectStart(ctx context.Context, d pgx.TraceConnectStartDat
 }
 
 func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
-	if w.dialling {
-		w.dialling = false
-		<-w.peer.dials
+	w.shook()
+	if d.Err == nil {
+		w.made()
+	} else {
+		w.stand()
 	}
-	if d.Err != nil && !w.peer.solo {
+	switch {
+	case w.approach != nil:
+		w.approach.ended(d.Err)
+	case d.Err != nil && !w.peer.solo:
 		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseAcquire})
 		w.peer.report(w.generation, v, d.Err)
 	}
@@ -197,7 +205,7 @@ func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
 
 // poolTracer is the tracer of a peer's pool: of releases for us, of both for the program.
 type poolTracer struct {
-	peer    *peer
+	owner   *MultiPool
 	acquire AcquireTracer
 	release ReleaseTracer
 
@@ -209,12 +217,17 @@ type poolTracer struct {
 // having it costs every acquire something.
 type acquiringTracer struct{ *poolTracer }
 
-func newPoolTracer(p *peer, user pgx.QueryTracer) pgx.QueryTracer {
-	t := &poolTracer{peer: p}
+func newPoolTracer(p *MultiPool, user pgx.QueryTracer) poolTracer {
+	t := poolTracer{owner: p}
 	t.acquire, _ = user.(AcquireTracer)
 	t.release, _ = user.(ReleaseTracer)
 	t.poolAcquire, _ = user.(pgxpool.AcquireTracer)
 	t.poolRelease, _ = user.(pgxpool.ReleaseTracer)
+	return t
+}
+
+// tracer returns what fits ConnConfig.Tracer of a peer's pool.
+func (t *poolTracer) tracer() pgx.QueryTracer {
 	if t.acquire != nil || t.poolAcquire != nil {
 		return acquiringTracer{t}
 	}
@@ -231,35 +244,69 @@ func (t *poolTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEnd
 
 func (t *poolTracer) TraceRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseData) {
 	if w := wireOf(d.Conn); w != nil {
+		if w.peer.shared.Load() && w.peer.seats.wanted() {
+			farewell(d.Conn)
+		}
 		w.released()
 	}
+	t.tellRelease(pool, d)
+}
+
+// tellRelease tells the program.
+func (t *poolTracer) tellRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseData) {
 	switch {
 	case t.release != nil:
-		t.release.TraceRelease(t.peer.owner, d)
+		t.release.TraceRelease(t.owner, d)
 	case t.poolRelease != nil:
 		t.poolRelease.TraceRelease(pool, d)
 	}
 }
 
 func (t acquiringTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireStartData) context.Context {
-	if t.acquire != nil {
-		return t.acquire.TraceAcquireStart(ctx, t.peer.owner, d)
-	}
-	return t.poolAcquire.TraceAcquireStart(ctx, pool, d)
+	return t.tellAcquire(ctx, pool, d)
 }
 
 func (t acquiringTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireEndData) {
-	if t.acquire != nil {
-		t.acquire.TraceAcquireEnd(ctx, t.peer.owner, d)
-		return
+	t.tellAcquired(ctx, pool, d)
+}
+
+// tellAcquire tells the program.
+func (t *poolTracer) tellAcquire(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireStartData) context.Context {
+	switch {
+	case t.acquire != nil:
+		return t.acquire.TraceAcquireStart(ctx, t.owner, d)
+	case t.poolAcquire != nil:
+		return t.poolAcquire.TraceAcquireStart(ctx, pool, d)
 	}
-	t.poolAcquire.TraceAcquireEnd(ctx, pool, d)
+	return ctx
+}
+
+func (t *poolTracer) tellAcquired(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireEndData) {
+	switch {
+	case t.acquire != nil:
+		t.acquire.TraceAcquireEnd(ctx, t.owner, d)
+	case t.poolAcquire != nil:
+		t.poolAcquire.TraceAcquireEnd(ctx, pool, d)
+	}
+}
+
+// farewell closes a connection that its caller is releasing, so that the pool drops it.
+func farewell(c *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), lookTimeout)
+	defer cancel()
+	_ = c.Close(ctx)
 }
 
 // released settles the connection's marks.
 func (w *wire) released() {
 	w.settle()
-	w.use.Store(useNone)
+	rest := useNone
+	if w.peer.shared.Load() && w.pg.IsClosed() {
+		rest = useNew // pgx is cleaning up behind it: it has its seat until it is closed
+	}
+	for use := w.use.Load(); use != useCut && !w.use.CompareAndSwap(use, rest); {
+		use = w.use.Load()
+	}
 	if w.guest {
 		w.guest = false
 		<-w.peer.guests

@@ -37,6 +37,9 @@ func ShouldPing(_ context.Context, p pgxpool.ShouldPingParams) bool {
 	if w == nil {
 		return p.IdleDuration > pingAfter
 	}
+	if w.use.Load() == useCut {
+		return false // by ourselves: it will not be handed out
+	}
 	switch w.eye.look() {
 	case glimpseQuiet:
 		return false

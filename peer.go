@@ -30,6 +30,7 @@ type peer struct {
 
 	config     *pgxpool.Config // the template as configured, with the program's hooks and none of ours
 	pool       *pgxpool.Pool
+	shared     atomic.Bool // other pools use the server too: those that follow
 	breaker    *breaker
 	monitor    *monitor
 	leave      func()        // ends the monitor
@@ -58,6 +59,8 @@ type peer struct {
 	answers atomic.Int64 // statements that have ended well, through a pooler
 
 	load   load
+	turns  turns
+	seats  seats
 	picks  *counters
 	faults faultLog
 	rate   faultRate
@@ -126,7 +129,7 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 	p.era.Store(newEra())
 	p.dials = make(chan struct{}, maxHandshakes)
 	p.behind.forget()
-	p.load.limit = c.pool.MaxConns
+	p.load.limit, p.turns.limit, p.seats.limit = c.pool.MaxConns, c.pool.MaxConns, c.pool.MaxConns
 	p.load.share.Store(fullShare)
 	p.load.exhausted = p.exhausted
 	p.breaker = newBreaker(p.name, &p.rate, &p.picks.trips)
@@ -140,7 +143,8 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 func (p *peer) compose() *pgxpool.Config {
 	user := p.config
 	c := user.Copy()
-	c.ConnConfig.Tracer = newPoolTracer(p, user.ConnConfig.Tracer)
+	tracer := newPoolTracer(p.owner, user.ConnConfig.Tracer)
+	c.ConnConfig.Tracer = tracer.tracer()
 	c.BeforeConnect = func(ctx context.Context, cc *pgx.ConnConfig) error {
 		cc.Tracer = user.ConnConfig.Tracer
 		if user.BeforeConnect != nil {
@@ -150,21 +154,30 @@ func (p *peer) compose() *pgxpool.Config {
 		}
 		return p.wireUp(ctx, cc)
 	}
-	if user.AfterConnect != nil {
-		c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-			err := user.AfterConnect(ctx, conn)
-			if err != nil {
-				if w := wireOf(conn); w != nil {
-					w.hostile(err)
-				}
-			}
-			return err
-		}
-	}
+	c.AfterConnect = afterConnect(user)
 	if !p.solo {
-		c.PrepareConn = p.prepareConn(user)
+		c.PrepareConn = prepareConn(user)
 	}
 	return c
+}
+
+// afterConnect ends the making of a connection, behind the program's own part in it.
+func afterConnect(user *pgxpool.Config) func(context.Context, *pgx.Conn) error {
+	return func(ctx context.Context, conn *pgx.Conn) error {
+		w := wireOf(conn)
+		if user.AfterConnect != nil {
+			if err := user.AfterConnect(ctx, conn); err != nil {
+				if w != nil {
+					w.hostile(err)
+				}
+				return err
+			}
+		}
+		if w != nil {
+			w.use.CompareAndSwap(useNew, useNone)
+		}
+		return nil
+	}
 }
 
 // wireUp puts a wire into the private copy of the configuration that one connection is made from. It comes after the
@@ -174,28 +187,31 @@ func (p *peer) wireUp(ctx context.Context, cc *pgx.ConnConfig) error {
 	w := &wire{peer: p, user: splitTracer(cc.Tracer), generation: p.generation.Load()}
 	w.started = w.generation
 	if !p.solo {
-		select {
-		case p.dials <- struct{}{}:
-			w.dialling = true // until TraceConnectEnd, which pgx calls however the connect ends
-		case <-p.era.Load().Done():
-			return errPeerDown
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := w.sit(ctx); err != nil {
+			return err
+		}
+		if err := w.shake(ctx); err != nil {
+			w.stand()
+			return err
 		}
 	}
 	cc.Tracer = w
 	cc.DialFunc = p.dialer(w, cc.DialFunc)
 	cc.LookupFunc = p.address.pinned(cc.LookupFunc, &p.generation)
-	after := cc.AfterConnect
-	cc.AfterConnect = func(ctx context.Context, pg *pgconn.PgConn) error {
+	cc.AfterConnect = w.authenticated(cc.AfterConnect)
+	return nil
+}
+
+// authenticated is pgconn's AfterConnect of every connection, in front of the program's own.
+func (w *wire) authenticated(after func(context.Context, *pgconn.PgConn) error) func(context.Context, *pgconn.PgConn) error {
+	return func(ctx context.Context, pg *pgconn.PgConn) error {
 		w.connected(pg)
-		p.address.keep(pg, p.generation.Load())
+		w.peer.address.keep(pg, w.peer.generation.Load())
 		if after != nil {
 			return after(ctx, pg)
 		}
 		return nil
 	}
-	return nil
 }
 
 // dialer makes the network connections of one wire: its own, and later those of cancel requests. A dial ends when the
@@ -214,13 +230,14 @@ func (p *peer) dialer(w *wire, dial pgconn.DialFunc) pgconn.DialFunc {
 		if err != nil {
 			return nil, err
 		}
-		s := &socket{Conn: raw, wire: w, main: w.pg == nil}
+		s := &socket{Conn: raw, wire: w, peer: p, main: w.pg == nil}
 		if !p.sockets.add(s) { // it fell while we dialled
 			_ = raw.Close()
 			return nil, errPeerDown
 		}
 		if s.main {
-			w.eye.open(raw) // of several tries the last is the connection
+			w.main.Store(s)
+			w.eye.open(raw)
 		}
 		return s, nil
 	}
@@ -228,27 +245,20 @@ func (p *peer) dialer(w *wire, dial pgconn.DialFunc) pgconn.DialFunc {
 
 // prepareConn marks a connection as held, behind the program's own say. pgxpool calls it on every way out of the pool,
 // PeerPool and AcquireAllIdle included.
-func (p *peer) prepareConn(user *pgxpool.Config) func(context.Context, *pgx.Conn) (bool, error) {
-	say := user.PrepareConn
-	//lint:ignore SA1019 a program may still use it
-	if say == nil && user.BeforeAcquire != nil {
-		//lint:ignore SA1019 a program may still use it
-		say = func(ctx context.Context, c *pgx.Conn) (bool, error) { return user.BeforeAcquire(ctx, c), nil }
-	}
+func prepareConn(user *pgxpool.Config) func(context.Context, *pgx.Conn) (bool, error) {
+	say := sayOf(user)
 	return func(ctx context.Context, c *pgx.Conn) (bool, error) {
-		if say != nil {
-			if ok, err := say(ctx, c); !ok || err != nil {
-				return ok, err
-			}
-		}
-		if w := wireOf(c); w != nil {
-			w.use.Store(useHeld)
-			if p.asked {
-				w.presume()
-			}
-		}
-		return true, nil
+		return wireOf(c).claim(ctx, c, say)
 	}
+}
+
+// sayOf returns the program's own PrepareConn, in whichever form; nil: it has none.
+func sayOf(user *pgxpool.Config) func(context.Context, *pgx.Conn) (bool, error) {
+	//lint:ignore SA1019 a program may still use it
+	if before := user.BeforeAcquire; user.PrepareConn == nil && before != nil {
+		return func(ctx context.Context, c *pgx.Conn) (bool, error) { return before(ctx, c), nil }
+	}
+	return user.PrepareConn
 }
 
 // acquire takes a connection from the peer's pool for a call. guest says that the call is a read that has fallen back to
@@ -261,9 +271,7 @@ func (p *peer) acquire(ctx context.Context, guest bool) (*pgxpool.Conn, *wire, e
 		return nil, nil, err
 	}
 	w := wireOf(c.Conn())
-	if w.out.Swap(true) {
-		p.load.out.Add(-1) // it is counted already
-	}
+	w.out.CompareAndSwap(outNone, outCall) // else it counts for its turn too
 	return c, w, nil
 }
 
@@ -277,14 +285,51 @@ func (p *peer) take(ctx context.Context, n int32, guest bool) (*pgxpool.Conn, er
 		// longer than the peer stands.
 		return p.takeWhileUp(ctx)
 	}
-	return p.pool.Acquire(ctx)
+	return p.draw(ctx)
+}
+
+// draw takes a connection from the pool, in turn where other pools use the server too.
+func (p *peer) draw(ctx context.Context) (*pgxpool.Conn, error) {
+	if !p.shared.Load() {
+		return p.pool.Acquire(ctx)
+	}
+	if err := p.awaitTurn(ctx); err != nil {
+		return nil, err
+	}
+	c, err := p.pool.Acquire(ctx)
+	if err != nil {
+		p.turns.give(poolOwn)
+		return nil, err
+	}
+	wireOf(c.Conn()).out.Store(outTurn)
+	return c, nil
+}
+
+func (p *peer) awaitTurn(ctx context.Context) error {
+	ticket := p.turns.ask(poolOwn)
+	if ticket == nil {
+		return nil
+	}
+	var err error
+	select {
+	case <-ticket:
+		return nil
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-p.era.Load().Done():
+		err = errPeerDown
+	case <-p.owner.done:
+		err = puddle.ErrClosedPool
+	}
+	p.turns.withdraw(poolOwn, ticket)
+	return err
 }
 
 // takeWhileUp waits for a connection no longer than the peer stands.
 func (p *peer) takeWhileUp(ctx context.Context) (*pgxpool.Conn, error) {
 	within, done := p.era.Load().within(ctx)
 	defer done()
-	c, err := p.pool.Acquire(within)
+	c, err := p.draw(within)
 	if err != nil && within.Err() != nil && ctx.Err() == nil {
 		return nil, errPeerDown
 	}
@@ -319,8 +364,11 @@ func (p *peer) reserve(share float64) {
 	p.guests = make(chan struct{}, max(1, int(p.load.limit)-kept))
 }
 
-// exhausted asks the pool whether a call would have to wait for somebody else's connection.
+// exhausted asks the pool, or the turns where it shares the server, whether a call would have to wait for somebody else's connection.
 func (p *peer) exhausted() bool {
+	if p.shared.Load() && p.turns.full() {
+		return true
+	}
 	s := p.pool.Stat()
 	return s.IdleConns() == 0 && s.AcquiredConns()+s.ConstructingConns() >= s.MaxConns()
 }
@@ -481,6 +529,7 @@ func (p *peer) close() {
 	closed := make(chan struct{})
 	go func() {
 		p.pool.Close()
+		p.owner.followers.wait() // their connections are cut as the pool's own
 		close(closed)
 	}()
 	if p.solo {

@@ -46,6 +46,8 @@ type MultiPool struct {
 	topology atomic.Pointer[topology] // readers load it; observe replaces it
 	mu       sync.Mutex               // orders observations; nothing blocks under it
 
+	followers followers // the pools that follow
+
 	waiting  atomic.Int64
 	orphaned atomic.Int64 // when the last primary was lost, in Unix nanoseconds
 	settle   *time.Timer  // ends the time in which nobody is elected before all have answered
@@ -318,6 +320,7 @@ func (p *MultiPool) Close() {
 			p.settle.Stop()
 		}
 		p.monitors.Wait()
+		p.followers.close()
 		var pools sync.WaitGroup
 		for _, q := range p.peers() {
 			pools.Go(q.close)
@@ -485,6 +488,7 @@ func (p *MultiPool) Reset() {
 		q.pool.Reset()
 		q.monitor.nudge()
 	}
+	p.followers.reset()
 }
 
 // Config returns a copy of the configuration that the pool was made from.

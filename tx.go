@@ -67,7 +67,7 @@ func (tx *Tx) send(ctx context.Context) error {
 	w.committing.Store(true)
 	err := tx.pgxTx.Commit(ctx)
 	if w.pg.IsClosed() {
-		w.peer.sockets.cutOff(w)
+		w.cutOff()
 	} else {
 		w.committing.Store(false)
 	}

@@ -88,7 +88,7 @@ func (w *watch) count(p *peer, void bool) {
 			}
 		}
 		c.seen = seq
-		if c.out.Load() {
+		if c.out.Load() != outNone {
 			have++
 		}
 	})

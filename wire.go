@@ -1,6 +1,7 @@
 package multipool
 
 import (
+	"context"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -23,7 +24,7 @@ type wire struct {
 	// Read from other goroutines: by who cuts, by the watch, by whoever closes the socket.
 	seq atomic.Uint32 // statements begun and ended: odd while one is running
 	use atomic.Int32  // what the connection is used for
-	out atomic.Bool   // counted in the peer's load: a call has it
+	out atomic.Int32  // what the call that has it counts for with the peer
 
 	left    uint8  // of slab
 	standby bool   // a standby's, by the session's last report of in_hot_standby or, where the role is asked, see presume
@@ -34,11 +35,17 @@ type wire struct {
 	// The rest.
 	committing atomic.Bool // a transaction's COMMIT is on its way: it is not to be cancelled
 
-	reported bool   // the running statement's fault has been
-	dialling bool   // holds a place among the peer's handshakes
-	eye      eye    // on the raw socket
-	seen     uint32 // seq at the watch's last tick; the watch's alone
-	noted    uint32 // seq of the last read that the watch has noted as long; the watch's alone
+	reported bool      // the running statement's fault has been
+	dialling bool      // holds a place among the peer's handshakes
+	quiet    bool      // taken and released by ourselves: the program's tracer is not told
+	pool     poolKind  // whose connection it is
+	approach *approach // how a connection of a pool that follows is being made; nil: it is not
+	eye      eye       // on the raw socket
+	noted    uint32    // seq of the last read that the watch has noted as long; the watch's alone
+	seen     uint32    // seq at the watch's last tick; the watch's alone
+
+	seat atomic.Int32
+	main atomic.Pointer[socket] // the connection itself, of several tries the last
 }
 
 // slabLen is how many wrappers of rows are made at a time.
@@ -46,10 +53,25 @@ const slabLen = 64
 
 // What a connection is used for, as far as it matters to who would cut it.
 const (
-	useNone int32 = iota // idle in the pool, being made, or left behind by a caller who has gone
+	useNew  int32 = iota // being made, or left behind by a caller who has gone
+	useNone              // idle in the pool: whoever wants it claims it, and whoever wants its seat evicts it
 	useRead              // a read that has not handed out a row and may be sent again elsewhere
 	useHeld              // anything else: a write, a transaction, a stream, a connection that the program holds
-	useCut               // a read that is being cut
+	useCut               // closed, or being closed, by ourselves
+)
+
+// What a call that has the connection counts for.
+const (
+	outNone int32 = iota
+	outCall       // in the peer's load
+	outTurn       // and for one of its turns
+)
+
+// Whether the connection has a seat.
+const (
+	seatNone  int32 = iota
+	seatTaken       // it is being made
+	seatHeld        // until its socket is closed
 )
 
 // wireKey is where a connection's CustomData holds its wire.
@@ -111,25 +133,126 @@ func (w *wire) presume() {
 // is using.
 type socket struct {
 	net.Conn
-	wire *wire
-	main bool // the connection itself, not a cancel request on its behalf
+	wire   *wire
+	peer   *peer // of this try: the wire's may be another by now
+	main   bool  // the connection itself, not a cancel request on its behalf
+	closed atomic.Bool
 }
 
 // Close closes the network connection and forgets it.
 func (s *socket) Close() error {
 	w := s.wire
-	w.peer.sockets.forget(s)
-	if s.main {
+	s.peer.sockets.forget(s)
+	err := s.Conn.Close()
+	s.closed.Store(true)
+	if s.main && w.main.Load() == s {
 		w.leave() // a connection that was hijacked is never released
+		w.vacate()
 	}
-	return s.Conn.Close()
+	return err
 }
 
 // leave ends the connection's part in the peer's load, once.
 func (w *wire) leave() {
-	if w.out.Swap(false) {
+	switch w.out.Swap(outNone) {
+	case outTurn:
+		w.peer.turns.give(w.pool)
+		fallthrough
+	case outCall:
 		w.peer.load.out.Add(-1)
 	}
+}
+
+// vacate gives the seat of a connection back that has been made.
+func (w *wire) vacate() {
+	if w.seat.CompareAndSwap(seatHeld, seatNone) {
+		w.peer.seats.give(w.pool)
+	}
+}
+
+// sit takes a seat of the peer's for a connection that is to be made.
+func (w *wire) sit(ctx context.Context) error {
+	if err := w.peer.sit(ctx, w.pool); err != nil {
+		return err
+	}
+	w.seat.Store(seatTaken)
+	return nil
+}
+
+// stand gives the seat of a connection back that has not been made.
+func (w *wire) stand() {
+	if w.seat.Swap(seatNone) != seatNone {
+		w.peer.seats.give(w.pool)
+	}
+}
+
+// made makes the seat last as long as the socket, which may be closed already.
+func (w *wire) made() {
+	w.seat.CompareAndSwap(seatTaken, seatHeld)
+	if s := w.main.Load(); s == nil || s.closed.Load() {
+		w.vacate()
+	}
+}
+
+// shake takes a place among the peer's handshakes, and shook gives it back.
+func (w *wire) shake(ctx context.Context) error {
+	select {
+	case w.peer.dials <- struct{}{}:
+		w.dialling = true // until TraceConnectEnd, which pgx calls however the connect ends
+		return nil
+	case <-w.peer.era.Load().Done():
+		return errPeerDown
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (w *wire) shook() {
+	if w.dialling {
+		w.dialling = false
+		<-w.peer.dials
+	}
+}
+
+// claim marks an idle connection as held, behind the program's own say; nil: it has none. It reports false where somebody
+// has closed the connection for good reason.
+func (w *wire) claim(ctx context.Context, c *pgx.Conn, say func(context.Context, *pgx.Conn) (bool, error)) (bool, error) {
+	if say == nil {
+		return w.hold(useNone), nil
+	}
+	if !w.use.CompareAndSwap(useNone, useNew) {
+		return false, nil
+	}
+	if ok, err := say(ctx, c); !ok || err != nil {
+		w.use.CompareAndSwap(useNew, useNone)
+		return ok, err
+	}
+	return w.hold(useNew), nil
+}
+
+// hold marks the connection as held, unless it has been taken away meanwhile.
+func (w *wire) hold(was int32) bool {
+	if !w.use.CompareAndSwap(was, useHeld) {
+		return false
+	}
+	if w.peer.asked {
+		w.presume()
+	}
+	return true
+}
+
+// seize claims a connection whose use is at most the given one, in order to close it.
+func (w *wire) seize(most int32) bool {
+	use := w.use.Load()
+	switch {
+	case use == useCut:
+		return true
+	case use > most:
+		return false
+	case use == useHeld:
+		return true // its user will find out
+	}
+	return w.use.CompareAndSwap(use, useCut) || most >= useHeld // else its use has just changed: it is held
 }
 
 // sockets is the register of a peer's network connections, those of cancel requests included.
@@ -166,11 +289,7 @@ func (r *sockets) cut(most int32, shut bool) {
 	r.shut = r.shut || shut
 	var closing []*socket
 	for s := range r.all {
-		use := s.wire.use.Load()
-		if use == useRead && most >= useRead && !s.wire.use.CompareAndSwap(useRead, useCut) {
-			use = useHeld // its first row has just come
-		}
-		if use <= most || use == useCut {
+		if s.wire.seize(most) {
 			closing = append(closing, s)
 		}
 	}
@@ -181,18 +300,39 @@ func (r *sockets) cut(most int32, shut bool) {
 }
 
 // cutOff closes one connection.
-func (r *sockets) cutOff(w *wire) {
+func (w *wire) cutOff() {
+	if s := w.main.Load(); s != nil {
+		_ = s.Close()
+	}
+}
+
+// evict closes an idle connection, of another pool than k if there is one, and reports whether there was any.
+func (r *sockets) evict(k poolKind) bool {
+	s := r.idle(k)
+	if s == nil {
+		return false
+	}
+	_ = s.Close()
+	return true
+}
+
+func (r *sockets) idle(k poolKind) *socket {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	var own *socket
 	for s := range r.all {
-		if s.wire == w && s.main {
+		switch w := s.wire; {
+		case !s.main || w.use.Load() != useNone:
+		case w.pool == k:
 			own = s
+		case w.use.CompareAndSwap(useNone, useCut):
+			return s
 		}
 	}
-	r.mu.Unlock()
-	if own != nil {
-		_ = own.Close()
+	if own != nil && own.wire.use.CompareAndSwap(useNone, useCut) {
+		return own
 	}
+	return nil
 }
 
 func (r *sockets) open() {

@@ -1,0 +1,576 @@
+package multipool
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/puddle/v2"
+)
+
+// Primary returns a pgxpool for code that wants the concrete type and keeps it: every connection that it hands out is
+// one of the present primary, also after another has been promoted. It is the same pool at every call, made at the
+// first; that cannot fail.
+//
+//   - Where there is no primary, who wants a connection waits for one within the caller's context and Config.Wait, and
+//     then gets a [NoPeerError] that matches [ErrNoPrimary]. Nothing was sent.
+//   - When the primary changes, idle connections of the earlier one are closed; those in use are closed when they are
+//     released, or cut by the verdict about their server. What fails in flight fails as on a pgxpool: nothing that
+//     goes through it is routed, sent again or marked, but its outcomes are judged as those of other calls are.
+//   - A connection that is being made when its server dies is made to the next primary instead.
+//   - MaxConns holds for each server, whichever pools of the MultiPool use it. Where they want more together than there
+//     are, each gets as many as the others; one that wants less leaves the rest. A hijacked connection counts
+//     until it is closed. MinConns and MinIdleConns are not kept: connections are made when they are wanted.
+//   - The program's hooks and tracers are called as for the peers' pools. BeforeConnect is called for each server
+//     that is tried; what it changes in the way of TLS holds for the first of them only.
+//
+// Close of the MultiPool closes it, and waits for its connections; after that it is a closed pool. In a pool of one peer
+// it is that peer's own pool.
+func (p *MultiPool) Primary() *pgxpool.Pool { return p.followers.get(p, poolPrimary) }
+
+// Replicas is [MultiPool.Primary] for reads: its connections are spread over the healthy replicas, and are the
+// primary's, but for Config.WriteReserve, where no replica can serve, as Query's are. A new connection goes to the
+// replica with the fewest of them. Where replicas have come and gone it is evened out under traffic: each 100 ms one
+// connection is closed, instead of handed out, of a replica that has one too many, while another has one too few; a
+// replica that has just come back is owed a tenth of its share at first and all of it after ten seconds.
+//
+// What it hands out are sessions that cannot write, but where the primary stands in.
+func (p *MultiPool) Replicas() *pgxpool.Pool { return p.followers.get(p, poolReplicas) }
+
+// WaitForPrimary returns nil once there is a primary that takes writes, at once if there is. It waits until ctx ends,
+// whatever Config.Wait and MaxWaiting say; its error then matches [ErrNoPrimary] and the context's. A closed pool
+// answers puddle.ErrClosedPool. A pool of one peer, which nobody watches, asks its server until it is no standby.
+func (p *MultiPool) WaitForPrimary(ctx context.Context) error {
+	in := wantsOf(poolPrimary)
+	var t trail
+	for {
+		top := p.topology.Load()
+		var again <-chan time.Time
+		switch {
+		case p.closed.Load():
+			return puddle.ErrClosedPool
+		case p.solo:
+			var standby bool
+			if t.last = p.QueryRow(ctx, lookSolo).Scan(&standby); t.last == nil && !standby {
+				return nil
+			}
+			again = time.After(patientLook)
+		case len(top.writes) > 0:
+			return nil
+		}
+		select {
+		case <-top.superseded:
+		case <-again:
+		case <-p.done:
+		case <-ctx.Done():
+			return p.noPeer(top, &in, &t, ctx.Err())
+		}
+	}
+}
+
+const lookSolo = `select pg_catalog.pg_is_in_recovery()`
+
+// followers are the pools that follow. The zero value has made none.
+type followers struct {
+	mu     sync.Mutex // nothing blocks under it
+	made   [poolKinds]*follower
+	closed bool
+	ended  sync.WaitGroup
+}
+
+// get returns a pool that follows, and makes it if it is not there yet.
+func (f *followers) get(p *MultiPool, k poolKind) *pgxpool.Pool {
+	if p.solo {
+		return p.peers()[0].pool
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.made[k] == nil {
+		f.made[k] = newFollower(p, k)
+		if f.closed {
+			f.made[k].pool.Close()
+		} else {
+			f.ended.Go(f.made[k].run)
+		}
+	}
+	return f.made[k].pool
+}
+
+// close begins to close the pools and lets no other come up; wait waits for it to end. The owner's done is closed.
+func (f *followers) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.closed = true
+	for _, one := range f.made {
+		if one != nil {
+			f.ended.Go(one.pool.Close)
+		}
+	}
+}
+
+// inUse reports whether there are any.
+func (f *followers) inUse() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, one := range f.made {
+		if one != nil {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *followers) wait() { f.ended.Wait() }
+
+func (f *followers) reset() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, one := range f.made {
+		if one != nil {
+			one.pool.Reset()
+		}
+	}
+}
+
+// follower is a pool that follows: it has connections of the peers that the topology lists for its kind of calls. It
+// reads the topology and publishes nothing.
+type follower struct {
+	owner   *MultiPool
+	kind    poolKind
+	intent  intent
+	user    *pgxpool.Config // the program's hooks
+	pool    *pgxpool.Pool
+	surplus atomic.Pointer[peer] // has one connection too many; nil: none has
+}
+
+func newFollower(p *MultiPool, k poolKind) *follower {
+	f := &follower{owner: p, kind: k, intent: wantsOf(k), user: p.peers()[0].config}
+	for _, q := range p.peers() {
+		q.shared.Store(true)
+	}
+	var err error
+	f.pool, err = pgxpool.NewWithConfig(context.Background(), f.compose())
+	if err != nil {
+		panic(err) // a pool without room for a connection: the peers' own have been made of the same
+	}
+	return f
+}
+
+// wantsOf is what the calls of a pool that follows want.
+func wantsOf(k poolKind) intent {
+	if k == poolReplicas {
+		return intent{op: opReadTx, place: placeReads, reads: true, reason: ReasonRead}
+	}
+	return intent{op: opAcquire, place: placePrimary, reason: ReasonWrite}
+}
+
+// compose returns the configuration of the pool: the program's, with our hooks chained behind its own.
+func (f *follower) compose() *pgxpool.Config {
+	c := f.user.Copy()
+	c.MinConns, c.MinIdleConns = 0, 0
+	c.MaxConns = f.maxConns()
+	c.ConnConfig.Tracer = &followTracer{poolTracer: newPoolTracer(f.owner, f.user.ConnConfig.Tracer), follower: f}
+	c.BeforeConnect = f.beforeConnect
+	c.AfterConnect = afterConnect(f.user)
+	c.PrepareConn = f.prepareConn(sayOf(f.user))
+	return c
+}
+
+// maxConns is as many as there may be seats: of one peer at a time, or of all.
+func (f *follower) maxConns() int32 {
+	most, all := int32(1), int64(0)
+	for _, q := range f.owner.peers() {
+		most, all = max(most, q.seats.limit), all+int64(q.seats.limit)
+	}
+	if f.kind == poolReplicas {
+		return int32(min(all, math.MaxInt32))
+	}
+	return most
+}
+
+// candidates are the peers that a call of the pool may use.
+func (f *follower) candidates(top *topology) []*peer {
+	first, _ := top.candidates(f.intent.place)
+	return first
+}
+
+// keeps reports whether connections of a peer are to stay: also of a replica under suspicion, which is often cleared.
+func (f *follower) keeps(top *topology, q *peer) bool {
+	if contains(f.candidates(top), q) {
+		return true
+	}
+	m := top.member(q)
+	return f.kind == poolReplicas && m != nil && m.health == healthSuspect && m.role == RoleReplica
+}
+
+// seek returns the peer that a call, or a connection, is to go to, and waits for one where there is none.
+func (f *follower) seek(ctx context.Context, t *trail, choose func(*topology, *tried) *peer) (*peer, *topology, error) {
+	for {
+		top := f.owner.topology.Load()
+		if q := choose(top, &t.tried); q != nil {
+			t.picked = top
+			return q, top, nil
+		}
+		// There may have been news since the last one was picked: then who has been tried may have been judged.
+		if t.picked == nil || t.picked == top {
+			if err := f.owner.await(ctx, top, &f.intent, t); err != nil {
+				return nil, nil, err
+			}
+		}
+		t.tried.n, t.picked = 0, nil
+	}
+}
+
+// forCall chooses as for any call: of two drawn the less busy.
+func (f *follower) forCall(top *topology, tried *tried) *peer {
+	return twoDraws(f.candidates(top), nil, tried)
+}
+
+// forConn chooses the peer of a new connection: the one that has the fewest for its share.
+func (f *follower) forConn(top *topology, tried *tried) (chosen *peer) {
+	least, alike := math.Inf(1), 0
+	for _, q := range f.candidates(top) {
+		if tried.has(q) {
+			continue
+		}
+		has := float64(q.seats.of(f.kind)+1) / float64(max(q.load.share.Load(), 1))
+		switch {
+		case has < least:
+			chosen, least, alike = q, has, 1
+		case has == least:
+			if alike++; rand.IntN(alike) == 0 {
+				chosen = q
+			}
+		}
+	}
+	return chosen
+}
+
+// run closes what is idle of peers that the pool has no use for any more, until the owner closes.
+func (f *follower) run() {
+	var tick <-chan time.Time
+	if f.kind == poolReplicas {
+		ticker := time.NewTicker(watchTick)
+		defer ticker.Stop()
+		tick = ticker.C
+	}
+	var before []*peer
+	for {
+		top := f.owner.topology.Load()
+		f.sweep(top, before)
+		before = f.candidates(top)
+		for same := true; same; {
+			select {
+			case <-top.superseded:
+				same = false
+			case <-tick:
+				f.weigh(top)
+			case <-f.owner.done:
+				return
+			}
+		}
+	}
+}
+
+// sweep has the idle connections judged where there may be some that are not to stay, or that a verdict has cut. What is
+// in use is judged when it is released.
+func (f *follower) sweep(top *topology, before []*peer) {
+	for _, q := range f.owner.peers() {
+		if (q.seats.of(f.kind) > 0 || contains(before, q)) && !f.keeps(top, q) {
+			for _, c := range f.pool.AcquireAllIdle(sweeping{context.Background()}) {
+				c.Release()
+			}
+			return
+		}
+	}
+}
+
+// sweeping is the context of a sweep: the program is not asked for its say about connections that it will not get.
+type sweeping struct{ context.Context }
+
+// weigh finds the peer that has one connection too many where another has one too few.
+func (f *follower) weigh(top *topology) {
+	list := f.candidates(top)
+	conns, shares := 0.0, 0.0
+	for _, q := range list {
+		conns += float64(q.seats.of(f.kind))
+		shares += float64(q.load.share.Load())
+	}
+	var most *peer
+	over, under := 0.0, 0.0
+	for _, q := range list {
+		more := float64(q.seats.of(f.kind)) - conns*float64(q.load.share.Load())/shares
+		if more > over {
+			most, over = q, more
+		}
+		under = max(under, -more)
+	}
+	if over < 1 || under < 1 {
+		most = nil
+	}
+	f.surplus.Store(most)
+}
+
+// prepareConn has the last word on a connection that is to be handed out: its peer must be one of the pool's, and its
+// call moves there with its turn.
+func (f *follower) prepareConn(say func(context.Context, *pgx.Conn) (bool, error)) func(context.Context, *pgx.Conn) (bool, error) {
+	return func(ctx context.Context, conn *pgx.Conn) (bool, error) {
+		w := wireOf(conn)
+		top := f.owner.topology.Load()
+		if _, swept := ctx.(sweeping); swept {
+			w.quiet = f.keeps(top, w.peer)
+			return w.quiet && w.use.CompareAndSwap(useNone, useHeld), nil
+		}
+		if !contains(f.candidates(top), w.peer) || f.shed(w.peer) {
+			return false, nil
+		}
+		c, _ := ctx.(*call)
+		if c != nil && !c.move(w.peer) {
+			return false, nil // all turns there are taken: somebody is about to want its seat
+		}
+		ok, err := w.claim(ctx, conn, say)
+		if ok && err == nil && c != nil {
+			c.handOver(w)
+		}
+		return ok, err
+	}
+}
+
+// shed reports whether a connection of the peer is to go, once for each time that it was found to have too many.
+func (f *follower) shed(q *peer) bool {
+	return f.surplus.Load() == q && f.surplus.CompareAndSwap(q, nil)
+}
+
+// followTracer is the tracer of a pool that follows: it lets calls in, one by one in front of the pool, and has the
+// last look at what is released.
+type followTracer struct {
+	poolTracer
+	follower *follower
+}
+
+// TraceAcquireStart waits for a peer and a turn there, under the caller's own context: behind the pool nothing knows
+// that. Where there is none to be had the call goes on with a context that has ended, with the error.
+func (t *followTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireStartData) context.Context {
+	ctx = t.tellAcquire(ctx, pool, d)
+	c := &call{follower: t.follower}
+	c.Context, c.end = context.WithCancel(ctx)
+	if err := c.enter(); err != nil {
+		c.fail(err)
+	}
+	return c
+}
+
+// TraceAcquireEnd ends what of the call has not gone over to a connection.
+func (t *followTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireEndData) {
+	if c, ok := ctx.(*call); ok {
+		c.leave()
+	}
+	t.tellAcquired(ctx, pool, d)
+}
+
+// TraceRelease closes a connection that nobody of the pool is to have after this caller.
+func (t *followTracer) TraceRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseData) {
+	f := t.follower
+	w := wireOf(d.Conn)
+	if !f.keeps(f.owner.topology.Load(), w.peer) {
+		farewell(d.Conn)
+	}
+	if w.quiet {
+		w.quiet = false
+		w.released()
+		return
+	}
+	t.poolTracer.TraceRelease(pool, d)
+}
+
+// call is one Acquire of a pool that follows: the context under which it runs, and what it holds until it has a
+// connection.
+type call struct {
+	context.Context
+	end      context.CancelFunc
+	follower *follower
+
+	mu     sync.Mutex // a connection's making may outlive its call
+	at     *peer      // where it has a turn and counts for the load; nil: nowhere
+	guest  bool       // ... and a place among the reads that fell back to the primary
+	left   bool
+	failed error
+}
+
+type callKey struct{}
+
+// Value finds the call itself, too: that is how the making of a connection knows for whom it is.
+func (c *call) Value(key any) any {
+	if key == (callKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// Err returns why the call has failed, where it has: who waits for the context to end, as the pool does, gets it.
+func (c *call) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed != nil {
+		return c.failed
+	}
+	return c.Context.Err()
+}
+
+// fail ends the call with an error of our own.
+func (c *call) fail(err error) {
+	c.mu.Lock()
+	if !c.left && c.failed == nil {
+		c.failed = err
+	}
+	c.mu.Unlock()
+	c.end()
+}
+
+// enter waits for a peer and for a turn there.
+func (c *call) enter() error {
+	f := c.follower
+	var t trail
+	for {
+		q, top, err := f.seek(c, &t, f.forCall)
+		if err != nil {
+			return err
+		}
+		if err := c.take(q, top); err == nil || !errors.Is(err, errPeerDown) {
+			return err
+		}
+		t.picked = nil
+	}
+}
+
+// take waits for a turn at a peer while the pool has a use for it; errPeerDown: it has none any more.
+func (c *call) take(q *peer, top *topology) error {
+	f := c.follower
+	q.load.out.Add(1)
+	guest := q.guests != nil && top.fallback && f.kind == poolReplicas
+	err := c.awaitGuest(q, guest)
+	if err == nil {
+		if err = c.awaitTurn(q, top); err != nil && guest {
+			<-q.guests
+		}
+	}
+	if err != nil {
+		q.load.out.Add(-1)
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.left {
+		depart(q, f.kind, guest)
+		return context.Canceled
+	}
+	c.quit()
+	c.at, c.guest = q, guest
+	return nil
+}
+
+func (c *call) awaitGuest(q *peer, guest bool) error {
+	if !guest {
+		return nil
+	}
+	select {
+	case q.guests <- struct{}{}:
+		return nil
+	case <-c.Done():
+		return c.Err()
+	case <-q.era.Load().Done():
+		return errPeerDown
+	case <-c.follower.owner.done:
+		return puddle.ErrClosedPool
+	}
+}
+
+func (c *call) awaitTurn(q *peer, top *topology) error {
+	f := c.follower
+	ticket := q.turns.ask(f.kind)
+	if ticket == nil {
+		return nil
+	}
+	var err error
+	for err == nil {
+		select {
+		case <-ticket:
+			return nil
+		case <-c.Done():
+			err = c.Err()
+		case <-q.era.Load().Done():
+			err = errPeerDown
+		case <-f.owner.done:
+			err = puddle.ErrClosedPool
+		case <-top.superseded:
+			if top = f.owner.topology.Load(); !f.keeps(top, q) {
+				err = errPeerDown
+			}
+		}
+	}
+	q.turns.withdraw(f.kind, ticket)
+	return err
+}
+
+// move takes the call to another peer if there is a turn to be had at once.
+func (c *call) move(q *peer) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.at == q {
+		return true
+	}
+	if c.left || !q.turns.try(c.follower.kind) {
+		return false
+	}
+	q.load.out.Add(1)
+	c.quit()
+	c.at, c.guest = q, false
+	return true
+}
+
+// where is the peer at which the call has its turn, nil if it has none.
+func (c *call) where() *peer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at
+}
+
+// quit gives back what the call has at its peer. The caller holds mu.
+func (c *call) quit() {
+	if c.at != nil {
+		depart(c.at, c.follower.kind, c.guest)
+		c.at, c.guest = nil, false
+	}
+}
+
+func depart(q *peer, k poolKind, guest bool) {
+	q.turns.give(k)
+	q.load.out.Add(-1)
+	if guest {
+		<-q.guests
+	}
+}
+
+// handOver leaves what the call has to the connection that it gets.
+func (c *call) handOver(w *wire) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w.guest = c.guest
+	w.out.Store(outTurn)
+	c.at, c.guest = nil, false
+}
+
+// leave ends the call.
+func (c *call) leave() {
+	c.mu.Lock()
+	c.left = true
+	c.quit()
+	c.mu.Unlock()
+	c.end()
+}

@@ -1,0 +1,307 @@
+package multipool
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/pgtest"
+)
+
+// The pools that follow, on real servers.
+
+// Six writers through database/sql, which knows nothing of us, and nothing sends their statements again.
+func TestDatabaseSQLFollowsAPromotion(t *testing.T) {
+	for _, stop := range []string{"immediate", "kill -9"} {
+		t.Run(stop, func(t *testing.T) {
+			c := pgtest.Start(t, pgtest.Options{Standbys: 2})
+			must(t, c, "create table log (id bigserial primary key, writer int)")
+			p := openPool(t, Config{}, c.ConnString("pool_max_conns=10"))
+			waitUp(t, p)
+			db := stdlib.OpenDBFromPool(p.Primary())
+			defer db.Close()
+			var last, gap atomic.Int64
+			last.Store(time.Now().UnixNano())
+			writers := gather(6, func(ctx context.Context) error {
+				// With an argument: without, pgx says of a statement that was in flight that it is safe to run it again,
+				// and database/sql does.
+				_, err := db.ExecContext(ctx, "insert into log (writer) values ($1)", 1)
+				if now := time.Now().UnixNano(); err == nil {
+					gap.Store(max(gap.Load(), now-last.Swap(now)))
+				}
+				return err
+			})
+			writers.reach(t, 500)
+			old, next := c.Primary(), c.Standbys()[0]
+			if stop == "immediate" {
+				require.NoError(t, old.Stop(pgtest.Immediate))
+			} else {
+				require.NoError(t, old.Kill())
+			}
+			require.NoError(t, next.Promote())
+			writers.reach(t, 500)
+			calls, failed := writers.dismiss()
+			errors := 0
+			for text, n := range failed {
+				errors += n
+				t.Logf("%d x %s", n, text)
+			}
+			assert.LessOrEqual(t, errors, 6, "what was in flight")
+			assert.Equal(t, next.Addr(), p.Status().Primary)
+			t.Logf("%d writes, %d errors, longest time between two that succeeded %v", calls, errors, time.Duration(gap.Load()))
+			if !raceEnabled {
+				assert.Less(t, time.Duration(gap.Load()), 3*time.Second)
+			}
+			p.Close()
+			for _, q := range p.peers() {
+				assert.Zero(t, q.sockets.len(), q.name)
+			}
+		})
+	}
+}
+
+// serveAs gives a server a certificate for a name and nothing else, and returns the certificate.
+func serveAs(t *testing.T, s *pgtest.Server, name string) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	require.NoError(t, err)
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	require.NoError(t, err)
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	folder, err := os.Stat(s.Dir())
+	require.NoError(t, err)
+	owner := folder.Sys().(*syscall.Stat_t)
+	for file, text := range map[string][]byte{
+		"named.crt": cert,
+		"named.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
+	} {
+		path := filepath.Join(s.Dir(), file)
+		require.NoError(t, os.WriteFile(path, text, 0o600))
+		require.NoError(t, os.Chown(path, int(owner.Uid), int(owner.Gid)))
+	}
+	require.NoError(t, s.Set(map[string]string{"ssl_cert_file": "named.crt", "ssl_key_file": "named.key"}))
+	return cert
+}
+
+// Each server shows a certificate for its own name; a connection that moves to another server checks it for that one's.
+func TestAFollowingPoolChecksEachServersOwnName(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 2, TLS: true})
+	var roots []byte
+	var peers []Peer
+	for i, s := range c.Servers() {
+		name := fmt.Sprintf("db%d.test", i+1)
+		roots = append(roots, serveAs(t, s, name)...)
+		peers = append(peers, Peer{Host: name, Port: s.Port()})
+	}
+	ca := filepath.Join(t.TempDir(), "roots.crt")
+	require.NoError(t, os.WriteFile(ca, roots, 0o600))
+	for _, mode := range []string{"verify-full", "prefer"} {
+		pool, err := ParseConfig(fmt.Sprintf("postgres://postgres@db1.test:%d,db2.test:1/postgres?sslmode=%s&sslrootcert=%s", peers[0].Port, mode, ca))
+		require.NoError(t, err)
+		pool.ConnConfig.LookupFunc = func(context.Context, string) ([]string, error) { return []string{"127.0.0.1"}, nil }
+		p := openConfig(t, Config{Peers: peers}, pool)
+		waitUp(t, p)
+		old := c.Primary()
+		var held []*pgxpool.Conn
+		for _, following := range []*pgxpool.Pool{p.Primary(), p.Replicas()} {
+			for range 4 {
+				conn, err := following.Acquire(testContext(t))
+				require.NoError(t, err)
+				var encrypted bool
+				require.NoError(t, conn.QueryRow(testContext(t), "select ssl from pg_stat_ssl where pid = pg_backend_pid()").Scan(&encrypted))
+				assert.True(t, encrypted)
+				held = append(held, conn)
+			}
+		}
+		for _, conn := range held {
+			conn.Release()
+		}
+		if mode == "prefer" {
+			continue
+		}
+		// A cancel request goes to the connection's own server, under its own name.
+		requireCancelled(t, p.Primary(), old)
+		// One that is being made when its server dies moves, and so does what it checks.
+		p.Primary().Reset()
+		require.NoError(t, old.Freeze())
+		moved := make(chan error)
+		go func() {
+			_, err := p.Primary().Exec(testContext(t), "create table after_promotion ()")
+			moved <- err
+		}()
+		waitFor(t, "a connect", 10*time.Second, func() bool { return p.Primary().Stat().ConstructingConns() == 1 })
+		require.NoError(t, old.Kill())
+		next := c.Standbys()[0]
+		require.NoError(t, next.Promote())
+		require.NoError(t, <-moved)
+		requireCancelled(t, p.Primary(), next)
+		require.NoError(t, old.Follow(next))
+	}
+}
+
+// requireCancelled gives a statement up and tests that its server does.
+func requireCancelled(t *testing.T, pool *pgxpool.Pool, s *pgtest.Server) {
+	t.Helper()
+	const running = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep(1__)'"
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error)
+	go func() { _, err := pool.Exec(ctx, "select pg_sleep(100)"); done <- err }()
+	count := func() int64 {
+		n, err := s.Int(testContext(t), running)
+		require.NoError(t, err)
+		return n
+	}
+	waitFor(t, "the statement", 10*time.Second, func() bool { return count() == 1 })
+	cancel()
+	require.ErrorIs(t, <-done, context.Canceled)
+	waitFor(t, "its end on the server", 10*time.Second, func() bool { return count() == 0 })
+}
+
+func TestACancelRequestReachesTheConnectionsServer(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
+	p := openPool(t, Config{}, c.ConnString())
+	waitUp(t, p)
+	requireCancelled(t, p.Primary(), c.Primary())
+	requireCancelled(t, p.Replicas(), c.Standbys()[0])
+	require.NoError(t, c.Primary().Kill())
+	next := c.Standbys()[0]
+	require.NoError(t, next.Promote())
+	requireCancelled(t, p.Primary(), next)
+}
+
+// Both pools want all that there is.
+func TestMaxConnsHoldsForEachServer(t *testing.T) {
+	t.Parallel()
+	const most, monitors = 6, 1
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
+	must(t, c, "create table log (note text)")
+	p := openPool(t, Config{}, c.ConnString(fmt.Sprintf("pool_max_conns=%d", most), "application_name=crowd"))
+	waitUp(t, p)
+	watcher, err := c.Primary().Conn(testContext(t))
+	require.NoError(t, err)
+	defer watcher.Close(context.Background())
+	own := gather(20, func(ctx context.Context) error { _, err := p.Exec(ctx, "insert into log values ('own')"); return err })
+	following := gather(20, func(ctx context.Context) error {
+		_, err := p.Primary().Exec(ctx, "insert into log values ('following')")
+		return err
+	})
+	var over time.Time
+	at := 0
+	for start := time.Now(); time.Since(start) < 3*time.Second; {
+		var n int
+		require.NoError(t, watcher.QueryRow(testContext(t), "select count(*) from pg_stat_activity where application_name = 'crowd'").Scan(&n))
+		// A backend is seen for a moment after its connection was closed, and the next one may be there by then.
+		if n <= most+monitors {
+			over = time.Time{}
+		} else if over.IsZero() {
+			over = time.Now()
+		}
+		require.True(t, over.IsZero() || time.Since(over) < 250*time.Millisecond, "%d sessions", n)
+		require.LessOrEqual(t, p.peers()[0].seats.total(), int32(most))
+		at = max(at, n)
+	}
+	ownCalls, failed := own.dismiss()
+	assert.Empty(t, failed)
+	followingCalls, failed := following.dismiss()
+	assert.Empty(t, failed)
+	made := p.Primary().Stat().NewConnsCount() + p.peers()[0].pool.Stat().NewConnsCount()
+	t.Logf("%d and %d statements over at most %d sessions; %d were made", ownCalls, followingCalls, at, made)
+	assert.Less(t, made, (ownCalls+followingCalls)/20, "connections are not closed and made all the time")
+	assert.InDelta(t, 1, float64(ownCalls)/float64(followingCalls), 0.5)
+	assert.Zero(t, p.Status().Peers[0].Trips)
+}
+
+func TestReplicasAreEvenAgainAfterARestart(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, pgtest.Options{Standbys: 3})
+	p := openPool(t, Config{}, c.ConnString("pool_max_conns=10"))
+	waitUp(t, p)
+	db := stdlib.OpenDBFromPool(p.Replicas())
+	defer db.Close()
+	var served sync.Map
+	readers := gather(12, func(ctx context.Context) error {
+		var port int
+		err := db.QueryRowContext(ctx, "select current_setting('port')::int from pg_sleep(0.005)").Scan(&port)
+		n, _ := served.LoadOrStore(port, new(atomic.Int64))
+		n.(*atomic.Int64).Add(1)
+		return err
+	})
+	spread := func() (low, high int32) {
+		low = 100
+		for _, q := range p.peers()[1:] {
+			n := q.seats.of(poolReplicas)
+			low, high = min(low, n), max(high, n)
+		}
+		return low, high
+	}
+	readers.reach(t, 500)
+	low, high := spread()
+	assert.LessOrEqual(t, high-low, int32(1))
+	assert.Positive(t, low)
+	victim := c.Standbys()[1]
+	require.NoError(t, victim.Restart(pgtest.Immediate))
+	begun := time.Now()
+	waitFor(t, "its return", 20*time.Second, func() bool { return p.Status().Peers[2].Health == healthUp.String() })
+	waitFor(t, "an even spread", time.Minute, func() bool {
+		low, high := spread()
+		return low > 0 && high-low <= 2
+	})
+	t.Logf("even %v after the restart", time.Since(begun))
+	_, failed := readers.dismiss()
+	errors := 0
+	for text, n := range failed {
+		errors += n
+		t.Logf("%d x %s", n, text)
+	}
+	assert.LessOrEqual(t, errors, 8, "what was in flight there")
+	assert.Zero(t, p.peers()[0].seats.of(poolReplicas), "the primary was spared")
+}
+
+func TestPasswordsOfAFollowingPoolAreEachServersOwn(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1, HBA: []string{"host all app 127.0.0.1/32 scram-sha-256"}})
+	must(t, c, "create role app login password 'one'", "grant all on schema public to app")
+	var file bytes.Buffer
+	for _, s := range c.Servers() {
+		fmt.Fprintf(&file, "127.0.0.1:%d:*:app:one\n", s.Port())
+	}
+	passfile := filepath.Join(t.TempDir(), "pgpass")
+	require.NoError(t, os.WriteFile(passfile, file.Bytes(), 0o600))
+	p := openPool(t, Config{}, fmt.Sprintf("postgres://app@%s,%s/postgres?sslmode=disable&passfile=%s", c.Servers()[0].Addr(), c.Servers()[1].Addr(), passfile))
+	waitUp(t, p)
+	_, err := p.Primary().Exec(testContext(t), "create table t (v int)")
+	require.NoError(t, err)
+	require.NoError(t, c.WaitCaughtUp(testContext(t)))
+	require.NoError(t, c.Primary().Kill())
+	require.NoError(t, c.Standbys()[0].Promote())
+	_, err = p.Primary().Exec(testContext(t), "insert into t values (1)")
+	require.NoError(t, err)
+}
