@@ -67,7 +67,7 @@ func (p *MultiPool) drain(ctx context.Context, q *peer) error {
 		return err
 	}
 	q.sockets.cut(useNone, true) // and no new ones: pgxpool would fill up to MinConns
-	return nil
+	return q.emptied(ctx)        // one that chose the peer before may have taken the last idle connection
 }
 
 // drainTick is how often a draining peer is asked whether it is free: it has been counted already, and nobody hurries.

@@ -40,18 +40,22 @@ func (l *ledger) write(p *MultiPool) func(context.Context) error {
 	return func(ctx context.Context) error {
 		id := l.next.Add(1)
 		_, err := p.Exec(ctx, "insert into ledger values ($1)", id)
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		switch {
-		case err == nil:
-			l.written[id] = time.Now()
-		case errors.Is(err, ErrOutcomeUnknown):
-			l.unknown[id] = err
-		default:
-			l.failed[err.Error()]++
-		}
-		time.Sleep(rand.N(4 * time.Millisecond))
+		l.note(id, err)
+		time.Sleep(rand.N(20 * time.Millisecond))
 		return nil
+	}
+}
+
+func (l *ledger) note(id int64, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case err == nil:
+		l.written[id] = time.Now()
+	case errors.Is(err, ErrOutcomeUnknown):
+		l.unknown[id] = err
+	default:
+		l.failed[err.Error()]++
 	}
 }
 

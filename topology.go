@@ -220,7 +220,7 @@ func (m *member) learn(o observation) (news bool) {
 		m.steady = m.health == healthUnknown || m.steady && o.health <= healthSuspect
 		m.health, news = o.health, true // a suspicion does not soften a verdict
 	}
-	if o.steady && !m.steady {
+	if o.steady && !m.steady && m.health == healthUp {
 		m.steady, news = true, true
 	}
 	if o.drained != unsaid && (o.drained == yes) != m.drained {

@@ -3,6 +3,7 @@ package pgfake
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -93,6 +94,23 @@ func (s *session) refuses(st *statement, set *settings) *Error {
 	}
 	return nil
 }
+
+// compiled is compile with a memory: a monitor asks the same long question thousands of times.
+func (s *session) compiled(sql string) *statement {
+	known := s.known[sql]
+	if known == nil {
+		known = s.compile(sql)
+		if len(s.known) < maxKnown {
+			s.known[sql] = known
+		}
+	}
+	st := *known
+	st.params, st.columns = slices.Clone(known.params), slices.Clone(known.columns)
+	st.tally = s.p.tallyOf(st.sql)
+	return &st
+}
+
+const maxKnown = 64
 
 // compile never fails: a text that it does not know is a select or a command by its first word.
 func (s *session) compile(sql string) *statement {

@@ -42,6 +42,7 @@ type session struct {
 	readOnly bool // of the open transaction; it survives a promotion
 
 	statements map[string]*statement
+	known      map[string]*statement // by text
 	portals    map[string]*portal
 	unnamed    portal
 
@@ -61,7 +62,7 @@ type portal struct {
 func newSession(c *conn) *session {
 	return &session{
 		c: c, p: c.peer, tx: 'I',
-		statements: map[string]*statement{}, portals: map[string]*portal{},
+		statements: map[string]*statement{}, known: map[string]*statement{}, portals: map[string]*portal{},
 	}
 }
 
@@ -283,7 +284,7 @@ func (s *session) message(typ byte, body []byte) {
 func (s *session) parse(body []byte) {
 	name, rest := cstring(body)
 	sql, rest := cstring(rest)
-	st := s.compile(string(sql))
+	st := s.compiled(string(sql))
 	if len(rest) >= 2 {
 		given := int(binary.BigEndian.Uint16(rest))
 		rest = rest[2:]
