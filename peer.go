@@ -1,6 +1,7 @@
 package multipool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -27,6 +28,10 @@ type peer struct {
 	asked bool // its role is asked by the monitor, or believed; sessions are not listened to
 	proxy bool // more than one server may answer there
 	vouch Role // the role that the configuration vouches for; RoleUnknown: discovered
+	zone  string
+	away  bool    // in another zone than the pool
+	given float64 // its weight as configured
+	spare bool    // that is negative: reads only where nobody else can
 
 	config  *pgxpool.Config // the template as configured, with the program's hooks and none of ours
 	pool    *pgxpool.Pool
@@ -56,8 +61,9 @@ type peer struct {
 	rate   faultRate
 
 	latency latencies
-	stall   stall  // the watch's
-	behind  behind // the monitor's
+	trip    roundTrip // of the monitor's looks
+	stall   stall     // the watch's
+	behind  behind    // the monitor's
 	health  atomic.Int32
 	rose    atomic.Int64 // when it was last put back into use, in Unix nanoseconds
 }
@@ -69,6 +75,9 @@ func (p *peer) called() string {
 	}
 	return p.name
 }
+
+// weight is the peer's as it was configured; 1 where it was not.
+func (p *peer) weight() float64 { return cmp.Or(p.given, 1) }
 
 func namesOfPeers(peers []*peer) []string {
 	var names []string
@@ -110,6 +119,10 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 		proxy:  c.Proxy,
 		vouch:  c.Role,
 		config: c.pool,
+		zone:   c.Zone,
+		away:   owner.config.Zone != "" && c.Zone != owner.config.Zone,
+		given:  c.Weight,
+		spare:  c.Weight < 0,
 	}
 	if !solo {
 		p.monitor = newMonitor(p, &owner.config)
@@ -118,6 +131,7 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 	p.dials = make(chan struct{}, maxHandshakes)
 	p.behind.forget()
 	p.load.limit = c.pool.MaxConns
+	p.load.weight = max(c.Weight, 0)
 	p.load.share.Store(fullShare)
 	p.load.exhausted = p.exhausted
 	p.breaker = newBreaker(p.name, &p.rate)
