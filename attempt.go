@@ -366,7 +366,7 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 		return p.noPeer(top, in, t, nil)
 	}
 	until := left
-	if chosen, _ := top.pick(in, &tried{}); chosen != nil || in.fresh.bounds() {
+	if top.takes(in) || in.fresh.bounds() {
 		// Somebody could take it who has just failed it, and perhaps no news comes of that: a connection was stale. Nor is
 		// it news when a replica has caught up.
 		left = min(left, retryPause)

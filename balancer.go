@@ -10,8 +10,9 @@ type load struct {
 	out   atomic.Int32 // calls that have or want a connection
 	limit int32        // connections at most
 
-	// share is the part of its draws that the peer takes, in 1/fullShare: a risen peer is used gently at first.
-	share atomic.Int32
+	// A peer's part of the draws is its weight, while it is new a part of that: a risen peer is used gently at first.
+	weight float64      // 0: 1
+	share  atomic.Int32 // in 1/fullShare
 
 	// exhausted asks the pool itself, under its lock, whether every connection is in use.
 	exhausted func() bool
@@ -30,10 +31,21 @@ func (l *load) full() bool { return l.nearlyFull() && l.exhausted() }
 // easeIn sets the share of a peer that has just risen; the watch raises it again.
 func (l *load) easeIn() { l.share.Store(fullShare / 10) }
 
-// shy reports whether the peer leaves this draw to another.
-func (l *load) shy(r uint32) bool {
+// heft is the weight as it was configured.
+func (l *load) heft() float64 {
+	if l.weight == 0 {
+		return 1
+	}
+	return l.weight
+}
+
+// pull is what the peer's load is judged by: its weight, less while it is new.
+func (l *load) pull() float64 { return l.heft() * float64(l.share.Load()) }
+
+// takesDraw reports whether the peer keeps a draw that it has got: always, unless it is new.
+func (l *load) takesDraw(r uint32) bool {
 	share := l.share.Load()
-	return share < fullShare && int32(r%fullShare) >= share
+	return share >= fullShare || int32(r%fullShare) < share
 }
 
 // tried is the peers that have failed one call: a small set that lives on the caller's stack.
@@ -61,67 +73,83 @@ func (t *tried) has(p *peer) bool {
 // full reports that no other peer can be noted: the call has had enough.
 func (t *tried) full() bool { return t.n == len(t.peers) }
 
-// twoDraws chooses from list a peer that is in only (nil: any) and not tried: two drawn at random, the less busy of
-// them, either if they are equally busy, so that an idle pool is uniformly random (M. Mitzenmacher, "The Power of Two
-// Choices in Randomized Load Balancing", 2001). A peer without a free connection loses to one that has one. It takes
-// no lock, allocates nothing, and costs the same for two peers and a thousand.
-func twoDraws(list, only []*peer, tried *tried) *peer {
-	n := uint64(len(list))
+// twoDraws chooses from who comes first in a roster a peer that is in only (nil: any) and not tried: one drawn at random,
+// by weight, or another drawn at random if that is less busy, so that an idle pool follows the weights and is uniformly
+// random where they are equal (M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001). A peer
+// without a free connection loses to one that has one. It takes no lock, allocates nothing, and costs the same for two
+// peers and a thousand.
+func twoDraws(list *roster, only []*peer, tried *tried) *peer {
+	peers := list.peers
+	n := uint64(len(peers))
 	switch {
 	case n == 0:
 		return nil
 	case tried.n > 0 || only != nil:
-		return lessBusyOf(list, only, tried, nil)
+		return lessBusyOf(peers, only, tried, nil)
 	case n == 1:
-		return list[0]
+		return peers[0]
 	}
 	r := rand.Uint64()
-	i := r >> 32 * n >> 32
+	i := list.at(r >> 32)
+	if peers[i].load.share.Load() < fullShare {
+		i = list.redraw(i)
+	}
 	j := r & (1<<32 - 1) * (n - 1) >> 32
 	if j >= i {
 		j++
 	}
-	a, b := list[i], list[j]
-	if shyA, shyB := a.load.shy(uint32(r)), b.load.shy(uint32(r>>8)); shyA != shyB {
-		if shyA {
-			a = b
-		}
-		if !a.load.nearlyFull() {
-			return a
-		}
-	}
+	a, b := peers[i], peers[j]
 	if a.load.nearlyFull() || b.load.nearlyFull() {
-		return notFull(list, a, b)
+		return notFull(peers, a, b)
 	}
-	if b.load.busy() < a.load.busy() {
+	return lessBusy(a, b)
+}
+
+// redraw draws again where the drawn peer is new and leaves the draw to another; not for ever, as all of them may be.
+func (r *roster) redraw(i uint64) uint64 {
+	for range maxRedraws {
+		x := rand.Uint64()
+		if r.peers[i].load.takesDraw(uint32(x)) {
+			break
+		}
+		i = r.at(x >> 32)
+	}
+	return i
+}
+
+const maxRedraws = 8
+
+// lessBusy returns a, or b if that is less busy.
+func lessBusy(a, b *peer) *peer {
+	if a.load.busy() > 0 && b.load.lessThan(&a.load) {
 		return b
 	}
 	return a
 }
 
-// lessBusyOf is the choice where candidates are excluded: by a walk from a random place, so that the exclusions cannot
+// lessThan reports whether the peer would be no busier with one call more than another is, each by its pull: of equals
+// it is the less busy, and a light one does not get a heavy one's calls for being idle.
+func (l *load) lessThan(m *load) bool {
+	return float64(l.busy()+1)*m.pull() <= float64(m.busy())*l.pull()
+}
+
+// lessBusyOf is the choice where candidates are excluded: by a walk over all of them, so that the exclusions cannot
 // push their share onto a neighbour. It is off the common path, and the lists that routes name are short.
 func lessBusyOf(list, only []*peer, tried *tried, fresh *freshness) *peer {
 	var a, b *peer
-	seen := uint64(0)
+	var first, second float64
 	for _, p := range list {
 		if tried.has(p) || (only != nil && !contains(only, p)) || !fresh.holds(p) {
 			continue
 		}
-		// Reservoir sampling of two: each pair of the allowed is equally likely.
-		seen++
-		switch r := rand.Uint64N(seen); {
-		case seen == 1:
-			a = p
-		case seen == 2:
-			b = p
-			if r == 0 {
-				a, b = b, a
-			}
-		case r == 0:
-			a = p
-		case r == 1:
-			b = p
+		// A race: who arrives first is drawn by weight, who arrives second by weight among the others (P. S. Efraimidis,
+		// P. G. Spirakis, "Weighted random sampling with a reservoir", 2006).
+		switch arrives := rand.ExpFloat64() / p.load.pull(); {
+		case a == nil || arrives < first:
+			b, second = a, first
+			a, first = p, arrives
+		case b == nil || arrives < second:
+			b, second = p, arrives
 		}
 	}
 	switch {
@@ -129,19 +157,19 @@ func lessBusyOf(list, only []*peer, tried *tried, fresh *freshness) *peer {
 		return a
 	case a.load.full() && !b.load.full():
 		return b
-	case b.load.busy() < a.load.busy() && !b.load.full():
-		return b
+	case b.load.full() && !a.load.full():
+		return a
 	}
-	return a
+	return lessBusy(a, b)
 }
 
 // freshDraws is twoDraws among those that are within a bound on lag: most often those drawn first are, and only where
 // they are not all are asked.
-func freshDraws(list, only []*peer, tried *tried, fresh *freshness) *peer {
+func freshDraws(list *roster, only []*peer, tried *tried, fresh *freshness) *peer {
 	if p := twoDraws(list, only, tried); p == nil || fresh.holds(p) {
 		return p
 	}
-	return lessBusyOf(list, only, tried, fresh)
+	return lessBusyOf(list.peers, only, tried, fresh)
 }
 
 // notFull spills: of the two drawn the one with a free connection, else the first other peer that has one, else the
@@ -162,10 +190,20 @@ func notFull(list []*peer, a, b *peer) *peer {
 			}
 		}
 	}
-	if b.load.busy() < a.load.busy() {
-		return b
+	return lessBusy(a, b)
+}
+
+// hasRoom reports whether one of those who come first, and may take the call, has a free connection; of many, one of some
+// drawn at random.
+func (r *roster) hasRoom(in *intent, tried *tried) bool {
+	c := candidatesOf(r.peers, in, tried)
+	start := rand.IntN(len(r.peers))
+	for k := range min(len(r.peers), maxSpill) {
+		if i := (start + k) % len(r.peers); c.Usable(i) && !r.peers[i].load.full() {
+			return true
+		}
 	}
-	return a
+	return false
 }
 
 // maxSpill bounds how many peers a call looks at for a free connection before it queues: asking costs a lock each.

@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"math"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -11,7 +12,7 @@ import (
 func draw(n int, list, only []*peer, noted *tried) map[*peer]int {
 	counts := map[*peer]int{}
 	for range n {
-		counts[twoDraws(list, only, noted)]++
+		counts[twoDraws(&roster{peers: list}, only, noted)]++
 	}
 	return counts
 }
@@ -151,9 +152,9 @@ func TestExcludedPeersAreNeverChosenAndTheOthersUniformly(t *testing.T) {
 
 func TestNobodyIsChosenFromAnEmptyList(t *testing.T) {
 	t.Parallel()
-	require.Nil(t, twoDraws(nil, nil, &tried{}))
-	require.Nil(t, twoDraws([]*peer{}, nil, &tried{}))
-	require.Nil(t, twoDraws(nil, busyPeers(0), &tried{}))
+	require.Nil(t, twoDraws(&roster{}, nil, &tried{}))
+	require.Nil(t, twoDraws(&roster{peers: []*peer{}}, nil, &tried{}))
+	require.Nil(t, twoDraws(&roster{}, busyPeers(0), &tried{}))
 }
 
 func TestAFullPeerSpillsToOneThatHasAConnection(t *testing.T) {
@@ -221,7 +222,7 @@ func TestASpillAsksAFewPoolsAtMost(t *testing.T) {
 		p.load.out.Store(p.load.limit)
 		p.load.exhausted = func() bool { asked++; return true }
 	}
-	require.NotNil(t, twoDraws(peers, nil, &tried{}))
+	require.NotNil(t, twoDraws(&roster{peers: peers}, nil, &tried{}))
 	require.LessOrEqual(t, asked, 2+maxSpill)
 }
 
@@ -230,13 +231,144 @@ func TestARisenPeerIsUsedGently(t *testing.T) {
 	t.Parallel()
 	peers := busyPeers(0, 0)
 	peers[0].load.easeIn()
+	share := peers[0].load.pull() / (peers[0].load.pull() + fullShare)
+	require.InDelta(t, 1./11, share, 0.003)
 	drawn := draw(20_000, peers, nil, &tried{})
-	require.InDelta(t, 0.05, float64(drawn[peers[0]])/20_000, 0.02, "half of the draws are its own, a tenth of these it takes")
+	requireShare(t, drawn[peers[0]], 20_000, share, "a tenth of a weight, beside a whole one")
 	for range 200 {
 		peers[0].load.easeOut()
 	}
 	require.EqualValues(t, fullShare, peers[0].load.share.Load())
-	require.NotNil(t, twoDraws(peers[:1], nil, &tried{}), "the last is used however new it is")
+	require.NotNil(t, twoDraws(&roster{peers: peers[:1]}, nil, &tried{}), "the last is used however new it is")
+}
+
+func TestAnIdlePoolFollowsTheWeights(t *testing.T) {
+	t.Parallel()
+	many := make([]float64, 100)
+	many[40] = 50
+	for _, tc := range []struct {
+		name    string
+		weights []float64
+	}{
+		{"two", []float64{1, 3}},
+		{"... whichever comes first", []float64{3, 1}},
+		{"three", []float64{1, 2, 5}},
+		{"far apart", []float64{1000, 10, 1}},
+		{"below one", []float64{0.5, 0.25, 0.25}},
+		{"one heavy among many", many},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			const draws = 40_000
+			peers := weighing(tc.weights...)
+			sum := 0.0
+			for _, p := range peers {
+				sum += p.load.heft()
+			}
+			r := rosterOf(peers)
+			plain, shut := map[*peer]int{}, busyPeers(0)[0]
+			for range draws {
+				plain[twoDraws(&r, nil, &tried{})]++
+			}
+			noted := tried{}
+			noted.add(shut)
+			excluded := draw(draws, append([]*peer{shut}, peers...), nil, &noted)
+			for i, p := range peers {
+				requireShare(t, plain[p], draws, p.load.heft()/sum, tc.name)
+				requireShare(t, excluded[p], draws, p.load.heft()/sum, "where others are excluded")
+				if i == 3 {
+					break // of many the first tell enough
+				}
+			}
+		})
+	}
+}
+
+// A risen peer's ramp and its weight are one thing: what it pulls.
+func TestARisenPeersWeightGrows(t *testing.T) {
+	t.Parallel()
+	const draws = 40_000
+	peers := weighing(4, 1, 1)
+	for _, share := range []int32{fullShare / 10, fullShare / 2, fullShare - 1, fullShare} {
+		peers[0].load.share.Store(share)
+		pull := 4 * float64(share) / fullShare
+		r := rosterOf(peers)
+		counts := map[*peer]int{}
+		for range draws {
+			counts[twoDraws(&r, nil, &tried{})]++
+		}
+		require.InDelta(t, pull/(pull+2), float64(counts[peers[0]])/draws, 0.02, "share %d", share)
+		noted := tried{}
+		noted.add(busyPeers(0)[0])
+		excluded := draw(draws, peers, nil, &noted)
+		require.InDelta(t, pull/(pull+2), float64(excluded[peers[0]])/draws, 0.02, "share %d", share)
+	}
+	for _, p := range peers {
+		p.load.easeIn()
+	}
+	require.Len(t, draw(2000, peers, nil, &tried{}), 3, "all of them are new, and one is chosen")
+}
+
+func TestLoadIsJudgedByWeight(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name             string
+		weightA, weightB float64
+		busyA, busyB     int32
+		b                bool
+	}{
+		{"both idle: who was drawn", 1, 10, 0, 0, false},
+		{"equals: one more", 1, 1, 1, 0, true},
+		{"equals: as many", 1, 1, 3, 3, false},
+		{"a heavy one with one call is not busier than a light one without", 10, 1, 1, 0, false},
+		{"... with nine neither", 10, 1, 9, 0, false},
+		{"... with ten it is", 10, 1, 10, 0, true},
+		{"a light one with one call is busier than a heavy one with some", 1, 10, 1, 9, true},
+		{"... not with ten", 1, 10, 1, 10, false},
+	} {
+		peers := weighing(tc.weightA, tc.weightB)
+		peers[0].load.out.Store(tc.busyA)
+		peers[1].load.out.Store(tc.busyB)
+		want := peers[0]
+		if tc.b {
+			want = peers[1]
+		}
+		require.Same(t, want, lessBusy(peers[0], peers[1]), tc.name)
+	}
+}
+
+// Under load what runs where follows the weights, however many calls there are.
+func TestALoadedPoolFollowsTheWeights(t *testing.T) {
+	t.Parallel()
+	for _, weights := range [][]float64{{1, 1, 1}, {1, 2, 5}, {1, 3}, {10, 1}} {
+		for _, callers := range []int{1, 4, 16, 64} {
+			peers := weighing(weights...)
+			sum := 0.0
+			for _, w := range weights {
+				sum += w
+			}
+			for _, p := range peers {
+				p.load.limit = 1000
+			}
+			r := rosterOf(peers)
+			running := make([]*peer, callers)
+			counts := map[*peer]int{}
+			const calls = 60_000
+			for range calls {
+				at := rand.IntN(callers) // all take as long
+				if p := running[at]; p != nil {
+					p.load.out.Add(-1)
+				}
+				p := twoDraws(&r, nil, &tried{})
+				p.load.out.Add(1)
+				running[at] = p
+				counts[p]++
+			}
+			for i, p := range peers {
+				require.InDelta(t, weights[i]/sum, float64(counts[p])/calls, 0.03, "weights %v, %d callers, peer %d", weights, callers, i)
+			}
+		}
+	}
 }
 
 func TestTriedHoldsWhatItWasGivenUntilItIsFull(t *testing.T) {
@@ -265,10 +397,10 @@ func TestChoosingAllocatesNothing(t *testing.T) {
 	top := tell(freshTopology("a", "b", "c"), primaryUp("a", 1), replicaUp("b"), replicaUp("c"))
 	var sink *peer
 	for name, choose := range map[string]func(){
-		"plain":    func() { sink = twoDraws(peers, nil, &tried{}) },
-		"excluded": func() { var noted tried; noted.add(peers[3]); sink = twoDraws(peers, nil, &noted) },
-		"named":    func() { sink = twoDraws(peers, peers[2:5], &tried{}) },
-		"full":     func() { sink = twoDraws(full, nil, &tried{}) },
+		"plain":    func() { sink = twoDraws(&roster{peers: peers}, nil, &tried{}) },
+		"excluded": func() { var noted tried; noted.add(peers[3]); sink = twoDraws(&roster{peers: peers}, nil, &noted) },
+		"named":    func() { sink = twoDraws(&roster{peers: peers}, peers[2:5], &tried{}) },
+		"full":     func() { sink = twoDraws(&roster{peers: full}, nil, &tried{}) },
 		"pick":     func() { sink, _ = top.pick(&intent{place: placeReads, reads: true}, &tried{}) },
 	} {
 		require.Zero(t, testing.AllocsPerRun(200, choose), name)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 )
 
 type ctxDepth int
@@ -17,8 +18,9 @@ func deep(n int) context.Context {
 	return ctx
 }
 
-// idlePool is a pool of n idle peers without servers: the first is the primary.
-func idlePool(n int) *MultiPool {
+// idlePool is a pool of n idle peers without servers: the first is the primary. change, where it is not nil, is told of
+// each replica.
+func idlePool(n int, b Balancer, change func(i int, q *peer)) *MultiPool {
 	p := &MultiPool{}
 	var peers []*peer
 	believed := make([]Role, n)
@@ -26,51 +28,90 @@ func idlePool(n int) *MultiPool {
 		q := &peer{name: fmt.Sprintf("p%d", i), owner: p}
 		q.load.limit = 100
 		q.load.share.Store(fullShare)
+		q.trip.note(time.Duration(i%3+1) * time.Millisecond)
+		if change != nil {
+			change(i, q)
+		}
 		peers = append(peers, q)
 		believed[i] = RoleReplica
 	}
 	believed[0] = RolePrimary
 	p.route.Store(&resolution{pool: p})
-	p.topology.Store(newTopology(ModeReplicated, peers, believed))
+	top := newTopology(ModeReplicated, peers, believed)
+	top.balancer = b
+	p.topology.Store(top)
 	for _, q := range p.peers() {
 		p.observe(observation{peer: q, health: healthUp})
 	}
 	return p
 }
 
+// benchmarkedPools are the pools whose decisions are measured, by what chooses.
+func benchmarkedPools(n int) map[string]*MultiPool {
+	return map[string]*MultiPool{
+		"default":     idlePool(n, nil, nil),
+		"weights":     idlePool(n, nil, func(i int, q *peer) { q.load.weight = float64(i%4 + 1) }),
+		"zones":       idlePool(n, nil, func(i int, q *peer) { q.away = i%2 == 0 }),
+		"round-robin": idlePool(n, RoundRobin(), nil),
+		"nearest":     idlePool(n, Nearest(), nil),
+		"program":     idlePool(n, firstUsable{}, nil),
+	}
+}
+
+// firstUsable is a balancer that asks all there is to ask.
+type firstUsable struct{}
+
+func (firstUsable) Pick(c Candidates) int {
+	for i := range c.Len() {
+		known := c.Latency(i)+c.RoundTrip(i) > 0 && c.Weight(i) > 0 && c.Name(i) != "" && c.Zone(i) == ""
+		if known && c.InFlight(i) == 0 && c.Role(i) == RoleReplica && c.Usable(i) {
+			return i
+		}
+	}
+	return -1
+}
+
+const benchmarkedText = "select id, name, created_at from items where id = $1 and owner = $2"
+
+// decideOnce makes one routing decision, and reports whether somebody was chosen.
+func decideOnce(ctx context.Context, p *MultiPool) bool {
+	var in intent
+	_ = p.intend(ctx, opQuery, benchmarkedText, &in)
+	q, _ := p.topology.Load().pick(&in, &tried{})
+	return q != nil
+}
+
 // BenchmarkDecision is the routing decision alone: a known text, a context of depth 4.
 func BenchmarkDecision(b *testing.B) {
-	const sql = "select id, name, created_at from items where id = $1 and owner = $2"
-	for _, n := range []int{2, 16, 1024} {
-		p := idlePool(n)
-		ctx := deep(4)
-		p.needs.of(sql)
-		p.needs.of(sql)
-		b.Run(fmt.Sprintf("peers=%d", n), func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				var in intent
-				_ = p.intend(ctx, opQuery, sql, &in)
-				if q, _ := p.topology.Load().pick(&in, &tried{}); q == nil {
-					b.Fatal("nobody")
+	for _, n := range []int{2, 3, 16, 1024} {
+		pools := benchmarkedPools(n)
+		for _, by := range sortedKeys(pools) {
+			p, ctx := pools[by], deep(4)
+			p.needs.of(benchmarkedText)
+			p.needs.of(benchmarkedText)
+			b.Run(fmt.Sprintf("by=%s/peers=%d", by, n), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if !decideOnce(ctx, p) {
+						b.Fatal("nobody")
+					}
 				}
-			}
-		})
+			})
+		}
 	}
 }
 
 func TestTheDecisionAllocatesNothing(t *testing.T) {
-	p := idlePool(16)
-	ctx := deep(4)
-	var none int
-	allocs := testing.AllocsPerRun(1000, func() {
-		var in intent
-		_ = p.intend(ctx, opQuery, "select 1", &in)
-		if q, _ := p.topology.Load().pick(&in, &tried{}); q == nil {
-			none++
+	for _, n := range []int{2, 3, 16, 1024} {
+		for by, p := range benchmarkedPools(n) {
+			ctx := deep(4)
+			if allocs := testing.AllocsPerRun(1000, func() {
+				if !decideOnce(ctx, p) {
+					t.Error("nobody")
+				}
+			}); allocs != 0 {
+				t.Errorf("%s, %d peers: %v allocations", by, n, allocs)
+			}
 		}
-	})
-	if allocs != 0 || none != 0 {
-		t.Fatalf("%v allocations, %d without a peer", allocs, none)
 	}
 }

@@ -19,6 +19,9 @@
 // standby refuses all the same, before its first row, is run again on the primary, and the text is remembered.
 // [MultiPool.Explain] tells where a statement would go.
 //
+// Among the peers that may take a call alike two are drawn at random and the less busy one is taken: by Peer.Weight, those
+// of Config.Zone first. [RoundRobin], [Nearest] or a [Balancer] of the program's own choose in its stead.
+//
 // # Modes
 //
 // Under [ModeEquivalent] every peer takes everything, a random healthy one each; under [ModeOrdered] the first healthy one in

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"math/rand/v2"
 
 	"github.com/pgmultipool/multipool"
 )
@@ -76,4 +77,64 @@ func ExampleWithPrimary() {
 	// What must see a write just made reads where it was made.
 	var balance int
 	_ = pool.QueryRow(multipool.WithPrimary(ctx), "select balance from account where id = $1", 7).Scan(&balance)
+}
+
+// lowestLatency reads where reads have been quickest, whatever the weights.
+type lowestLatency struct{}
+
+func (lowestLatency) Pick(c multipool.Candidates) int {
+	best := -1 // until something is known the default chooses
+	for i := range c.Len() {
+		if !c.Usable(i) || c.Latency(i) == 0 {
+			continue
+		}
+		if best < 0 || c.Latency(i) < c.Latency(best) {
+			best = i
+		}
+	}
+	if best >= 0 && rand.IntN(20) == 0 {
+		return -1 // and now and then, or the others would never be measured again
+	}
+	return best
+}
+
+func ExampleBalancer() {
+	config, err := multipool.ParseConfig("postgres://app@db1,db2,db3/app")
+	if err != nil {
+		log.Fatal(err)
+	}
+	pool, err := multipool.Open(context.Background(), multipool.Config{Pool: config, Balancer: lowestLatency{}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	fmt.Println(pool.Explain(context.Background(), "select 1").Peer) // asks it, as a query would
+}
+
+func ExampleConfig_zone() {
+	config, err := multipool.ParseConfig("postgres://app@db1/app?multipool_zone=north") // as this program's machine says
+	if err != nil {
+		log.Fatal(err)
+	}
+	pool, err := multipool.Open(context.Background(), multipool.Config{
+		Pool: config,
+		Peers: []multipool.Peer{
+			{Host: "db1", Zone: "north"},
+			{Host: "db2", Zone: "north", Weight: 2}, // twice the machine, twice the reads
+			{Host: "db3", Zone: "south"},            // read when the others cannot
+			{Host: "backup", Weight: -1},            // ... and this one when not even the primary can
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	for _, peer := range pool.Status().Peers {
+		fmt.Println(peer.Name, peer.Zone, peer.Weight)
+	}
+	// Output:
+	// db1:5432 north 1
+	// db2:5432 north 2
+	// db3:5432 south 1
+	// backup:5432  -1
 }

@@ -194,11 +194,8 @@ func (f *follower) maxConns() int32 {
 	return most
 }
 
-// candidates are the peers that a call of the pool may use.
-func (f *follower) candidates(top *topology) []*peer {
-	first, _ := top.candidates(f.intent.place)
-	return first
-}
+// candidates are the peers that a call of the pool may use: those of the own zone where any of them can serve.
+func (f *follower) candidates(top *topology) []*peer { return top.candidates(f.intent.place).peers }
 
 // keeps reports whether connections of a peer are to stay: also of a replica under suspicion, which is often cleared.
 func (f *follower) keeps(top *topology, q *peer) bool {
@@ -229,7 +226,7 @@ func (f *follower) seek(ctx context.Context, t *trail, choose func(*topology, *t
 
 // forCall chooses as for any call: of two drawn the less busy.
 func (f *follower) forCall(top *topology, tried *tried) *peer {
-	return twoDraws(f.candidates(top), nil, tried)
+	return twoDraws(top.candidates(f.intent.place), nil, tried)
 }
 
 // forConn chooses the peer of a new connection: the one that has the fewest for its share.

@@ -99,6 +99,8 @@ var imports = map[string][]string{
 	"needs.go":      {},
 	"connstring.go": {pgconnPath},
 	"balancer.go":   {},
+	"candidates.go": {},
+	"roster.go":     {},
 	"topology.go":   {},
 	"lag.go":        {},
 	"drain.go":      {},
@@ -131,17 +133,19 @@ var imports = map[string][]string{
 
 // abstains is what the files that decide keep away from of the standard library: clocks, networks, contexts.
 var abstains = map[string][]string{
-	"topology.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"election.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"modes.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"balancer.go":  {"context", "net", "os", "sync", "time"},
-	"route.go":     {"net", "os", "sync", "time"},
-	"statement.go": {"context", "net", "os", "time"},
-	"needs.go":     {"context", "net", "os", "time"},
-	"lag.go":       {"context", "net", "os"},
-	"lsn.go":       {"context", "net", "os", "sync", "time"},
-	"errors.go":    {"context", "net", "os", "sync", "time"},
-	"classify.go":  {"os", "sync"},
+	"topology.go":   {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"election.go":   {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"modes.go":      {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"balancer.go":   {"context", "net", "os", "sync", "time"},
+	"candidates.go": {"context", "net", "os", "sync"},
+	"roster.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"route.go":      {"net", "os", "sync", "time"},
+	"statement.go":  {"context", "net", "os", "time"},
+	"needs.go":      {"context", "net", "os", "time"},
+	"lag.go":        {"context", "net", "os"},
+	"lsn.go":        {"context", "net", "os", "sync", "time"},
+	"errors.go":     {"context", "net", "os", "sync", "time"},
+	"classify.go":   {"os", "sync"},
 }
 
 func TestEveryFileImportsOnlyWhatItsRoomMay(t *testing.T) {

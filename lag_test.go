@@ -234,21 +234,21 @@ func TestTheOneReplicaWithinABoundIsFound(t *testing.T) {
 	}
 	in := intent{reads: true, fresh: freshness{max: Lag{Bytes: 100}}}
 	for range 100 {
-		require.Nil(t, in.draw(peers, &tried{}))
+		require.Nil(t, in.draw(&roster{peers: peers}, &tried{}))
 	}
 	peers[5].behind.set(distance{known: true, at: 0})
 	for range 100 {
-		require.Same(t, peers[5], in.draw(peers, &tried{}))
+		require.Same(t, peers[5], in.draw(&roster{peers: peers}, &tried{}))
 	}
 	peers[2].role.Store(int32(RolePrimary))
 	chosen := map[string]bool{}
 	for range 100 {
-		chosen[in.draw(peers, &tried{}).name] = true
+		chosen[in.draw(&roster{peers: peers}, &tried{}).name] = true
 	}
 	require.Equal(t, map[string]bool{"c": true, "f": true}, chosen, "the primary is never behind")
 	in.reads = false
 	for range 1000 {
-		chosen[in.draw(peers, &tried{}).name] = true
+		chosen[in.draw(&roster{peers: peers}, &tried{}).name] = true
 	}
 	require.Len(t, chosen, len(peers), "a bound is of reads")
 }

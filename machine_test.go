@@ -232,6 +232,7 @@ func (m *machine) play(t *testing.T) {
 func (m *machine) configure(c *Config) {
 	m.began = time.Now()
 	c.NoMonitorConns = m.shared
+	c.Balancer = []Balancer{nil, nil, RoundRobin(), Nearest()}[m.seed%4]
 	c.Pool.MaxConns = m.conns
 	c.Pool.ConnConfig.Tracer = m
 	c.Hooks = &Hooks{Routed: m.routed, PeerChanged: func(e PeerEvent) {

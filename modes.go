@@ -33,54 +33,98 @@ func (t *topology) listReplicated() {
 	if primary != nil && primary.claims() && !primary.drained && !t.split {
 		t.writes = []*peer{t.primary}
 	}
+	well, spare := spared(well)
 	healthy := quick(truthful(well))
-	t.well = peersOf(well)
-	t.replicas = healthy
+	t.well, t.spare = peersOf(well), peersOf(spare)
+	t.replicas, t.last = healthy, quick(truthful(spare))
+	reader := primary != nil && primary.takes() && (!t.primary.spare || len(healthy)+len(spare) == 0)
 	t.anyone = healthy
-	if primary != nil && primary.takes() {
+	if reader {
 		t.anyone = append(healthy[:len(healthy):len(healthy)], t.primary)
+	}
+	t.reads, t.fallback = healthy, false
+	if len(healthy) == 0 {
+		t.resort(reader, suspect)
+	}
+}
+
+// resort fills in who is read where no replica is well: the primary, if it is well, then those that serve only where nobody
+// else can, then suspects.
+func (t *topology) resort(primary bool, suspect []*peer) {
+	t.replicas = t.last
+	if len(t.last) == 0 {
+		t.replicas, t.well = suspect, suspect
+	}
+	if len(t.anyone) == 0 {
+		t.anyone = t.last
 	}
 	if len(t.anyone) == 0 {
 		t.anyone = append(suspect[:len(suspect):len(suspect)], t.writes...)
 	}
-	t.reads, t.fallback = healthy, false
-	if len(healthy) == 0 {
-		t.replicas, t.well = suspect, suspect
-		switch {
-		case primary != nil && primary.takes():
-			t.reads, t.fallback = []*peer{t.primary}, true
-		case len(suspect) > 0:
-			t.reads = suspect
-		case len(t.writes) > 0:
-			t.reads, t.fallback = t.writes, true
-		}
+	switch {
+	case primary:
+		t.reads, t.fallback = []*peer{t.primary}, true
+	case len(t.last) > 0:
+		t.reads = t.last
+	case len(suspect) > 0:
+		t.reads = suspect
+	case len(t.writes) > 0:
+		t.reads, t.fallback = t.writes, true
 	}
 }
 
-// listEquivalent: everything to everybody who is well, or to suspects where nobody is.
+// spared parts those that take their share from those that serve only where nobody else can.
+func spared(members []*member) (well, spare []*member) {
+	for _, m := range members {
+		if m.peer.spare {
+			spare = append(spare, m)
+		} else {
+			well = append(well, m)
+		}
+	}
+	return well, spare
+}
+
+// listEquivalent: everything to everybody who is well, to spares where nobody is, or to suspects.
 func (t *topology) listEquivalent() {
-	var well []*member
-	var suspect []*peer
+	var well, suspect []*member
 	for i := range t.members {
 		switch m := &t.members[i]; {
 		case m.drained:
 		case m.health == healthUp:
 			well = append(well, m)
 		case m.health == healthSuspect:
-			suspect = append(suspect, m.peer)
+			suspect = append(suspect, m)
 		}
 	}
-	t.well, t.reads = peersOf(well), quick(well)
+	well, spare := spared(well)
+	t.well, t.spare = peersOf(well), peersOf(spare)
+	t.reads, t.last = quick(well), quick(spare)
 	if len(well) == 0 {
-		t.well, t.reads = suspect, suspect
+		t.reads = t.last
+		if len(spare) == 0 {
+			t.reads = peersOf(suspect)
+			t.well = t.reads
+		}
 	}
 	t.replicas, t.anyone = t.reads, t.reads
-	t.writes = nil
-	for _, p := range t.reads {
-		if t.member(p).role != RoleReplica {
-			t.writes = append(t.writes, p)
+	t.writes = quick(writers(well))
+	if len(t.writes) == 0 {
+		t.writes = quick(writers(spare))
+	}
+	if len(well)+len(spare) == 0 {
+		t.writes = peersOf(writers(suspect))
+	}
+}
+
+// writers leaves out those that say they are standbys.
+func writers(members []*member) (writers []*member) {
+	for _, m := range members {
+		if m.role != RoleReplica {
+			writers = append(writers, m)
 		}
 	}
+	return writers
 }
 
 // listOrdered: everything to the leader.
@@ -91,28 +135,32 @@ func (t *topology) listOrdered() {
 		leader = []*peer{t.primary}
 	}
 	t.reads, t.writes, t.replicas, t.anyone = leader, leader, leader, leader
-	t.well = nil
+	var takers []*member
 	for i := range t.members {
 		if m := &t.members[i]; m.takes() {
-			t.well = append(t.well, m.peer)
+			takers = append(takers, m)
 		}
 	}
+	well, spare := spared(takers)
+	t.well, t.spare = peersOf(well), peersOf(spare)
 }
 
 // lead chooses the leader: the first peer that is well. Who leads stays until it falls, or until the first that is well has
 // been so for a while; not for one in between, so that there is one move back and not several. The first choice waits for
 // the answers of those that come earlier.
 func (t *topology) lead() {
-	var first *member
+	var first, unheard *member
 	for i := range t.members {
 		m := &t.members[i]
-		if m.takes() {
+		switch {
+		case m.takes() && (first == nil || t.before(m, first)):
 			first = m
-			break
+		case m.health == healthUnknown && (unheard == nil || t.before(m, unheard)):
+			unheard = m
 		}
-		if m.health == healthUnknown && !t.settled {
-			return
-		}
+	}
+	if unheard != nil && !t.settled && (first == nil || t.before(unheard, first)) {
+		return
 	}
 	leader := t.member(t.primary)
 	stands := leader != nil && leader.stands() && !leader.drained
@@ -121,8 +169,15 @@ func (t *topology) lead() {
 	}
 }
 
-// before reports whether a comes earlier than b in the configuration.
+// before reports whether a comes earlier than b: spares last, those of the pool's own zone before others, and for the rest
+// in the order of the configuration.
 func (t *topology) before(a, b *member) bool {
+	switch {
+	case a.peer.spare != b.peer.spare:
+		return b.peer.spare
+	case a.peer.away != b.peer.away:
+		return b.peer.away
+	}
 	for i := range t.members {
 		switch &t.members[i] {
 		case a:

@@ -39,6 +39,8 @@ func TestEachModeFillsTheListsInItsWay(t *testing.T) {
 			"reads:a,b,c writes:a,b,c replicas:a,b,c any:a,b,c primary: settled"},
 		{"equals: one is a standby", ModeEquivalent, with(three, replicaUp("b")),
 			"reads:a,b,c writes:a,c replicas:a,b,c any:a,b,c primary: settled"},
+		{"equals: the only one that is no standby is slow", ModeEquivalent, with(three, replicaUp("b"), replicaUp("c"), news{"a", observation{slow: yes}}),
+			"reads:b,c writes:a replicas:b,c any:b,c primary: settled"},
 		{"equals: one is drained", ModeEquivalent, with(three, drains("a")),
 			"reads:b,c writes:b,c replicas:b,c any:b,c primary: settled"},
 		{"equals: nobody", ModeEquivalent, with(three, turned("a", healthDown), turned("b", healthDown), turned("c", healthMisfit)),

@@ -178,8 +178,9 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	return m.backoff(err)
 }
 
-// pauseWhileWell is the time between looks at a peer that is well: a second while it is left out, less where lag is
-// bounded, and hardly any while there is no primary and it may be the next.
+// pauseWhileWell is the time between looks at a peer that is well: a second while it is left out, or a balancer may ask for
+// its round trip and there is none yet, less where lag is bounded, and hardly any while there is no primary and it may be
+// the next.
 func (m *monitor) pauseWhileWell() time.Duration {
 	switch lost := m.peer.owner.orphanedFor(); {
 	case lost > lastPatience, lost > patientAfter && m.peer.owner.waiting.Load() == 0:
@@ -188,6 +189,8 @@ func (m *monitor) pauseWhileWell() time.Duration {
 		return min(m.interval, eagerLook)
 	case m.peer.leftOut():
 		return min(m.interval, time.Second, m.peer.owner.lagLooks())
+	case m.peer.owner.config.Balancer != nil && m.peer.trip.known() == 0:
+		return min(m.interval, time.Second) // it may ask, and the first look has told a dial's time
 	}
 	return min(m.interval, m.peer.owner.lagLooks())
 }
@@ -235,6 +238,7 @@ func (m *monitor) regular(ctx context.Context) error {
 	begun := time.Now()
 	seen, err := m.look(looking, lookTimeout)
 	if err == nil {
+		m.peer.trip.note(seen.came - seen.asked)
 		if m.peer.leftOut() {
 			m.peer.latency.replace(time.Since(begun))
 		}
@@ -551,7 +555,8 @@ func (m *monitor) askOnce(ctx context.Context, pg *pgconn.PgConn, again bool) (s
 		return s, err
 	}
 	if refusesSession(r.Err) {
-		return sight{role: RoleReplica}, nil // it refuses every statement of the kind, and only a standby does
+		// It refuses every statement of the kind, and only a standby does.
+		return sight{role: RoleReplica, asked: asked, came: m.peer.owner.clock()}, nil
 	}
 	var pgErr *pgconn.PgError
 	switch {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"reflect"
 	"slices"
@@ -46,6 +47,16 @@ type Config struct {
 
 	// Route is what holds where the context and the model say nothing. Keys multipool_target, multipool_retry.
 	Route Route
+
+	// Balancer chooses among the peers that may take a call alike. Nil: the default, of two drawn at random by Peer.Weight
+	// the less busy one, so that an idle pool is random. [RoundRobin] and [Nearest] are others. Key multipool_balancer.
+	Balancer Balancer
+
+	// Zone is where the program runs. Reads prefer healthy peers whose Peer.Zone is the same; where there is none, or
+	// those have no free connection, the others serve, and a read that has failed in the zone goes to another before it
+	// goes to the primary. Under ModeEquivalent this holds of writes too; under ModeOrdered the peers of the zone come
+	// first in the order. Default: no zone, and no preference. Key multipool_zone.
+	Zone string
 
 	// Models are named routes; see [WithModel].
 	Models map[string]Route
@@ -110,6 +121,15 @@ type Peer struct {
 
 	// MaxConns, where it is positive, replaces Config.Pool's MaxConns for this peer.
 	MaxConns int32
+
+	// Weight is the peer's part of the reads beside others that may serve them: one of weight 2 is drawn twice as often as
+	// one of weight 1, and counts as equally busy with twice the calls. 0 means 1; at most 1000. A negative weight
+	// means no reads unless nobody else can serve them, the primary included; on the primary, none while a replica can.
+	// Under ModeEquivalent writes go by weight too; under ModeOrdered a negative one comes last in the order.
+	Weight float64
+
+	// Zone is where the server stands; see Config.Zone. Empty: in none, which is no program's own.
+	Zone string
 }
 
 const (
@@ -122,6 +142,7 @@ const (
 	minStallAfter        = watchTick
 	defaultWriteReserve  = 0.25
 	maxWriteReserve      = 0.9
+	maxWeight            = 1000
 
 	// Applied by ParseConfig where a connection string of several hosts is silent.
 	defaultConnectTimeout = 5 * time.Second
@@ -160,6 +181,19 @@ var settings = []setting{
 	}},
 	{"multipool_retry", func(c *Config, v string) error {
 		return setName(&c.Route.Retry, retryNames[:], v)
+	}},
+	{"multipool_balancer", func(c *Config, v string) error {
+		if !slices.Contains(balancerNames[:], v) {
+			return fmt.Errorf("must be one of %s", strings.Join(balancerNames[:], ", "))
+		}
+		if c.Balancer == nil {
+			c.Balancer = balancerNamed(v)
+		}
+		return nil
+	}},
+	{"multipool_zone", func(c *Config, v string) error {
+		c.Zone = cmp.Or(c.Zone, v)
+		return nil
 	}},
 	{"multipool_max_lag", func(c *Config, v string) error {
 		l, err := parseLag(v)
@@ -250,6 +284,8 @@ func setDuration(field *time.Duration, v string) error {
 //     primary's standbys) (default none)
 //   - multipool_target: auto, primary, prefer-replica, replica, any (default auto)
 //   - multipool_retry: inherit, safe, reads, never (default inherit, which is safe)
+//   - multipool_balancer: default, round-robin, nearest (default default)
+//   - multipool_zone: the program's zone (default none)
 //   - multipool_max_lag: duration, size such as 16MB, or both with a comma between (default 0, none)
 //   - multipool_check_interval: duration string of at least 10ms (default 5s)
 //   - multipool_wait: duration string (default 5s; 0: a call does not wait)
@@ -419,6 +455,9 @@ func (c *Config) peerFrom(p Peer, called string) (peerConfig, error) {
 	}
 	if int(p.Role) >= len(roleNames) {
 		return peerConfig{}, fmt.Errorf("multipool: peer %s: Role is %d: unknown", called, p.Role)
+	}
+	if !(p.Weight <= maxWeight) || math.IsInf(p.Weight, -1) {
+		return peerConfig{}, fmt.Errorf("multipool: peer %s: Weight is %v: must be a finite number of at most %d", called, p.Weight, maxWeight)
 	}
 	pool := c.Pool.Copy()
 	if p.ConnString != "" {

@@ -10,8 +10,10 @@ import (
 	"go/parser"
 	gotoken "go/token"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -89,6 +91,11 @@ func TestEveryKeySetsItsField(t *testing.T) {
 		{"multipool_retry", "safe", func(c Config) any { return c.Route.Retry }, RetrySafe},
 		{"multipool_retry", "reads", func(c Config) any { return c.Route.Retry }, RetryReads},
 		{"multipool_retry", "never", func(c Config) any { return c.Route.Retry }, RetryNever},
+		{"multipool_balancer", "default", func(c Config) any { return c.Balancer }, nil},
+		{"multipool_balancer", "round-robin", func(c Config) any { return reflect.TypeOf(c.Balancer) }, reflect.TypeOf(RoundRobin())},
+		{"multipool_balancer", "nearest", func(c Config) any { return c.Balancer }, Nearest()},
+		{"multipool_zone", "eu-1a", func(c Config) any { return c.Zone }, "eu-1a"},
+		{"multipool_zone", "", func(c Config) any { return c.Zone }, ""},
 		{"multipool_max_lag", "10s", func(c Config) any { return c.MaxLag }, Lag{Time: 10 * time.Second}},
 		{"multipool_max_lag", "16MB", func(c Config) any { return c.MaxLag }, Lag{Bytes: 16 << 20}},
 		{"multipool_max_lag", "1m30s,512kB", func(c Config) any { return c.MaxLag }, Lag{Bytes: 512 << 10, Time: 90 * time.Second}},
@@ -134,6 +141,8 @@ func TestABadValueIsAnErrorThatNamesKeyValueAndBound(t *testing.T) {
 		{"multipool_discover", "consul", "replication"},
 		{"multipool_target", "secondary", "prefer-replica"},
 		{"multipool_retry", "always", "reads"},
+		{"multipool_balancer", "random", "round-robin"},
+		{"multipool_balancer", "", "nearest"},
 		{"multipool_max_lag", "10", "16MB"},
 		{"multipool_max_lag", "", "16MB"},
 		{"multipool_max_lag", "0MB", "16MB"},
@@ -211,15 +220,18 @@ func TestFieldsOfAConfigHaveBoundsToo(t *testing.T) {
 func TestAFieldWinsOverItsKey(t *testing.T) {
 	withoutEnvironment(t)
 	pool, err := ParseConfig(threeHosts + "&multipool_wait=1s&multipool_check_interval=2s&multipool_max_waiting=3" +
-		"&multipool_target=any&multipool_retry=never&multipool_monitor_conns=true")
+		"&multipool_target=any&multipool_retry=never&multipool_monitor_conns=true&multipool_balancer=round-robin&multipool_zone=a")
 	require.NoError(t, err)
 	c, _ := completed(t, Config{
+		Balancer: Nearest(), Zone: "b",
 		Pool: pool, Wait: time.Minute, CheckInterval: time.Hour, MaxWaiting: 4, NoMonitorConns: true,
 		Route: Route{Target: TargetPrimary, Retry: RetryReads},
 	})
 	require.Equal(t, time.Minute, c.Wait)
 	require.Equal(t, time.Hour, c.CheckInterval)
 	require.Equal(t, 4, c.MaxWaiting)
+	require.Equal(t, Nearest(), c.Balancer)
+	require.Equal(t, "b", c.Zone)
 	require.True(t, c.NoMonitorConns)
 	require.Equal(t, Route{Target: TargetPrimary, Retry: RetryReads}, c.Route)
 }
@@ -233,6 +245,8 @@ func TestZeroFieldsMeanDefaultsAndNegativeOnesOff(t *testing.T) {
 	require.Equal(t, 5*time.Second, c.Wait)
 	require.Equal(t, 1000, c.MaxWaiting)
 	require.NotNil(t, c.Hooks)
+	require.Nil(t, c.Balancer)
+	require.Empty(t, c.Zone)
 
 	c, _ = completed(t, Config{Pool: pool, Wait: -1, MaxWaiting: -1})
 	require.Zero(t, c.Wait)
@@ -263,6 +277,7 @@ func TestTheDocumentationOfParseConfigListsTheKeys(t *testing.T) {
 	require.Equal(t, keys, documented)
 	for key, names := range map[string][]string{
 		"multipool_mode": modeNames[:], "multipool_target": targetNames[:], "multipool_retry": retryNames[:],
+		"multipool_balancer": balancerNames[:],
 	} {
 		require.Contains(t, lines[key], strings.Join(names, ", "), key)
 		require.Contains(t, lines[key], "default "+names[0], key)
@@ -513,13 +528,15 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 	}
 	t.Run("hosts and ports", func(t *testing.T) {
 		_, peers := completed(t, Config{Pool: template("sslmode=disable"), Peers: []Peer{
-			{Host: "a"}, {Host: "b", Port: 6000}, {Name: "third", Host: "c", MaxConns: 3, Role: RoleReplica, Proxy: true},
+			{Host: "a"}, {Host: "b", Port: 6000}, {Name: "third", Host: "c", MaxConns: 3, Role: RoleReplica, Proxy: true, Weight: 1000, Zone: "z"},
 		}})
 		require.Equal(t, []string{"a:5432", "b:6000", "third"}, peerNames(peers))
 		require.EqualValues(t, 10, peers[0].pool.MaxConns)
 		require.EqualValues(t, 3, peers[2].pool.MaxConns)
 		require.Equal(t, RoleReplica, peers[2].Role)
 		require.True(t, peers[2].Proxy)
+		require.Equal(t, 1000.0, peers[2].Weight)
+		require.Equal(t, "z", peers[2].Zone)
 		for _, p := range peers {
 			require.Equal(t, "app", p.pool.ConnConfig.User)
 			require.Equal(t, "secret", p.pool.ConnConfig.Password)
@@ -565,6 +582,10 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 		{"a string of several hosts", Peer{Name: "x", ConnString: "postgres://a,b/app"}, []string{"peer x", "2 hosts"}},
 		{"a bad string", Peer{Name: "x", ConnString: "postgres://a:port/app"}, []string{"peer x", "invalid port"}},
 		{"a role", Peer{Name: "x", Host: "a", Role: 99}, []string{"peer x", "Role is 99"}},
+		{"a weight that is too high", Peer{Name: "x", Host: "a", Weight: 1000.5}, []string{"peer x", "Weight is 1000.5", "at most 1000"}},
+		{"an infinite weight", Peer{Name: "x", Host: "a", Weight: math.Inf(1)}, []string{"peer x", "Weight is +Inf", "finite"}},
+		{"... below zero", Peer{Name: "x", Host: "a", Weight: math.Inf(-1)}, []string{"peer x", "Weight is -Inf", "finite"}},
+		{"a weight that is no number", Peer{Host: "a", Weight: math.NaN()}, []string{"peer #2", "Weight is NaN", "finite"}},
 		{"the same again", Peer{Host: "first"}, []string{"peer first:5432 is given twice"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -1,6 +1,7 @@
 package multipool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -27,6 +28,10 @@ type peer struct {
 	asked bool // its role is asked by the monitor, or believed; sessions are not listened to
 	proxy bool // more than one server may answer there
 	vouch Role // the role that the configuration vouches for; RoleUnknown: discovered
+	zone  string
+	away  bool    // in another zone than the pool
+	given float64 // its weight as configured
+	spare bool    // that is negative: reads only where nobody else can
 
 	config     *pgxpool.Config // the template as configured, with the program's hooks and none of ours
 	pool       *pgxpool.Pool
@@ -66,8 +71,9 @@ type peer struct {
 	rate   faultRate
 
 	latency latencies
-	stall   stall  // the watch's
-	behind  behind // the monitor's
+	trip    roundTrip // of the monitor's looks
+	stall   stall     // the watch's
+	behind  behind    // the monitor's
 	health  atomic.Int32
 	rose    atomic.Int64 // when it was last put back into use, in Unix nanoseconds
 }
@@ -79,6 +85,9 @@ func (p *peer) called() string {
 	}
 	return p.name
 }
+
+// weight is the peer's as it was configured; 1 where it was not.
+func (p *peer) weight() float64 { return cmp.Or(p.given, 1) }
 
 func namesOfPeers(peers []*peer) []string {
 	var names []string
@@ -122,6 +131,10 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 		vouch:  c.Role,
 		config: c.pool,
 		picks:  owner.tallyOf(c.Name), leave: func() {}, unattended: make(chan struct{}), retired: make(chan struct{}),
+		zone:  c.Zone,
+		away:  owner.config.Zone != "" && c.Zone != owner.config.Zone,
+		given: c.Weight,
+		spare: c.Weight < 0,
 	}
 	if !solo {
 		p.monitor = newMonitor(p, &owner.config)
@@ -130,6 +143,7 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 	p.dials = make(chan struct{}, maxHandshakes)
 	p.behind.forget()
 	p.load.limit, p.turns.limit, p.seats.limit = c.pool.MaxConns, c.pool.MaxConns, c.pool.MaxConns
+	p.load.weight = max(c.Weight, 0)
 	p.load.share.Store(fullShare)
 	p.load.exhausted = p.exhausted
 	p.breaker = newBreaker(p.name, &p.rate, &p.picks.trips)

@@ -132,7 +132,9 @@ func (p *MultiPool) addPeers(ctx context.Context, configs []peerConfig) error {
 	if p.solo && failed == nil {
 		p.topology.Store(soloTopology(peers[0]))
 	} else {
-		p.topology.Store(newTopology(p.config.Mode, peers, believed)) // of those that were made, so that they are closed
+		top := newTopology(p.config.Mode, peers, believed) // of those that were made, so that they are closed
+		top.balancer = p.config.Balancer
+		p.topology.Store(top)
 	}
 	return failed
 }
@@ -515,7 +517,7 @@ func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
 }
 
 // Explain says where a Query of sql under ctx would go now, and why. It sends nothing, waits for nothing and counts
-// nothing. Decision.Peer is empty where no peer could take it.
+// nothing; a Balancer of the program's is asked as for a call. Decision.Peer is empty where no peer could take it.
 func (p *MultiPool) Explain(ctx context.Context, sql string) Decision {
 	var in intent
 	if p.intend(ctx, opQuery, sql, &in) != nil {

@@ -66,7 +66,9 @@ type PeerStatus struct {
 	Drained  bool   // by the operator
 	Unfit    string // why its data keeps it out of the reads: "is behind", ...; "" where it does not
 	System   uint64 // its system identifier; 0: unknown
-	Timeline uint32 // of the log that a primary writes, or that a replica receives; 0: unknown
+	Zone     string
+	Weight   float64 // 1 where none was given
+	Timeline uint32  // of the log that a primary writes, or that a replica receives; 0: unknown
 
 	// How far a replica was behind the primary when it was last looked at, at least: log that it lacked in bytes, and for
 	// how long the primary had had something that it did not show. LagKnown is false of a primary, and before both have
@@ -74,6 +76,8 @@ type PeerStatus struct {
 	LagKnown bool
 	LagBytes uint64
 	LagTime  time.Duration
+
+	RoundTrip time.Duration // of the monitor's looks, smoothed; 0: not known
 
 	InFlight int64 // calls waiting for a connection or running
 	Reads    int64 // calls sent there first as reads
@@ -97,11 +101,12 @@ func (p *MultiPool) Status() Status {
 		ps := PeerStatus{
 			Name: q.name, Host: q.host, Port: q.port,
 			Role: m.role, Health: m.health.String(), Breaker: q.breaker.String(), Timeline: m.timeline,
-			Primary:  q == top.primary,
-			Slow:     m.slow,
-			Drained:  m.drained,
-			Unfit:    m.unfit(),
-			System:   m.system,
+			Primary: q == top.primary,
+			Slow:    m.slow,
+			Drained: m.drained,
+			Unfit:   m.unfit(),
+			System:  m.system,
+			Zone:    q.zone, Weight: q.weight(), RoundTrip: q.trip.known(),
 			Serves:   contains(top.reads, q) || contains(top.writes, q),
 			InFlight: int64(q.load.busy()), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),
 			Retries: q.picks.retries.Load(), Trips: q.breaker.trips.Load(),

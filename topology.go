@@ -109,9 +109,17 @@ type topology struct {
 	well     []*peer // the same with those that are slow or behind: for calls that name their peers
 	writes   []*peer // the primary
 	anyone   []*peer // healthy peers of either role, suspects where there is none
+	spare    []*peer // healthy peers of a negative weight: for calls that name their peers
+	last     []*peer // the same without those that are slow or behind: the last resort of reads
+
+	drawn    drawn
+	balancer Balancer // nil: the default
 
 	superseded chan struct{} // closed when a newer snapshot has been published
 }
+
+// drawn is the lists as they are drawn from.
+type drawn struct{ reads, replicas, well, writes, anyone, spare, last roster }
 
 // observation is one piece of news about one peer. Zero fields say nothing.
 type observation struct {
@@ -156,10 +164,12 @@ func newTopology(mode Mode, peers []*peer, believed []Role) *topology {
 // would.
 func soloTopology(p *peer) *topology {
 	one := []*peer{p}
-	return &topology{
+	t := &topology{
 		peers: one, members: []member{{peer: p, health: healthUp}}, primary: p, settled: true,
 		reads: one, replicas: one, writes: one, anyone: one, superseded: make(chan struct{}),
 	}
+	t.arrange()
+	return t
 }
 
 // apply returns the topology after an observation: t itself if it says nothing new. It is pure; any order of the same
@@ -251,6 +261,15 @@ func (t *topology) list() {
 	case ModeOrdered:
 		t.listOrdered()
 	}
+	t.arrange()
+}
+
+// arrange works out how the lists are drawn from: by zone and weight, whatever the mode.
+func (t *topology) arrange() {
+	t.drawn = drawn{
+		reads: rosterOf(t.reads), replicas: rosterOf(t.replicas), well: rosterOf(t.well),
+		writes: rosterOf(t.writes), anyone: rosterOf(t.anyone), spare: rosterOf(t.spare), last: rosterOf(t.last),
+	}
 }
 
 func (t *topology) allSeen() bool {
@@ -274,61 +293,125 @@ func (t *topology) member(p *peer) *member {
 	return nil
 }
 
-// candidates returns the list from which a call's peer is drawn, and the one to turn to when all of it has been tried.
-func (t *topology) candidates(pl place) (first, then []*peer) {
+// candidates returns the list from which a call's peer is drawn.
+func (t *topology) candidates(pl place) *roster {
 	switch pl {
 	case placePrimary:
-		return t.writes, nil
+		return &t.drawn.writes
 	case placeReplica:
-		return t.replicas, nil
+		return &t.drawn.replicas
 	case placeAny:
-		return t.anyone, nil
+		return &t.drawn.anyone
 	default:
-		return t.reads, t.writes
+		return &t.drawn.reads
 	}
 }
+
+// otherwise returns the list to turn to when all candidates have been tried, and the last resort.
+func (t *topology) otherwise(pl place) (then, last *roster) {
+	switch pl {
+	case placePrimary:
+		return &nobody, &nobody
+	case placeReplica:
+		return &nobody, &t.drawn.last
+	case placeAny:
+		return &t.drawn.last, &t.drawn.writes
+	default:
+		return &t.drawn.writes, &t.drawn.last
+	}
+}
+
+var nobody roster
 
 // pick chooses the peer of one attempt, nil if no candidate is left.
 func (t *topology) pick(in *intent, tried *tried) (*peer, Reason) {
 	if in.place == placeNamed {
 		return t.pickNamed(in, tried), in.reason
 	}
-	first, then := t.candidates(in.place)
+	first := t.candidates(in.place)
 	if in.peers != nil && in.place == placeReplica {
-		first = t.well
+		first = &t.drawn.well
 	}
-	if p := in.draw(first, tried); p != nil {
+	if p := t.draw(first, in, tried); p != nil {
 		if t.fallback && in.place == placeReads && in.reason == ReasonRead {
 			return p, ReasonNoReplica
 		}
 		return p, in.reason
 	}
-	if p := in.draw(then, tried); p != nil {
-		if in.fresh.bounds() && len(first) > tried.n {
+	then, last := t.otherwise(in.place)
+	if p := t.draw(then, in, tried); p != nil {
+		switch {
+		case in.place == placeAny:
+			return p, in.reason
+		case in.fresh.bounds() && first.size() > tried.n:
 			return p, ReasonStale
 		}
 		return p, ReasonNoReplica
 	}
-	return nil, in.reason
+	return t.draw(last, in, tried), in.reason
 }
 
 // pickNamed chooses among the peers that a route names: for a read a replica among them, for a write the primary, and
 // where the names offer no such peer the other kind.
 func (t *topology) pickNamed(in *intent, tried *tried) *peer {
-	lists := [...][]*peer{t.well, t.writes}
+	lists := [...]*roster{&t.drawn.well, &t.drawn.writes, &t.drawn.spare}
 	if !in.reads {
-		lists = [...][]*peer{t.writes, t.well}
+		lists = [...]*roster{&t.drawn.writes, &t.drawn.well, &t.drawn.spare}
 	}
 	for _, list := range lists {
-		if p := in.draw(list, tried); p != nil {
+		if p := t.draw(list, in, tried); p != nil {
 			return p
 		}
 	}
 	return nil
 }
 
-// draw chooses from one list.
-func (in *intent) draw(list []*peer, tried *tried) *peer {
+// draw chooses from a roster.
+func (t *topology) draw(list *roster, in *intent, tried *tried) *peer {
+	if list.rest == nil && t.balancer == nil && !in.fresh.bounds() {
+		return twoDraws(list, in.peers, tried)
+	}
+	return t.drawInTurn(list, in, tried)
+}
+
+// drawInTurn chooses from who comes first in a roster, and where nobody of these may take the call, or nobody has a
+// connection free, from the rest.
+func (t *topology) drawInTurn(list *roster, in *intent, tried *tried) *peer {
+	var full *peer
+	for ; list != nil; list = list.rest {
+		p := t.balance(list, in, tried)
+		alone := full == nil && list.rest == nil
+		if p != nil && (alone || !p.load.full() || list.hasRoom(in, tried)) {
+			return p
+		}
+		if full == nil {
+			full = p
+		}
+	}
+	return full
+}
+
+// balance has the balancer choose where there is a choice; where it declines, the default does.
+func (t *topology) balance(list *roster, in *intent, tried *tried) *peer {
+	if t.balancer != nil && len(list.peers) > 1 {
+		c := candidatesOf(list.peers, in, tried)
+		if i := t.balancer.Pick(c); i >= 0 && i < len(list.peers) && c.Usable(i) {
+			return list.peers[i]
+		}
+	}
+	return in.draw(list, tried)
+}
+
+// takes reports whether somebody could take the intent. It does not ask the balancer, which may count its choices.
+func (t *topology) takes(in *intent) bool {
+	plain := *t
+	plain.balancer = nil
+	p, _ := plain.pick(in, &tried{})
+	return p != nil
+}
+
+// draw chooses by default, from who comes first in a roster.
+func (in *intent) draw(list *roster, tried *tried) *peer {
 	if in.fresh.bounds() && in.reads {
 		return freshDraws(list, in.peers, tried, &in.fresh)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -110,25 +111,35 @@ func (w *watch) count(p *peer, void bool) {
 	}
 }
 
-// compare finds the replicas whose reads take far longer than those of the quickest.
+// compare finds the replicas whose reads take far longer than those of the quickest. Those of other zones are compared
+// with each other: distance is no fault.
 func (w *watch) compare() {
-	best := time.Duration(0)
-	medians := make([]time.Duration, len(w.pool.peers()))
-	for i, p := range w.pool.peers() {
-		if w.pool.config.Mode == ModeReplicated && Role(p.role.Load()) != RoleReplica {
+	var best, bestAway time.Duration
+	peers := w.pool.peers() // as they are now: they may change
+	medians := make([]time.Duration, len(peers))
+	for i, p := range peers {
+		d := p.latency.median()
+		if w.pool.config.Mode == ModeReplicated && Role(p.role.Load()) != RoleReplica || d == 0 {
 			continue
 		}
-		medians[i] = p.latency.median()
-		if d := medians[i]; d > 0 && (best == 0 || d < best) {
+		medians[i] = d
+		if best == 0 || d < best {
 			best = d
 		}
+		if p.away && (bestAway == 0 || d < bestAway) {
+			bestAway = d
+		}
 	}
-	for i, p := range w.pool.peers() {
+	for i, p := range peers {
 		if medians[i] == 0 {
 			continue
 		}
+		quickest := best
+		if p.away {
+			quickest = bestAway
+		}
 		slow := no
-		if medians[i] > slowFactor*best+slowMargin {
+		if medians[i] > slowFactor*quickest+slowMargin {
 			slow = yes
 		}
 		w.pool.observe(observation{peer: p, slow: slow})
@@ -155,6 +166,7 @@ type latencies struct {
 	mu   sync.Mutex
 	ring [latencySample]time.Duration
 	n    int
+	told atomic.Int64 // the median, as it was last worked out
 }
 
 const (
@@ -197,5 +209,27 @@ func (l *latencies) median() time.Duration {
 	sorted := l.ring
 	s := sorted[:min(l.n, latencySample)]
 	slices.Sort(s)
+	l.told.Store(int64(s[len(s)/2]))
 	return s[len(s)/2]
 }
+
+// typical is the median without a lock, as the watch has last seen it.
+func (l *latencies) typical() time.Duration { return time.Duration(l.told.Load()) }
+
+// roundTrip is what a peer's regular looks take on a connection that exists, smoothed. Its monitor alone notes.
+type roundTrip struct{ smooth atomic.Int64 }
+
+// tripShare is the part that one look has: a few agree before a new way counts, and one that was held up is soon
+// forgotten.
+const tripShare = 4
+
+func (r *roundTrip) note(d time.Duration) {
+	was := time.Duration(r.smooth.Load())
+	if was != 0 {
+		d = was + (d-was)/tripShare
+	}
+	r.smooth.Store(int64(max(d, 1)))
+}
+
+// known returns 0 where no look has ended yet.
+func (r *roundTrip) known() time.Duration { return time.Duration(r.smooth.Load()) }
