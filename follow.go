@@ -378,11 +378,6 @@ func (t *followTracer) TraceRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseDa
 	if !f.keeps(f.owner.topology.Load(), w.peer) {
 		farewell(d.Conn)
 	}
-	if w.quiet {
-		w.quiet = false
-		w.released()
-		return
-	}
 	t.poolTracer.TraceRelease(pool, d)
 }
 

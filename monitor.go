@@ -210,11 +210,15 @@ func (m *monitor) warm(ctx context.Context) {
 	p.owner.monitors.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 		defer cancel()
-		if c, err := p.pool.Acquire(ctx); err == nil {
+		if c, err := p.pool.Acquire(warming{ctx}); err == nil {
+			wireOf(c.Conn()).quiet = true
 			c.Release()
 		}
 	})
 }
+
+// warming is the context of an acquire of ours: the program's tracer is not told.
+type warming struct{ context.Context }
 
 // regular is the look at a peer of which nothing bad is known. A suspicion that comes up meanwhile ends it: the probe
 // asks with less patience.

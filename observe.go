@@ -248,6 +248,10 @@ func (t *poolTracer) TraceRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseData
 			farewell(d.Conn)
 		}
 		w.released()
+		if w.quiet {
+			w.quiet = false
+			return
+		}
 	}
 	t.tellRelease(pool, d)
 }
@@ -272,6 +276,9 @@ func (t acquiringTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool
 
 // tellAcquire tells the program.
 func (t *poolTracer) tellAcquire(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireStartData) context.Context {
+	if _, ours := ctx.(warming); ours {
+		return ctx
+	}
 	switch {
 	case t.acquire != nil:
 		return t.acquire.TraceAcquireStart(ctx, t.owner, d)
@@ -282,6 +289,9 @@ func (t *poolTracer) tellAcquire(ctx context.Context, pool *pgxpool.Pool, d pgxp
 }
 
 func (t *poolTracer) tellAcquired(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireEndData) {
+	if _, ours := ctx.(warming); ours {
+		return
+	}
 	switch {
 	case t.acquire != nil:
 		t.acquire.TraceAcquireEnd(ctx, t.owner, d)

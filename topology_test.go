@@ -521,7 +521,7 @@ func FuzzTopology(f *testing.F) {
 			if got := snapshot(top); got != before {
 				t.Fatalf("%+v has changed an old topology:\n%s\n%s", o, before, got)
 			}
-			if next.timeline < top.timeline {
+			if next.reign < top.reign || next.timeline < next.reign {
 				t.Fatalf("%+v has set the timeline back", o)
 			}
 			if next.settled != top.settled && top.settled {
