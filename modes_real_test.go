@@ -267,16 +267,7 @@ func (h *holdup) wait() []error {
 func (l *ledger) enter(ctx context.Context, p *MultiPool, insert string) {
 	id := l.next.Add(1)
 	_, err := p.Exec(ctx, insert, id)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case err == nil:
-		l.written[id] = time.Now()
-	case errors.Is(err, ErrOutcomeUnknown):
-		l.unknown[id] = err
-	default:
-		l.failed[err.Error()]++
-	}
+	l.note(id, err)
 }
 
 // settleAmong is settle for servers that each have a part: no entry on two of them either.

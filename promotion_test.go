@@ -38,9 +38,7 @@ func newLedger(t testing.TB, c *pgtest.Cluster) *ledger {
 // write makes one entry.
 func (l *ledger) write(p *MultiPool) func(context.Context) error {
 	return func(ctx context.Context) error {
-		id := l.next.Add(1)
-		_, err := p.Exec(ctx, "insert into ledger values ($1)", id)
-		l.note(id, err)
+		l.enter(ctx, p, "insert into ledger values ($1)")
 		time.Sleep(rand.N(20 * time.Millisecond))
 		return nil
 	}

@@ -6,7 +6,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Status is a snapshot of a pool and its peers. Values of different peers are read one after another.
+// Status is a snapshot of a pool and its peers. Values of different peers are read one after another. Calls are counted that
+// go through the MultiPool; what goes through a pool of its own (PeerPool, Primary, Replicas) shows in InFlight, in the
+// judgement of the peer, and in that pool's Stat.
 type Status struct {
 	Peers   []PeerStatus // in the order of the configuration
 	Primary string       // the name of the peer that takes the writes; "" if there is none
