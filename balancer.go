@@ -85,7 +85,7 @@ func twoDraws(list *roster, only []*peer, tried *tried) *peer {
 	case n == 0:
 		return nil
 	case tried.n > 0 || only != nil:
-		return lessBusyOf(peers, only, tried, nil)
+		return lessBusyOf(list, only, tried, nil)
 	case n == 1:
 		return peers[0]
 	}
@@ -134,12 +134,16 @@ func (l *load) lessThan(m *load) bool {
 }
 
 // lessBusyOf is the choice where candidates are excluded: by a walk over all of them, so that the exclusions cannot
-// push their share onto a neighbour. It is off the common path, and the lists that routes name are short.
-func lessBusyOf(list, only []*peer, tried *tried, fresh *freshness) *peer {
+// push their share onto a neighbour. It is off the common path; of a long list those that are named are looked up.
+func lessBusyOf(list *roster, only []*peer, tried *tried, fresh *freshness) *peer {
 	var a, b *peer
 	var first, second float64
-	for _, p := range list {
-		if tried.has(p) || (only != nil && !contains(only, p)) || !fresh.holds(p) {
+	from, also := list.peers, only
+	if only != nil && list.index != nil {
+		from, also = only, nil
+	}
+	for _, p := range from {
+		if tried.has(p) || (also != nil && !contains(also, p)) || !fresh.holds(p) || !list.holds(p, only) {
 			continue
 		}
 		// A race: who arrives first is drawn by weight, who arrives second by weight among the others (P. S. Efraimidis,
@@ -169,7 +173,7 @@ func freshDraws(list *roster, only []*peer, tried *tried, fresh *freshness) *pee
 	if p := twoDraws(list, only, tried); p == nil || fresh.holds(p) {
 		return p
 	}
-	return lessBusyOf(list.peers, only, tried, fresh)
+	return lessBusyOf(list, only, tried, fresh)
 }
 
 // notFull spills: of the two drawn the one with a free connection, else the first other peer that has one, else the

@@ -101,6 +101,80 @@ func BenchmarkDecision(b *testing.B) {
 	}
 }
 
+// routings are contexts and modes under which the same read is decided, as a program meets them: made once for many calls.
+func routings(n int) map[string]func() bool {
+	replicated := func(r Route, models map[string]Route) *MultiPool {
+		p := idlePool(n, nil, nil)
+		p.models, p.config.Models = models, models
+		p.config.Route = r
+		p.route.Store(p.resolveRoute(r))
+		return p
+	}
+	mode := func(m Mode) *MultiPool {
+		p := idlePool(n, nil, nil)
+		top := newTopology(m, p.peers(), make([]Role, n))
+		p.config.Mode = m
+		p.topology.Store(top)
+		for _, q := range p.peers() {
+			p.observe(observation{peer: q, role: RolePrimary, health: healthUp})
+		}
+		return p
+	}
+	plain := replicated(Route{}, map[string]Route{"users": {Target: TargetPreferReplica}})
+	router, err := NewRouter(plain, map[string]*MultiPool{"users": plain})
+	if err != nil {
+		panic(err)
+	}
+	decides := func(p *MultiPool, ctx context.Context) func() bool {
+		p.needs.of(benchmarkedText)
+		p.needs.of(benchmarkedText)
+		return func() bool { return decideOnce(ctx, p) }
+	}
+	users := WithModel(deep(4), "users")
+	return map[string]func() bool{
+		"plain":      decides(plain, deep(4)),
+		"primary":    decides(plain, WithPrimary(deep(4))),
+		"peer":       decides(plain, WithPeer(deep(4), plain.peers()[1].name)),
+		"model":      decides(plain, users),
+		"any":        decides(replicated(Route{Target: TargetAny}, nil), deep(4)),
+		"router":     func() bool { return decideOnce(users, router.Pool(users)) },
+		"equivalent": decides(mode(ModeEquivalent), deep(4)),
+		"ordered":    decides(mode(ModeOrdered), deep(4)),
+	}
+}
+
+// BenchmarkRouting is the same decision under a route, a model, another mode, a router.
+func BenchmarkRouting(b *testing.B) {
+	for _, n := range []int{3, 1024} {
+		all := routings(n)
+		for _, name := range sortedKeys(all) {
+			b.Run(fmt.Sprintf("%s/peers=%d", name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if !all[name]() {
+						b.Fatal("nobody")
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestRoutingAllocatesNothing(t *testing.T) {
+	for _, n := range []int{3, 1024} {
+		for name, decide := range routings(n) {
+			allocs := testing.AllocsPerRun(1000, func() {
+				if !decide() {
+					t.Error("nobody")
+				}
+			})
+			if allocs != 0 {
+				t.Errorf("%s, %d peers: %v allocations", name, n, allocs)
+			}
+		}
+	}
+}
+
 func TestTheDecisionAllocatesNothing(t *testing.T) {
 	for _, n := range []int{2, 3, 16, 1024} {
 		for by, p := range benchmarkedPools(n) {

@@ -6,6 +6,27 @@ type roster struct {
 	peers []*peer // who is drawn first: those of the pool's own zone, where there are any
 	odds  []odds  // by their weights; nil: all alike
 	rest  *roster // the others, of other zones; nil: there are none
+
+	index map[*peer]bool // of the peers, where they are many
+}
+
+// manyPeers is from how many peers on those that a route names are looked up, not looked for.
+const manyPeers = 16
+
+func newRoster(list []*peer) roster {
+	r := roster{peers: list, odds: oddsOf(list)}
+	if len(list) >= manyPeers {
+		r.index = make(map[*peer]bool, len(list))
+		for _, p := range list {
+			r.index[p] = true
+		}
+	}
+	return r
+}
+
+// holds reports whether a peer that a route names is in the list; one that comes from the list is.
+func (r *roster) holds(p *peer, named []*peer) bool {
+	return named == nil || r.index == nil || r.index[p]
 }
 
 // rosterOf splits a list by zone: both parts keep its order.
@@ -19,9 +40,11 @@ func rosterOf(list []*peer) roster {
 		}
 	}
 	if len(own) == 0 || len(away) == 0 {
-		return roster{peers: list, odds: oddsOf(list)}
+		return newRoster(list)
 	}
-	return roster{peers: own, odds: oddsOf(own), rest: &roster{peers: away, odds: oddsOf(away)}}
+	r, rest := newRoster(own), newRoster(away)
+	r.rest = &rest
+	return r
 }
 
 // size is how many peers there are.
