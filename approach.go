@@ -315,7 +315,7 @@ func (a *approach) validate(ctx context.Context, pg *pgconn.PgConn) error {
 		}
 	}
 	q := a.to
-	if a.follower.kind != poolPrimary || q.asked || pg.ParameterStatus("in_hot_standby") != "on" {
+	if a.follower.kind != poolPrimary || q.owner.config.Mode == ModeOrdered || q.asked || pg.ParameterStatus("in_hot_standby") != "on" {
 		return nil
 	}
 	if a.wire.generation == q.generation.Load() {

@@ -235,6 +235,9 @@ func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, er
 			}
 		}
 		t.tried.n, t.picked = 0, nil
+		if in.peers != nil {
+			in.peers = p.routeOf(ctx).peers // one that is named may have come meanwhile
+		}
 	}
 }
 

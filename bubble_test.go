@@ -50,6 +50,7 @@ func bubble(t *testing.T, n int, open func(*Config), f func(context.Context, *fa
 			}
 			p.Handle(answering(nil))
 			x.network[hosts[i]+":5432"] = p
+			x.network["also-"+hosts[i]+":5432"] = p // the same server by another name
 		}
 		defer x.network.Close()
 		pool, err := ParseConfig("postgres://app@" + strings.Join(hosts, ",") + "/app?sslmode=disable&pool_max_conns=10")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,8 +19,15 @@ import (
 
 // discovery asks for the peers that there are, and has the pool follow.
 type discovery struct {
-	mu   sync.Mutex
-	last DiscoveryStatus
+	mu     sync.Mutex
+	last   DiscoveryStatus
+	asked  chan discovered // of the call that is under way; nil: none is
+	missed map[string]int  // how often in a row a peer was left out
+}
+
+type discovered struct {
+	peers []Peer
+	err   error
 }
 
 // DiscoveryStatus is what came of the last time that Config.Discover was asked.
@@ -57,6 +65,8 @@ func (d *discovery) run(ctx context.Context, p *MultiPool) {
 		}
 		if err == nil {
 			err = p.comply(found)
+		} else {
+			p.fallBack()
 		}
 		d.note(len(found), err)
 		patience.Stop()
@@ -77,7 +87,7 @@ func (d *discovery) run(ctx context.Context, p *MultiPool) {
 func (d *discovery) ask(ctx context.Context, p *MultiPool) ([]peerConfig, error) {
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, discovering{}, p), discoverTimeout)
 	defer cancel()
-	found, err := p.config.Discover(ctx)
+	found, err := d.call(ctx, p)
 	switch {
 	case err != nil:
 		return nil, err
@@ -101,6 +111,25 @@ func (d *discovery) ask(ctx context.Context, p *MultiPool) ([]peerConfig, error)
 	return configs, nil
 }
 
+// call calls Config.Discover, and leaves it where it does not heed its context: it is not called again before it has ended.
+func (d *discovery) call(ctx context.Context, p *MultiPool) ([]Peer, error) {
+	if d.asked == nil {
+		answer := make(chan discovered, 1)
+		d.asked = answer
+		go func() {
+			peers, err := p.config.Discover(ctx)
+			answer <- discovered{peers, err}
+		}()
+	}
+	select {
+	case found := <-d.asked:
+		d.asked = nil
+		return found.peers, found.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 func (d *discovery) note(peers int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -116,26 +145,65 @@ func (d *discovery) status() DiscoveryStatus {
 	return d.last
 }
 
-// comply makes the pool's peers those that were found: first the new ones come, then the others go.
+// comply makes the pool's peers those that were found: first the new ones come, then the others go. One that is found at
+// another place than it was makes way for itself. What is left out once may only be late: it goes when it was left out
+// thrice in a row, or twice where it does not answer either; never while the operator has it drained.
 func (p *MultiPool) comply(found []peerConfig) error {
 	p.changing.Lock()
 	defer p.changing.Unlock()
 	wanted := make(map[string]bool, len(found))
 	for _, c := range found {
 		wanted[c.Name] = true
-		if p.named(c.Name) == nil {
+		q := p.named(c.Name)
+		if q != nil && (q.host != c.Host || q.port != c.Port) {
+			p.part(q)
+			q = nil
+		}
+		if q == nil {
 			if err := p.join(c); err != nil {
 				return err
 			}
 		}
 	}
+	missed := make(map[string]int)
 	for _, q := range p.peers() {
-		if !wanted[q.name] && !p.indispensable(q) {
+		switch {
+		case wanted[q.name], p.indispensable(q), q.drained.Load():
+		case !q.attended, p.discovery.missed[q.name] >= missesOf(q):
 			p.part(q)
+		default:
+			missed[q.name] = p.discovery.missed[q.name] + 1
 		}
 	}
+	p.discovery.missed = missed
 	return nil
 }
+
+// missesOf is how often in a row a peer may be left out before it goes with the next time.
+func missesOf(q *peer) int {
+	if health(q.health.Load()) == healthUp {
+		return 2
+	}
+	return 1
+}
+
+// fallBack takes the configured peers in again where nothing can be discovered and nobody takes writes: who could be asked
+// may be gone with the only primary that was known.
+func (p *MultiPool) fallBack() {
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	if len(p.topology.Load().writes) > 0 || p.orphanedFor() < fallBackAfter {
+		return
+	}
+	for _, c := range p.seeds {
+		if p.named(c.Name) == nil {
+			_ = p.join(c) // there is room, or else there are peers enough
+		}
+	}
+}
+
+// fallBackAfter is how long there is no primary before the configured peers are tried again.
+const fallBackAfter = time.Second
 
 // indispensable reports whether a peer that is not found any more stays: it is the primary, it answers, and nobody else
 // says that he is.
@@ -179,13 +247,18 @@ var resolver interface {
 	LookupSRV(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
 } = net.DefaultResolver
 
-// DiscoverDNS finds a peer at each address (A and AAAA records) of a host. A certificate is checked for the host's name. Port
-// 0 is the template's. For [Config].Discover.
+// DiscoverDNS finds a peer at each address of a host: of its A records, or where there are none of its AAAA records, since a
+// server with both would be two peers. A certificate is checked for the host's name. Port 0 is the template's. For
+// [Config].Discover.
 func DiscoverDNS(host string, port uint16) func(context.Context) ([]Peer, error) {
 	return func(ctx context.Context) ([]Peer, error) {
 		addrs, err := resolver.LookupNetIP(ctx, "ip", host)
 		if err != nil {
 			return nil, fmt.Errorf("multipool: discover: %w", err)
+		}
+		four := slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return !a.Unmap().Is4() })
+		if len(four) > 0 {
+			addrs = four
 		}
 		peers := make([]Peer, 0, len(addrs))
 		for _, a := range addrs {
@@ -217,25 +290,26 @@ func discoverSRVName(name string, _ uint16) func(context.Context) ([]Peer, error
 }
 
 // DiscoverReplication finds the standbys of the pool's own primary, and the primary itself, in its pg_stat_replication
-// (PostgreSQL documentation, 28.2.4): each that streams, at the address it connects from, with the port of the primary,
-// or where its application_name (cluster_name) says host:port, there. It needs the rights of pg_monitor. Standbys of
-// standbys are not seen. For [Config].Discover.
+// (PostgreSQL documentation, 28.2.4): each that streams and replays, at the address it connects from, with the port of the
+// primary, or where its application_name (cluster_name) says host:port, there. It needs the rights of pg_monitor. Standbys
+// of standbys are not seen. A certificate is checked for the address, unless an application_name gives a host. For
+// [Config].Discover under ModeReplicated.
 func DiscoverReplication() func(context.Context) ([]Peer, error) {
 	return func(ctx context.Context) ([]Peer, error) {
 		p, _ := ctx.Value(discovering{}).(*MultiPool)
-		if p == nil {
-			return nil, errors.New("multipool: DiscoverReplication is for Config.Discover")
+		if p == nil || p.config.Mode != ModeReplicated {
+			return nil, errors.New("multipool: DiscoverReplication is for Config.Discover under ModeReplicated")
 		}
-		primary := p.topology.Load().primary
-		if primary == nil {
+		top := p.topology.Load()
+		if len(top.writes) == 0 {
 			return nil, ErrNoPrimary
 		}
-		rows, err := p.Query(WithPeer(ctx, primary.name), `select application_name, host(client_addr)
- from pg_catalog.pg_stat_replication where state is null or state = 'streaming'`)
+		primary := top.writes[0]
+		rows, err := p.Query(WithPeer(ctx, primary.name), standbysOf)
 		if err != nil {
 			return nil, err
 		}
-		peers, err := pgx.AppendRows([]Peer{{Name: primary.name, Host: primary.host, Port: primary.port}}, rows,
+		return pgx.AppendRows([]Peer{{Name: primary.name, Host: primary.host, Port: primary.port}}, rows,
 			func(row pgx.CollectableRow) (Peer, error) {
 				var name string
 				var addr *string
@@ -244,12 +318,15 @@ func DiscoverReplication() func(context.Context) ([]Peer, error) {
 				}
 				return standbyAt(name, addr, primary.port)
 			})
-		if err != nil {
-			return nil, err
-		}
-		return peers, nil
 	}
 }
+
+// standbysOf asks for those who replay: backups and logical subscribers only receive. Where nothing is shown, for want of
+// rights, all are asked for, so that the want is told.
+const standbysOf = `select r.application_name, host(r.client_addr) from pg_catalog.pg_stat_replication r
+ where (r.state is null or r.state = 'streaming' and r.replay_lsn is not null
+ and not exists (select from pg_catalog.pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical'))
+ and (r.state is null or r.client_addr is not null or r.application_name like '%:%')`
 
 // discovering is where a Discover's context holds its pool.
 type discovering struct{}

@@ -50,7 +50,7 @@ func lookUpIn(t *testing.T, n *names) {
 
 func TestPeersAreDiscoveredByDNS(t *testing.T) {
 	lookUpIn(t, &names{
-		hosts: map[string][]string{"db": {"10.0.0.2", "::ffff:10.0.0.3", "fd00::4"}},
+		hosts: map[string][]string{"db": {"10.0.0.2", "::ffff:10.0.0.3", "fd00::4"}, "db6": {"fd00::4"}},
 		srv: map[string][]*net.SRV{
 			"_postgresql._tcp.example.com": {{Target: "db1.example.com.", Port: 5432}, {Target: "db2.example.com", Port: 5433}},
 		},
@@ -58,8 +58,11 @@ func TestPeersAreDiscoveredByDNS(t *testing.T) {
 	peers, err := DiscoverDNS("db", 5433)(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, []Peer{
-		{Host: "10.0.0.2", Port: 5433, ServerName: "db"}, {Host: "10.0.0.3", Port: 5433, ServerName: "db"}, {Host: "fd00::4", Port: 5433, ServerName: "db"},
-	}, peers)
+		{Host: "10.0.0.2", Port: 5433, ServerName: "db"}, {Host: "10.0.0.3", Port: 5433, ServerName: "db"},
+	}, peers, "a server with both kinds of address would be two peers")
+	peers, err = DiscoverDNS("db6", 0)(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []Peer{{Host: "fd00::4", ServerName: "db6"}}, peers)
 	_, err = DiscoverDNS("nowhere", 0)(t.Context())
 	require.ErrorIs(t, err, errNoSuchHost)
 

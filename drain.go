@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -30,20 +31,24 @@ func (p *MultiPool) Drain(ctx context.Context, peer string) error {
 // [MultiPool.Drain].
 func (p *MultiPool) DrainPrimary(ctx context.Context) error {
 	q := p.topology.Load().primary
-	if q == nil || p.solo {
+	switch {
+	case p.solo:
+		return errSolo
+	case q == nil:
 		return ErrNoPrimary
 	}
 	return p.drain(ctx, q)
 }
 
-// Resume puts a drained peer back into use, gently as one that has been down. It does nothing to a peer that is not
-// drained.
+// Resume puts a drained peer back into use, gently as one that has been down; a Drain that still waits ends with an error.
+// MinConns is filled again by pgxpool's next health check. It does nothing to a peer that is not drained.
 func (p *MultiPool) Resume(peer string) error {
 	q, err := p.drainable(peer)
 	if err != nil {
 		return err
 	}
-	q.resume()
+	q.setDrained(false)
+	q.monitor.nudge()
 	return nil
 }
 
@@ -60,14 +65,45 @@ func (p *MultiPool) drainable(name string) (*peer, error) {
 }
 
 func (p *MultiPool) drain(ctx context.Context, q *peer) error {
-	q.drained.Store(true)
-	p.observe(observation{peer: q, drained: yes})
+	q.setDrained(true)
 	q.monitor.nudge() // it hangs up
 	if err := q.emptied(ctx); err != nil {
 		return err
 	}
-	q.sockets.cut(useNone, true) // and no new ones: pgxpool would fill up to MinConns
-	return q.emptied(ctx)        // one that chose the peer before may have taken the last idle connection
+	if !q.shutOut() {
+		return errResumed
+	}
+	return q.emptied(ctx) // one that chose the peer before may have taken the last idle connection
+}
+
+var errResumed = errors.New("multipool: the peer was resumed while it was being drained")
+
+// setDrained puts a peer out of use, or back into it. verdicts orders it with what opens and closes the peer otherwise.
+func (p *peer) setDrained(drained bool) {
+	p.verdicts.Lock()
+	defer p.verdicts.Unlock()
+	was := p.drained.Swap(drained)
+	if was && !drained && p.breaker.closed() {
+		p.sockets.open()
+		p.load.easeIn()
+	}
+	say := no
+	if drained {
+		say = yes
+	}
+	p.owner.observe(observation{peer: p, drained: say})
+}
+
+// shutOut closes what is idle of a drained peer and lets nothing new be made, as pgxpool would to keep MinConns; it reports
+// whether the peer is drained still.
+func (p *peer) shutOut() bool {
+	p.verdicts.Lock()
+	defer p.verdicts.Unlock()
+	if !p.drained.Load() {
+		return false
+	}
+	p.sockets.cut(useNone, true)
+	return true
 }
 
 // drainTick is how often a draining peer is asked whether it is free: it has been counted already, and nobody hurries.
@@ -77,7 +113,7 @@ const drainTick = 5 * time.Millisecond
 func (p *peer) emptied(ctx context.Context) error {
 	tick := time.NewTicker(drainTick)
 	defer tick.Stop()
-	for p.load.busy() > 0 || p.pool.Stat().AcquiredConns() > 0 {
+	for p.load.busy() > 0 || p.pool.Stat().AcquiredConns() > 0 || p.sockets.used() {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -85,16 +121,4 @@ func (p *peer) emptied(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// resume undoes a drain.
-func (p *peer) resume() {
-	p.verdicts.Lock()
-	if p.drained.Swap(false) && p.breaker.closed() {
-		p.sockets.open()
-		p.load.easeIn()
-	}
-	p.verdicts.Unlock()
-	p.owner.observe(observation{peer: p, drained: no})
-	p.monitor.nudge()
 }

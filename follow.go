@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -188,7 +189,8 @@ func (f *follower) maxConns() int32 {
 	for _, q := range f.owner.peers() {
 		most, all = max(most, q.seats.limit), all+int64(q.seats.limit)
 	}
-	if f.kind == poolReplicas {
+	if f.kind == poolReplicas { // seats bound it in truth: there may be more peers some day
+		all = max(all, maxDiscovered*int64(most))
 		return int32(min(all, math.MaxInt32))
 	}
 	return most
@@ -278,7 +280,7 @@ func (f *follower) run() {
 // sweep has the idle connections judged where there may be some that are not to stay, or that a verdict has cut. What is
 // in use is judged when it is released.
 func (f *follower) sweep(top *topology, before []*peer) {
-	for _, q := range f.owner.peers() {
+	for _, q := range slices.Concat(f.owner.peers(), before) { // one may have been removed
 		if (q.seats.of(f.kind) > 0 || contains(before, q)) && !f.keeps(top, q) {
 			for _, c := range f.pool.AcquireAllIdle(sweeping{context.Background()}) {
 				c.Release()
@@ -471,16 +473,7 @@ func (c *call) awaitGuest(q *peer, guest bool) error {
 	if !guest {
 		return nil
 	}
-	select {
-	case q.guests <- struct{}{}:
-		return nil
-	case <-c.Done():
-		return c.Err()
-	case <-q.era.Load().Done():
-		return errPeerDown
-	case <-c.follower.owner.done:
-		return puddle.ErrClosedPool
-	}
+	return q.awaitPlace(c)
 }
 
 func (c *call) awaitTurn(q *peer, top *topology) error {

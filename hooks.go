@@ -50,7 +50,7 @@ type Decision struct {
 type PeerEvent struct {
 	Peer      string
 	Role      Role
-	From, To  string // health: "not yet seen", "up", "suspect", "down", "misconfigured", "draining"
+	From, To  string // health: "not yet seen", "up", "suspect", "down", "misconfigured", "draining"; To "gone": removed
 	FromRole  Role
 	Slow      bool   // its reads take far longer than elsewhere
 	Drained   bool   // by the operator
@@ -196,6 +196,10 @@ func (h *herald) tell(old, next *topology, o observation) {
 				h.queue(func() { f(e) })
 			}
 		}
+		if m := old.member(o.peer); o.leaves && m != nil {
+			e := PeerEvent{Peer: m.peer.name, Role: m.role, FromRole: m.role, From: m.health.String(), To: goneName, At: time.Now(), Discarded: h.discarded.Load()}
+			h.queue(func() { f(e) })
+		}
 	}
 	if f := h.hooks.PrimaryChanged; f != nil {
 		if e, changed := primaryEvent(old, next); changed {
@@ -213,15 +217,19 @@ func (h *herald) queue(event func()) {
 	}
 }
 
+// goneName is the last word about a peer.
+const goneName = "gone"
+
 // peerEvent is what an observation has changed of one member, which need not be the one observed: whether a replica is
 // one of this primary's depends on who is.
 func peerEvent(old, next *topology, i int, o observation) (PeerEvent, bool) {
 	is := &next.members[i]
 	was := old.member(is.peer)
-	if was == nil {
+	joined := was == nil
+	if joined {
 		was = &member{}
 	}
-	if was.health == is.health && was.role == is.role && was.slow == is.slow && was.unfit() == is.unfit() && was.drained == is.drained {
+	if !joined && was.health == is.health && was.role == is.role && was.slow == is.slow && was.unfit() == is.unfit() && was.drained == is.drained {
 		return PeerEvent{}, false
 	}
 	e := PeerEvent{

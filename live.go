@@ -1,6 +1,7 @@
 package multipool
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -16,12 +17,13 @@ const (
 
 // AddPeer takes a server into the pool. It is looked at at once, and used gently at first. An error names the peer: one
 // whose name the pool has, one that is misconfigured, one too many (more than 1,024), or any peer of a pool that was opened
-// with one host and without Config.Discover, which is a pgxpool. Safe for concurrent use.
+// with one host and without Config.Discover, which is a pgxpool. In a pool with Config.Discover it lasts until that leaves
+// it out. Under ModeOrdered it is the last of the list. Safe for concurrent use.
 func (p *MultiPool) AddPeer(peer Peer) error {
 	if p.solo {
 		return errSolo
 	}
-	c, err := p.config.peerFrom(peer, peer.Name)
+	c, err := p.config.peerFrom(peer, cmp.Or(peer.Name, peer.Host, "to be added"))
 	if err != nil {
 		return err
 	}
@@ -103,7 +105,8 @@ func (p *MultiPool) part(q *peer) {
 			q.leave()
 			<-q.unattended
 		}
-		q.close()
+		q.sockets.cut(useNone, true) // also of the pools that follow
+		q.close(func() {})
 	})
 }
 

@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/puddle/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -171,7 +174,7 @@ func TestAPoolFollowsWhatIsDiscovered(t *testing.T) {
 		assert.Len(t, names(), 4)
 		assert.NotEmpty(t, x.pool.Status().Discovery.Err)
 		say(nil, "replica2")
-		time.Sleep(12 * time.Second)
+		time.Sleep(20 * time.Second)
 		assert.Equal(t, []string{"primary:5432", "replica2:5432"}, names(), "the primary stays while it serves")
 		assert.Equal(t, "replica2:5432", x.read(ctx))
 		x.primary.Die()
@@ -183,8 +186,8 @@ func TestAPoolFollowsWhatIsDiscovered(t *testing.T) {
 		}
 		say(nil, many...)
 		time.Sleep(12 * time.Second)
-		assert.Equal(t, []string{"replica2:5432"}, names())
 		assert.Contains(t, x.pool.Status().Discovery.Err, "64")
+		assert.Equal(t, []string{"primary:5432", "replica1:5432", "replica2:5432"}, names(), "nobody takes writes, so the configured ones are tried again")
 	})
 }
 
@@ -255,4 +258,261 @@ func TestPeersAtTheAddressesOfANameAreFoundAndUsed(t *testing.T) {
 	assert.Len(t, p.Status().Peers, 3)
 	_, err := p.Exec(testContext(t), "create table t (n int)")
 	require.NoError(t, err)
+}
+
+// peerList is what a Discover says.
+type peerList struct {
+	mu    sync.Mutex
+	found []Peer
+	err   error
+}
+
+func (l *peerList) say(err error, hosts ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.found, l.err = nil, err
+	for _, h := range hosts {
+		l.found = append(l.found, Peer{Host: h})
+	}
+}
+
+func (l *peerList) discover(context.Context) ([]Peer, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.found), l.err
+}
+
+func TestAPeerIsRemovedFromThePoolsThatFollowToo(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		one, err := x.pool.Replicas().Acquire(ctx)
+		require.NoError(t, err)
+		other, err := x.pool.Replicas().Acquire(ctx)
+		require.NoError(t, err)
+		one.Release()
+		other.Release()
+		soon, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		require.NoError(t, x.pool.RemovePeer(soon, "replica1:5432"))
+		settled()
+		assert.Zero(t, x.replicas[0].Conns())
+	})
+}
+
+// The name server fails at first, so the configured name is used; then it tells addresses, which are the same servers by
+// other names. The pool goes over to them.
+func TestConfiguredNamesGiveWayToDiscoveredAddresses(t *testing.T) {
+	var l peerList
+	l.say(errors.New("temporary failure in name resolution"))
+	bubble(t, 1, func(c *Config) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		l.say(nil, "also-primary", "also-replica1")
+		time.Sleep(time.Minute)
+		_, err = x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		assert.Equal(t, "also-primary:5432", x.pool.Status().Primary)
+		assert.Empty(t, x.pool.Status().Rivals)
+	})
+}
+
+// The primary's view is empty for a moment, as after its restart; then it dies, and a standby that the pool was opened with
+// is promoted.
+func TestAPoolIsNotStrandedByAViewThatWasEmptyForAMoment(t *testing.T) {
+	for _, empty := range []time.Duration{7 * time.Second, time.Minute} {
+		var mu sync.Mutex
+		standbys := []string{"replica1:5432", "replica2:5432"}
+		view := func(s pgfake.Statement) *pgfake.Response {
+			if s.SQL != standbysOf {
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			r := &pgfake.Response{Columns: []pgfake.Column{{Name: "a", OID: pgfake.TextOID}, {Name: "h", OID: pgfake.TextOID}}}
+			for _, name := range standbys {
+				r.Rows = append(r.Rows, []any{name, nil})
+			}
+			return r
+		}
+		bubble(t, 2, func(c *Config) { c.Discover = DiscoverReplication() }, func(ctx context.Context, x *fakes) {
+			x.primary.Handle(answering(view))
+			time.Sleep(20 * time.Second)
+			mu.Lock()
+			standbys = nil
+			mu.Unlock()
+			time.Sleep(empty)
+			x.primary.Die()
+			x.replicas[0].Promote()
+			time.Sleep(10 * time.Second)
+			_, err := x.pool.Exec(ctx, "insert into t values (1)")
+			require.NoError(t, err)
+			assert.Equal(t, "replica1:5432", x.pool.Status().Primary)
+		})
+	}
+}
+
+func TestADrainedPeerIsKeptWhetherItIsFoundOrNot(t *testing.T) {
+	var l peerList
+	l.say(nil, "primary", "replica1", "replica2")
+	bubble(t, 2, func(c *Config) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
+		time.Sleep(10 * time.Second)
+		require.NoError(t, x.pool.Drain(ctx, "replica1:5432"))
+		l.say(nil, "primary", "replica2")
+		time.Sleep(time.Minute)
+		assert.True(t, x.peer("replica1").Drained)
+		require.NoError(t, x.pool.Resume("replica1:5432"))
+		time.Sleep(time.Minute)
+		assert.Equal(t, []string{"primary:5432", "replica2:5432"}, x.pool.names())
+	})
+}
+
+func TestANameThatHasMovedIsFollowed(t *testing.T) {
+	var mu sync.Mutex
+	host := "replica1"
+	bubble(t, 2, func(c *Config) {
+		c.Discover = func(context.Context) ([]Peer, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return []Peer{{Host: "primary"}, {Name: "pg-1", Host: host}}, nil
+		}
+	}, func(ctx context.Context, x *fakes) {
+		time.Sleep(10 * time.Second)
+		require.NoError(t, x.pool.QueryRow(WithPeer(ctx, "pg-1"), "select 1").Scan(new(int)))
+		mu.Lock()
+		host = "replica2"
+		mu.Unlock()
+		x.replicas[0].Die()
+		time.Sleep(time.Minute)
+		require.NoError(t, x.pool.QueryRow(WithPeer(ctx, "pg-1"), "select 1").Scan(new(int)))
+		assert.Positive(t, x.replicas[1].Count("select 1"))
+	})
+}
+
+func TestACallForAPeerThatIsStillToBeFoundWaitsForIt(t *testing.T) {
+	var l peerList
+	l.say(nil, "primary", "replica2")
+	bubble(t, 2, func(c *Config) {
+		c.Peers = []Peer{{Host: "primary"}}
+		c.Discover = func(ctx context.Context) ([]Peer, error) { time.Sleep(20 * time.Millisecond); return l.discover(ctx) }
+	}, func(ctx context.Context, x *fakes) {
+		assert.Equal(t, "replica2:5432", x.read(WithPeer(ctx, "replica2:5432")))
+	})
+}
+
+func TestCloseDoesNotWaitForADiscoveryThatHeedsNothing(t *testing.T) {
+	release := make(chan struct{})
+	bubble(t, 1, func(c *Config) {
+		release = make(chan struct{})
+		c.Discover = func(context.Context) ([]Peer, error) { <-release; return nil, nil }
+	}, func(ctx context.Context, x *fakes) {
+		time.Sleep(4 * time.Second)
+		begun := time.Now()
+		x.pool.Close()
+		assert.Less(t, time.Since(begun), 10*time.Second)
+		close(release)
+	})
+}
+
+func TestReplicasHasRoomForThoseThatCome(t *testing.T) {
+	var l peerList
+	l.say(nil, "primary", "replica1", "replica2")
+	bubble(t, 2, func(c *Config) { c.Peers, c.Discover = []Peer{{Host: "primary"}}, l.discover }, func(ctx context.Context, x *fakes) {
+		r := x.pool.Replicas()
+		time.Sleep(20 * time.Second)
+		for range 20 { // ten on each
+			c, err := r.Acquire(ctx)
+			require.NoError(t, err)
+			defer c.Release()
+		}
+		soon, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, err := r.Acquire(soon)
+		require.ErrorIs(t, err, context.DeadlineExceeded, "and no more")
+	})
+}
+
+// Reads that wait at the primary for a place go to a replica when there is one again.
+func TestReadsThatWaitAtThePrimaryGoToAReplicaThatReturns(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		x.replicas[0].Die()
+		time.Sleep(5 * time.Second)
+		for range 7 {
+			tx, err := x.pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+			require.NoError(t, err)
+			defer func() { _ = tx.Rollback(ctx) }()
+		}
+		go func() { time.Sleep(2 * time.Second); x.replicas[0].Revive() }()
+		begun := time.Now()
+		tx, err := x.pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+		require.NoError(t, err)
+		assert.Less(t, time.Since(begun), 5*time.Second)
+		require.NoError(t, tx.Rollback(ctx))
+	})
+}
+
+func TestAnOrderedPoolsPrimaryFollowsItsLeader(t *testing.T) {
+	bubble(t, 2, func(c *Config) { c.Mode = ModeOrdered }, func(ctx context.Context, x *fakes) {
+		settled()
+		x.primary.Die()
+		time.Sleep(10 * time.Second)
+		require.NoError(t, x.pool.WaitForPrimary(ctx))
+		require.NoError(t, x.pool.Primary().Ping(ctx))
+	})
+}
+
+func TestHooksHearOfPeersThatComeAndGo(t *testing.T) {
+	var mu sync.Mutex
+	var heard []PeerEvent
+	bubble(t, 2, func(c *Config) {
+		c.Hooks = JoinHooks(c.Hooks, &Hooks{PeerChanged: func(e PeerEvent) {
+			mu.Lock()
+			defer mu.Unlock()
+			heard = append(heard, e)
+		}})
+	}, func(ctx context.Context, x *fakes) {
+		settled()
+		mu.Lock()
+		heard = nil
+		mu.Unlock()
+		require.NoError(t, x.pool.RemovePeer(ctx, "replica1:5432"))
+		require.NoError(t, x.pool.AddPeer(Peer{Host: "replica1"}))
+		settled()
+		mu.Lock()
+		defer mu.Unlock()
+		var said []string
+		for _, e := range heard {
+			said = append(said, e.Peer+" "+e.To)
+		}
+		assert.Equal(t, []string{"replica1:5432 gone", "replica1:5432 not yet seen", "replica1:5432 up"}, said)
+	})
+}
+
+// What receives the log and does not replay it is no replica.
+func TestABackupIsNoPeer(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
+	ctx := testContext(t)
+	s := c.Servers()
+	program, err := exec.LookPath("pg_receivewal")
+	if err != nil {
+		found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/pg_receivewal")
+		if len(found) == 0 {
+			t.Skip("no pg_receivewal")
+		}
+		program = found[len(found)-1]
+	}
+	backup := exec.CommandContext(ctx, program, "-h", s[0].Host(), "-p", fmt.Sprint(s[0].Port()), "-U", "postgres", "-D", t.TempDir())
+	require.NoError(t, backup.Start())
+	defer func() { _ = backup.Process.Kill(); _ = backup.Wait() }()
+	waitFor(t, "the backup", 10*time.Second, func() bool {
+		n, err := s[0].Int(ctx, "select count(*) from pg_stat_replication where state = 'streaming'")
+		return err == nil && n == 2
+	})
+	require.NoError(t, s[1].Exec(ctx, fmt.Sprintf(
+		"alter system set primary_conninfo = 'host=127.0.0.1 port=%d user=postgres sslmode=disable application_name=%s'", s[0].Port(), s[1].Addr())))
+	require.NoError(t, s[1].Exec(ctx, "select pg_reload_conf()"))
+	p := openPool(t, Config{CheckInterval: 200 * time.Millisecond}, s[0].ConnString("multipool_discover=replication"))
+	waitFor(t, "the standby", 10*time.Second, func() bool { return memberOf(p, s[1]).Serves })
+	assert.Len(t, p.Status().Peers, 2)
 }

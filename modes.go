@@ -12,6 +12,7 @@ const (
 	ModeEquivalent
 	// ModeOrdered: the first healthy peer in the order of the configuration takes everything, whatever it is; a write that a
 	// standby refuses shows the server's error. An earlier peer gets it back when it has stayed well for Config.ReturnAfter.
+	// Peers that are added or discovered come last, in the order in which they come.
 	ModeOrdered
 )
 

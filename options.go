@@ -33,9 +33,11 @@ type Config struct {
 
 	// Discover, where set, is asked for the peers that there are: at first, and then every CheckInterval, spread by a fifth
 	// at random. What it returns is the whole list; peers are told apart by their names. A new one is used gently at first, one
-	// that is missing is drained and closed; but not the primary while it serves. Until the first answer calls wait; where that
-	// fails, Peers or the hosts of Pool.ConnConfig are used. An error, or an empty list, changes nothing; Status tells it. At
-	// most 64 peers are taken. See [DiscoverDNS], [DiscoverSRV], [DiscoverReplication]. Key multipool_discover.
+	// that is at another host or port by the same name is made anew, one that is missing three times in a row (twice, if it
+	// does not answer either) is drained and closed; but not the primary while it serves, nor one that is drained by
+	// the operator. Until the first answer calls wait; where that fails, or nobody takes writes and nothing can be discovered,
+	// Peers or the hosts of Pool.ConnConfig are used. An error, or an empty list, changes nothing else; Status tells it. At
+	// most 64 peers are taken. It must heed its context, and not call the pool's Close. See [DiscoverDNS], [DiscoverSRV], [DiscoverReplication]. Key multipool_discover.
 	Discover func(context.Context) ([]Peer, error)
 
 	// Mode is how the peers stand to each other. Key multipool_mode.
@@ -306,7 +308,7 @@ func ParseConfig(connString string) (*pgxpool.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(peers) == 1 {
+	if len(peers) == 1 && probe.Discover == nil {
 		return config, nil
 	}
 	if _, set := lookup(connString, "connect_timeout", "PGCONNECT_TIMEOUT"); !set && config.ConnConfig.ConnectTimeout == 0 {

@@ -351,14 +351,8 @@ func (p *peer) takeWhileUp(ctx context.Context) (*pgxpool.Conn, error) {
 }
 
 func (p *peer) takeAsGuest(ctx context.Context) (*pgxpool.Conn, error) {
-	select {
-	case p.guests <- struct{}{}:
-	case <-p.era.Load().Done():
-		return nil, errPeerDown
-	case <-p.owner.done:
-		return nil, puddle.ErrClosedPool
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := p.awaitPlace(ctx); err != nil {
+		return nil, err
 	}
 	c, err := p.takeWhileUp(ctx)
 	if err != nil {
@@ -367,6 +361,27 @@ func (p *peer) takeAsGuest(ctx context.Context) (*pgxpool.Conn, error) {
 	}
 	wireOf(c.Conn()).guest = true
 	return c, nil
+}
+
+// awaitPlace waits for a place among the reads that fell back to the primary: no longer than there is no replica to go to.
+func (p *peer) awaitPlace(ctx context.Context) error {
+	top := p.owner.topology.Load()
+	for was := top; ; top = p.owner.topology.Load() {
+		if was.fallback && !top.fallback {
+			return errPeerDown // it is not, but a replica is up
+		}
+		select {
+		case p.guests <- struct{}{}:
+			return nil
+		case <-top.superseded:
+		case <-p.era.Load().Done():
+			return errPeerDown
+		case <-p.owner.done:
+			return puddle.ErrClosedPool
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // reserve limits the connections that reads may use which have fallen back to this peer as the primary.
@@ -534,16 +549,16 @@ func (p *peer) fitness() fitness {
 	return fitUnsaid
 }
 
-// close ends the peer's pool. It waits for the connections that the program holds, as pgxpool does; but a server that
+// close ends the peer's pool, and waits for also: the pools that follow, whose connections are cut as its own. It waits for the connections that the program holds, as pgxpool does; but a server that
 // does not answer is not waited for: calls in progress there are cut.
-func (p *peer) close() {
+func (p *peer) close(also func()) {
 	if !p.solo && health(p.health.Load()) == healthDown {
 		p.sockets.cut(useHeld, true)
 	}
 	closed := make(chan struct{})
 	go func() {
 		p.pool.Close()
-		p.owner.followers.wait() // their connections are cut as the pool's own
+		also()
 		close(closed)
 	}()
 	if p.solo {

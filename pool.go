@@ -60,6 +60,7 @@ type MultiPool struct {
 	tallies   sync.Map        // *counters by the name of a peer
 	tallied   int             // how many
 	discovery discovery
+	seeds     []peerConfig // the peers of the configuration
 	done      chan struct{}
 	stop      context.CancelFunc
 	monitors  sync.WaitGroup
@@ -104,6 +105,7 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 	p.budget.reads = p.readsSoFar
 	p.herald = newHerald(complete.Hooks)
 	p.lifetime = ctx
+	p.seeds = peers
 	if err := p.addPeers(ctx, peers); err != nil {
 		p.Close()
 		return nil, err
@@ -325,7 +327,7 @@ func (p *MultiPool) Close() {
 		p.followers.close()
 		var pools sync.WaitGroup
 		for _, q := range p.peers() {
-			pools.Go(q.close)
+			pools.Go(func() { q.close(p.followers.wait) })
 		}
 		pools.Wait()
 	})

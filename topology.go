@@ -51,6 +51,8 @@ type member struct {
 	hostile  error   // the user's own set-up of a connection cannot run on a standby: no reads there
 	cause    error   // the last fault; kept when the peer is well again
 
+	late bool // joined after the first answers: nobody waits for its
+
 	// Worked out by list and elect.
 	ours    bool // has been this cluster's: its primary, or a standby beside its primary
 	rival   bool // has claimed the primary's own timeline beside it, and claims on: no promotion leads there
@@ -184,13 +186,16 @@ func (t *topology) apply(o observation) *topology {
 	switch i := slices.Index(t.peers, o.peer); {
 	case o.joins && i < 0:
 		next.peers = append(t.peers[:len(t.peers):len(t.peers)], o.peer)
-		next.members = append(next.members, member{peer: o.peer, role: o.role})
+		next.members = append(next.members, member{peer: o.peer, role: o.role, late: true})
 		news = true
 	case o.leaves && i >= 0:
 		next.peers = slices.Delete(slices.Clone(t.peers), i, i+1)
 		next.members = slices.Delete(next.members, i, i+1)
 		if t.primary == o.peer {
 			next.primary = nil
+			for i := range next.members {
+				next.members[i].rival = false // whoever is left may be the same server by another name
+			}
 		}
 		news = true
 	}
@@ -274,7 +279,7 @@ func (t *topology) arrange() {
 
 func (t *topology) allSeen() bool {
 	for i := range t.members {
-		if t.members[i].health == healthUnknown {
+		if m := &t.members[i]; m.health == healthUnknown && !(m.late && t.settled) {
 			return false
 		}
 	}
@@ -427,7 +432,8 @@ func (t *topology) hopeless(in *intent) bool {
 		if in.peers != nil && !contains(in.peers, m.peer) {
 			continue
 		}
-		if in.place == placePrimary && m.role == RoleReplica || in.place == placeReplica && m.role == RolePrimary {
+		wrong := in.place == placePrimary && m.role == RoleReplica || in.place == placeReplica && m.role == RolePrimary
+		if t.mode == ModeReplicated && wrong {
 			continue
 		}
 		if m.health != healthMisfit && !m.foreign {
@@ -462,6 +468,10 @@ func (t *topology) why(m *member, in *intent) (string, error) {
 		return "is drained", nil
 	case t.mode == ModeOrdered:
 		return "is not the first that is well", nil
+	case t.mode == ModeEquivalent && m.role == RoleReplica:
+		return "is a replica", nil
+	case t.mode == ModeEquivalent:
+		return m.health.String(), nil
 	case in.place == placePrimary && m.role == RoleReplica:
 		return "is a replica", nil
 	case in.place == placeReplica && m.role == RolePrimary:

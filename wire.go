@@ -347,6 +347,18 @@ func (r *sockets) refuses() bool {
 	return r.shut
 }
 
+// used reports whether somebody has one of the connections.
+func (r *sockets) used() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for s := range r.all {
+		if use := s.wire.use.Load(); s.main && (use == useRead || use == useHeld) {
+			return true
+		}
+	}
+	return false
+}
+
 // wires calls f with each connection's wire.
 func (r *sockets) wires(f func(*wire)) {
 	r.mu.Lock()

@@ -1,0 +1,83 @@
+package multipool
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Who drains a peer may think better of it while the drain waits: the drain ends, and the peer takes calls at once.
+func TestAResumeOvertakesADrain(t *testing.T) {
+	for _, name := range []string{"primary", "replica1"} {
+		bubble(t, 2, func(c *Config) { c.CheckInterval = time.Minute }, func(ctx context.Context, x *fakes) {
+			settled()
+			at := WithPeer(ctx, name+":5432")
+			held, err := x.pool.Acquire(at)
+			require.NoError(t, err)
+			ended := make(chan error, 1)
+			go func() {
+				if name == "primary" {
+					ended <- x.pool.DrainPrimary(ctx)
+				} else {
+					ended <- x.pool.Drain(ctx, name+":5432")
+				}
+			}()
+			time.Sleep(time.Second)
+			assert.True(t, x.peer(name).Drained)
+			require.NoError(t, x.pool.Resume(name+":5432"))
+			settled()
+			held.Release()
+			require.ErrorIs(t, <-ended, errResumed)
+			begun := time.Now()
+			_, err = x.pool.Exec(at, "select 1")
+			require.NoError(t, err)
+			assert.Less(t, time.Since(begun), 100*time.Millisecond)
+			assert.False(t, x.peer(name).Drained)
+		})
+	}
+}
+
+// Whatever way the program has a connection, the drain waits for it.
+func TestADrainWaitsForConnectionsOfEveryPool(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		c, err := x.pool.Primary().Acquire(ctx)
+		require.NoError(t, err)
+		c.Release()
+		all := x.pool.Primary().AcquireAllIdle(ctx)
+		require.Len(t, all, 1)
+		soon, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		require.ErrorIs(t, x.pool.DrainPrimary(soon), context.DeadlineExceeded)
+		all[0].Release()
+		require.NoError(t, x.pool.DrainPrimary(ctx))
+		settled()
+		assert.Zero(t, x.primary.Conns())
+		require.NoError(t, x.pool.Resume("primary:5432"))
+		_, err = x.pool.Exec(ctx, "select 1")
+		require.NoError(t, err)
+	})
+}
+
+// A drained peer is not filled up to MinConns, falls and rises without being used, and is used when it is resumed.
+func TestADrainedPeerStaysDrainedWhateverBecomesOfIt(t *testing.T) {
+	bubble(t, 1, func(c *Config) { c.Pool.MinConns = 2 }, func(ctx context.Context, x *fakes) {
+		time.Sleep(2 * time.Second)
+		require.NoError(t, x.pool.Drain(ctx, "replica1:5432"))
+		time.Sleep(time.Minute)
+		assert.Zero(t, x.replicas[0].Conns())
+		x.replicas[0].Die()
+		time.Sleep(10 * time.Second)
+		x.replicas[0].Revive()
+		time.Sleep(10 * time.Second)
+		assert.Zero(t, x.replicas[0].Conns())
+		assert.True(t, x.peer("replica1").Drained)
+		assert.Equal(t, "primary:5432", x.read(ctx))
+		require.NoError(t, x.pool.Resume("replica1:5432"))
+		settled()
+		assert.Equal(t, "replica1:5432", x.read(ctx))
+	})
+}
