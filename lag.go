@@ -113,6 +113,7 @@ type distance struct {
 	lacks time.Duration // how long the primary has had something that the replica does not show
 	fresh time.Duration // the replica shows all that was there at this time of the pool's clock; -1: nothing is known
 	ahead bool          // the replica had replayed what the primary did not have yet
+	reign uint64        // of which primary; it counts them
 	moved bool          // the replica has replayed something since the look before
 	at    time.Duration // when the position was read that it is measured by
 }
@@ -141,6 +142,7 @@ type positions struct {
 	mu       sync.Mutex
 	of       *peer
 	timeline uint32
+	reign    uint64   // counts who was measured by
 	samples  []sample // ascending
 }
 
@@ -182,6 +184,9 @@ func (p *positions) note(of *peer, timeline uint32, position lsn, asked, came ti
 	if position == 0 {
 		return // the server does not tell
 	}
+	if p.of != of || p.timeline != timeline {
+		p.reign++
+	}
 	n := len(p.samples)
 	if p.of != of || p.timeline != timeline || (n > 0 && position < p.samples[n-1].position) {
 		p.of, p.timeline, p.samples, n = of, timeline, nil, 0
@@ -210,10 +215,10 @@ func (p *positions) measure(now, before replay) distance {
 	// What the primary was seen to write while the replica was answering does not count against it.
 	n := sort.Search(len(p.samples), func(i int) bool { return p.samples[i].first > now.asked })
 	if n == 0 || now.position == 0 {
-		return distance{fresh: -1}
+		return distance{fresh: -1, reign: p.reign}
 	}
 	latest := p.samples[n-1]
-	d := distance{known: true, fresh: -1, at: min(now.asked, latest.last)}
+	d := distance{known: true, fresh: -1, reign: p.reign, at: min(now.asked, latest.last)}
 	d.ahead = before.position > latest.position && latest.last > before.came
 	d.moved = now.position > before.position
 	lacking := sort.Search(n, func(i int) bool { return p.samples[i].position > now.position })

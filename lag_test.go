@@ -97,7 +97,7 @@ func TestADistanceIsMeasuredAgainstThePrimarysOwnPositions(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			d := p.measure(tc.now, tc.before)
 			require.Equal(t, tc.now.position > tc.before.position && tc.want.known, d.moved)
-			d.moved, d.at = false, 0
+			d.moved, d.at, d.reign = false, 0, 0
 			require.Equal(t, tc.want, d)
 		})
 	}
@@ -115,6 +115,7 @@ func TestPositionsOfDifferentHistoriesAreNotCompared(t *testing.T) {
 		wrote(&p, peers[0], 1, 1000, 2000)
 		next(&p)
 		d := p.measure(replay{500, 10 * tick, 10 * tick}, replay{})
+		d.reign = 0
 		assert.Equal(t, distance{known: true, fresh: 9 * tick, moved: true, at: 9 * tick}, d, name)
 	}
 }

@@ -34,6 +34,7 @@ type monitor struct {
 	took     time.Duration // what the last connect that succeeded took
 	modesty  atomic.Int32  // which of looks the server answers
 	before   replay        // what the last look saw of a replica's replay
+	strayed  uint64        // the reign in which the replica was ahead of its primary; 0: it was not
 	warmed   int64         // which loss of a primary a connection was made for
 	failures int           // looks in a row that have failed
 	answers  int64         // the peer's, when the look began that is under way
@@ -430,6 +431,15 @@ func (m *monitor) tell(seen sight) observation {
 	now := replay{seen.position, seen.asked, seen.came}
 	d := p.owner.positions.measure(now, m.before)
 	m.before = now
+	// The primary may overtake it, and nothing that an ordinary role sees tells then; but it cannot follow without a restart.
+	switch {
+	case d.ahead:
+		m.strayed = d.reign
+	case m.strayed != 0 && (!d.known || m.strayed == d.reign):
+		d.ahead = true
+	default:
+		m.strayed = 0
+	}
 	p.behind.set(d)
 	o.fitness = d.judge(seen, p.owner.config.MaxLag, p.fitness())
 	return o
@@ -445,7 +455,7 @@ func (m *monitor) fall(to health, cause error) {
 	p := m.peer
 	p.verdicts.Lock()
 	defer p.verdicts.Unlock()
-	m.before = replay{} // a standby that crashes begins again further back
+	m.before, m.strayed = replay{}, 0 // a standby that was down begins again, further back or as another's
 	p.behind.forget()
 	if to == healthDown {
 		p.breaker.trip()

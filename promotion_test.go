@@ -424,6 +424,12 @@ func TestAReplicaOfAStalePrimaryIsNotRead(t *testing.T) {
 				require.NoError(t, old.Exec(testContext(t), "insert into ledger values (-1)")) // what is lost
 			}
 			waitFor(t, "the stray", 5*time.Second, func() bool { return !memberOf(p, third).Serves })
+			for range 100 { // the primary overtakes it
+				require.NoError(t, next.Exec(testContext(t), "insert into ledger values (-2)"))
+			}
+			looks := memberOf(p, third).LagTime
+			waitFor(t, "a few looks", 5*time.Second, func() bool { return memberOf(p, third).LagTime > looks+300*time.Millisecond })
+			require.False(t, memberOf(p, third).Serves)
 			for range 100 {
 				var n int
 				require.NoError(t, p.QueryRow(testContext(t), "select count(*) from ledger where id = -1").Scan(&n))
