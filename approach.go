@@ -319,7 +319,7 @@ func (a *approach) validate(ctx context.Context, pg *pgconn.PgConn) error {
 		return nil
 	}
 	if a.wire.generation == q.generation.Load() {
-		q.owner.observe(observation{peer: q, role: RoleReplica})
+		q.isReplica()
 		q.monitor.nudge()
 	}
 	return errNotPrimary

@@ -175,9 +175,6 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 	}
 	in.decide(op, sql, n, r)
 	in.forced = in.forced || p.config.Mode == ModeOrdered // there is nobody else to send it to
-	if in.fresh.bounds() {
-		in.fresh.now = p.clock()
-	}
 	return nil
 }
 
@@ -309,8 +306,8 @@ func (p *MultiPool) refused(in *intent, t *trail, f failure) {
 		p.observe(observation{peer: f.at, hostile: f.err})
 	case in.reads && in.sql != "":
 		p.needs.learn(in.sql)
-	case !in.reads && !f.at.asksRole(): // else its monitor has been nudged, and asks
-		p.observe(observation{peer: f.at, role: RoleReplica})
+	case !in.reads:
+		f.at.isReplica() // where the role is asked its monitor has been nudged, and asks
 	}
 }
 

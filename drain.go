@@ -53,13 +53,11 @@ func (p *MultiPool) Resume(peer string) error {
 }
 
 func (p *MultiPool) drainable(name string) (*peer, error) {
-	for _, q := range p.peers() {
-		if q.name == name && !p.solo {
-			return q, nil
-		}
-	}
 	if p.solo {
 		return nil, errSolo
+	}
+	if q := p.named(name); q != nil {
+		return q, nil
 	}
 	return nil, unknownName("peer", name, p.names())
 }

@@ -448,7 +448,10 @@ func (c *call) take(q *peer, top *topology) error {
 	f := c.follower
 	q.load.out.Add(1)
 	guest := q.guests != nil && top.fallback && f.kind == poolReplicas
-	err := c.awaitGuest(q, guest)
+	var err error
+	if guest {
+		err = q.awaitPlace(c)
+	}
 	if err == nil {
 		if err = c.awaitTurn(q, top); err != nil && guest {
 			<-q.guests
@@ -467,13 +470,6 @@ func (c *call) take(q *peer, top *topology) error {
 	c.quit()
 	c.at, c.guest = q, guest
 	return nil
-}
-
-func (c *call) awaitGuest(q *peer, guest bool) error {
-	if !guest {
-		return nil
-	}
-	return q.awaitPlace(c)
 }
 
 func (c *call) awaitTurn(q *peer, top *topology) error {

@@ -405,6 +405,13 @@ func (p *peer) exhausted() bool {
 // asksRole reports whether the peer's role is what its monitor is told, and sessions' reports count for nothing.
 func (p *peer) asksRole() bool { return p.proxy && p.vouch == RoleUnknown }
 
+// isReplica takes in what a server has said of itself, by a refusal or in its greeting, unless its role is asked.
+func (p *peer) isReplica() {
+	if !p.asksRole() {
+		p.owner.observe(observation{peer: p, role: RoleReplica})
+	}
+}
+
 // report takes in how a statement or a dial ended. Only what blames the peer, and is of the present generation, counts:
 // the first such fault makes the peer suspect and its monitor probe it at once; the breaker counts them all.
 func (p *peer) report(generation uint64, v verdict, err error) {

@@ -510,10 +510,8 @@ func (p *MultiPool) Stat() *pgxpool.Stat {
 // PeerPool returns the pool of one peer, whatever becomes of that peer; nil if there is none of that name. What goes
 // through it is not routed, but its outcomes are judged.
 func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
-	for _, q := range p.peers() {
-		if q.name == name {
-			return q.pool
-		}
+	if q := p.named(name); q != nil {
+		return q.pool
 	}
 	return nil
 }
@@ -524,6 +522,9 @@ func (p *MultiPool) Explain(ctx context.Context, sql string) Decision {
 	var in intent
 	if p.intend(ctx, opQuery, sql, &in) != nil {
 		return Decision{}
+	}
+	if in.fresh.bounds() {
+		in.fresh.now = p.clock()
 	}
 	chosen, reason := p.topology.Load().pick(&in, &tried{})
 	if p.solo && !in.forced {

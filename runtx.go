@@ -157,7 +157,7 @@ func (p *MultiPool) learnFrom(ctx context.Context, tx *Tx, end runEnd) runStep {
 	case forced && next == runOnPrimary:
 		return runAgain
 	case next == runAgain && refused && tx.wire.standby && !p.solo:
-		p.observe(observation{peer: tx.wire.peer, role: RoleReplica})
+		tx.wire.peer.isReplica()
 		tx.wire.peer.monitor.nudge()
 	}
 	return next

@@ -464,7 +464,10 @@ func TestACommitOfOnePeerIsCancelledAsPgxpoolDoes(t *testing.T) {
 		require.NoError(t, err)
 		err = tx.Commit(ctx)
 		cancel()
-		time.Sleep(2500 * time.Millisecond)
+		waitFor(t, "the server to be done with it", 10*time.Second, func() bool {
+			n, err := c.Primary().Int(testContext(t), "select count(*) from pg_stat_activity where state = 'active' and query = 'commit'")
+			return err == nil && n == 0
+		})
 		n, e := c.Primary().Int(testContext(t), "select count(*) from slow where id = $1", i)
 		require.NoError(t, e)
 		assert.Zero(t, n, "%T: %v", pool, err)
