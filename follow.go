@@ -269,7 +269,7 @@ func (f *follower) run() {
 			case <-top.superseded:
 				same = false
 			case <-tick:
-				f.weigh(top)
+				f.surplus.Store(f.overfull(top))
 			case <-f.owner.done:
 				return
 			}
@@ -293,15 +293,14 @@ func (f *follower) sweep(top *topology, before []*peer) {
 // sweeping is the context of a sweep: the program is not asked for its say about connections that it will not get.
 type sweeping struct{ context.Context }
 
-// weigh finds the peer that has one connection too many where another has one too few.
-func (f *follower) weigh(top *topology) {
+// overfull returns the peer that has one connection too many where another has one too few; nil: none has.
+func (f *follower) overfull(top *topology) (most *peer) {
 	list := f.candidates(top)
 	conns, shares := 0.0, 0.0
 	for _, q := range list {
 		conns += float64(q.seats.of(f.kind))
 		shares += float64(q.load.share.Load())
 	}
-	var most *peer
 	over, under := 0.0, 0.0
 	for _, q := range list {
 		more := float64(q.seats.of(f.kind)) - conns*float64(q.load.share.Load())/shares
@@ -311,9 +310,9 @@ func (f *follower) weigh(top *topology) {
 		under = max(under, -more)
 	}
 	if over < 1 || under < 1 {
-		most = nil
+		return nil
 	}
-	f.surplus.Store(most)
+	return most
 }
 
 // prepareConn has the last word on a connection that is to be handed out: its peer must be one of the pool's, and its
@@ -326,7 +325,7 @@ func (f *follower) prepareConn(say func(context.Context, *pgx.Conn) (bool, error
 			w.quiet = f.keeps(top, w.peer)
 			return w.quiet && w.use.CompareAndSwap(useNone, useHeld), nil
 		}
-		if !contains(f.candidates(top), w.peer) || f.shed(w.peer) {
+		if !contains(f.candidates(top), w.peer) || f.shed(top, w.peer) {
 			return false, nil
 		}
 		c, _ := ctx.(*call)
@@ -341,9 +340,10 @@ func (f *follower) prepareConn(say func(context.Context, *pgx.Conn) (bool, error
 	}
 }
 
-// shed reports whether a connection of the peer is to go, once for each time that it was found to have too many.
-func (f *follower) shed(q *peer) bool {
-	return f.surplus.Load() == q && f.surplus.CompareAndSwap(q, nil)
+// shed reports whether a connection of the peer is to go, once for each time that it was found to have too many. It has
+// to have them still: the count may have been taken while one was on its way elsewhere.
+func (f *follower) shed(top *topology, q *peer) bool {
+	return f.surplus.Load() == q && f.surplus.CompareAndSwap(q, nil) && f.overfull(top) == q
 }
 
 // followTracer is the tracer of a pool that follows: it lets calls in, one by one in front of the pool, and has the
