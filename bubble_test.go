@@ -191,14 +191,17 @@ func TestAWriteWaitsForThePrimaryAndIsDoneOnce(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
 		_, err := x.pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)
+		x.primary.Hang()
+		inFlight := make(chan error)
+		go func() { _, err := x.pool.Exec(ctx, "insert into t values ($1)", 2); inFlight <- err }()
+		settled()
 		x.primary.Die()
 		go func() {
 			time.Sleep(2 * time.Second)
 			x.primary.Revive()
 		}()
 		begun := time.Now()
-		_, err = x.pool.Exec(ctx, "insert into t values ($1)", 2) // meets the dead idle connection
-		assert.ErrorIs(t, err, ErrOutcomeUnknown, "a connection that dies under a write tells nothing")
+		assert.ErrorIs(t, <-inFlight, ErrOutcomeUnknown, "a connection that dies under a write tells nothing")
 		_, err = x.pool.Exec(ctx, "insert into t values (3)")
 		require.NoError(t, err)
 		assert.InDelta(t, 2.0, time.Since(begun).Seconds(), 1.5)
