@@ -3,7 +3,6 @@ package multipool
 import (
 	"context"
 	"errors"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -26,49 +25,6 @@ type trail struct {
 
 // maxResent is how often one call is sent again after it reached a server.
 const maxResent = 2
-
-// step is what follows a failed attempt.
-type step uint8
-
-const (
-	stepStop      step = iota // the caller gets the error
-	stepElsewhere             // another candidate
-	stepPrimary               // the primary
-)
-
-// after decides what follows a failed attempt. sent says that a connection had taken the call, standby that its
-// session's last word was in_hot_standby=on and that the peer has not been seen promoted since. It is pure.
-func (in *intent) after(v verdict, sent, standby bool) step {
-	switch v.class {
-	case classCaller, classClosed, classApplication:
-		return stepStop
-	}
-	if !sent {
-		// Nothing was sent: any call, writes, batches and copies alike, is free to go elsewhere.
-		return stepElsewhere
-	}
-	if in.op == opBatch || in.op == opCopy || in.retry == RetryNever {
-		return stepStop // pgx marks a sent batch, and a copy's source has been read
-	}
-	switch v.class {
-	case classRefused:
-		if in.forced || !standby {
-			return stepStop
-		}
-		return stepPrimary
-	case classBehind:
-		if in.forced || !standby || !in.reads {
-			return stepStop
-		}
-		return stepPrimary
-	case classConflict, classOverload, classPeer, classStarting:
-		again := v.executed == executedNo || in.op.harmless() || (in.reads && (standby || in.retry == RetryReads))
-		if again {
-			return stepElsewhere
-		}
-	}
-	return stepStop
-}
 
 // attempt is the one loop by which every call goes out: choose a peer, take a connection, run, and where that failed
 // judge whether and where to go on. What run returned beside its error comes back with the last error.
@@ -181,27 +137,6 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 // mayResend reports whether the call, lost on this connection before its first row, would be sent again.
 func (in *intent) mayResend(w *wire) bool {
 	return in.retry != RetryNever && (w.standby || in.retry == RetryReads) && !w.peer.solo
-}
-
-// mayWrite reports whether the call may change something in a session of the given kind. A read is one by its text: what
-// it calls may write where writes are accepted, unless the program says that its reads do not. What it calls is looked at
-// when it fails (callsOthers).
-func (in *intent) mayWrite(standby bool) bool {
-	return !in.op.harmless() && (!in.reads || !standby && in.retry != RetryReads)
-}
-
-// readText is the text of a read; "" of anything else.
-func (in *intent) readText() string {
-	if in.reads {
-		return in.sql
-	}
-	return ""
-}
-
-// atomic reports whether what the call sends is done as a whole or not at all: one statement, and none that may commit
-// on its way. A server that ends a session while it runs something else has perhaps done a part of it.
-func (in *intent) atomic() bool {
-	return in.reads || in.op.harmless() || in.op == opCopy || (in.sql != "" && atomicText(in.sql))
 }
 
 // choose returns the peer of the next attempt, waiting where no peer can take it.
@@ -403,38 +338,4 @@ func (p *MultiPool) noPeer(top *topology, in *intent, t *trail, ended error) err
 		e.also = append(e.also, ErrSplitBrain)
 	}
 	return e
-}
-
-// budget bounds how many statements are sent again after they had reached a server, so that a failing system is not
-// asked for more than it is asked for when well: a fifth of the reads of the last seconds and a reserve, which lets
-// everything in flight on one dying peer go elsewhere at once.
-type budget struct {
-	reserve int64
-	reads   func() int64 // so far, of all peers; asked only when something fails
-
-	mu    sync.Mutex
-	since time.Time // the window's beginning
-	base  int64     // reads at that time
-	spent int64
-}
-
-const (
-	budgetWindow = 10 * time.Second
-	budgetShare  = 5 // one in five
-	minReserve   = 100
-)
-
-// take spends one, or reports that there is none.
-func (b *budget) take() bool {
-	reads := b.reads()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if now := time.Now(); now.Sub(b.since) > budgetWindow {
-		b.since, b.base, b.spent = now, reads, 0
-	}
-	if b.spent >= b.reserve+max(reads-b.base, 0)/budgetShare { // a peer that is removed takes its reads along
-		return false
-	}
-	b.spent++
-	return true
 }

@@ -1,214 +1,220 @@
 package multipool
 
 import (
+	"math"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
+	"time"
 )
 
-// load is what a peer is carrying, kept by whoever sends calls there, read by the choice without a lock.
-type load struct {
-	out   atomic.Int32 // calls that have or want a connection
-	limit int32        // connections at most
-
-	// A peer's part of the draws is its weight, while it is new a part of that: a risen peer is used gently at first.
-	weight float64      // 0: 1
-	share  atomic.Int32 // in 1/fullShare
-
-	// exhausted asks the pool itself, under its lock, whether every connection is in use.
-	exhausted func() bool
+// Balancer chooses one of several peers that may take a call alike.
+//
+// It is asked for each attempt of each call that has more than one candidate: reads that go to the replicas, to any peer
+// or to peers that the route names, and under [ModeEquivalent] everything else too. It is not asked for what goes to the
+// one primary, nor under [ModeOrdered] but for calls that name their peers, nor by [MultiPool.Drain] or the monitors.
+// [MultiPool.Explain] asks it as a call would.
+//
+// It must be safe for concurrent use, and quick: it runs on the caller's goroutine before the call. A panic of its is the
+// caller's.
+type Balancer interface {
+	// Pick returns the index of the chosen candidate. Any number that is no index of a usable candidate, as -1, declines:
+	// the default chooses then. c is valid during the call.
+	Pick(c Candidates) int
 }
 
-const fullShare = 256
+// Candidates are the peers among which a [Balancer] chooses, healthy and as the route, the mode and zones have it: with
+// [Config].Zone they are those of the own zone, and where none of these is usable or has a free connection those of the
+// others, in a second Pick. They have the order of the configuration. Indexes go from 0 to Len()-1; others panic.
+//
+// It is a view: what it tells of a peer is read at that moment, without a lock.
+type Candidates struct {
+	list  []*peer
+	only  []*peer // nil: all
+	tried []*peer
+	fresh freshness
+	reads bool
+}
 
-// busy is how many calls are waiting for the peer or running on it.
-func (l *load) busy() int32 { return l.out.Load() }
-
-// nearlyFull reports that no connection may be free. Only then is the pool itself asked.
-func (l *load) nearlyFull() bool { return l.out.Load() >= l.limit }
-
-func (l *load) full() bool { return l.nearlyFull() && l.exhausted() }
-
-// easeIn sets the share of a peer that has just risen; the watch raises it again.
-func (l *load) easeIn() { l.share.Store(fullShare / 10) }
-
-// heft is the weight as it was configured.
-func (l *load) heft() float64 {
-	if l.weight == 0 {
-		return 1
+// candidatesOf copies what a balancer may ask about: a pointer to the caller's stack would move that to the heap, call by
+// call.
+func candidatesOf(list []*peer, in *intent, tried *tried) Candidates {
+	c := Candidates{list: list, only: in.peers, reads: in.reads}
+	if in.reads {
+		c.fresh = in.fresh
 	}
-	return l.weight
-}
-
-// pull is what the peer's load is judged by: its weight, less while it is new.
-func (l *load) pull() float64 { return l.heft() * float64(l.share.Load()) }
-
-// takesDraw reports whether the peer keeps a draw that it has got: always, unless it is new.
-func (l *load) takesDraw(r uint32) bool {
-	share := l.share.Load()
-	return share >= fullShare || int32(r%fullShare) < share
-}
-
-// tried is the peers that have failed one call: a small set that lives on the caller's stack.
-type tried struct {
-	peers [8]*peer
-	n     int
-}
-
-func (t *tried) add(p *peer) {
-	if t.n < len(t.peers) {
-		t.peers[t.n] = p
-		t.n++
+	if tried.n > 0 {
+		c.tried = slices.Clone(tried.peers[:tried.n])
 	}
+	return c
 }
 
-func (t *tried) has(p *peer) bool {
-	for _, q := range t.peers[:t.n] {
-		if q == p {
-			return true
+// Len is how many there are: two at least.
+func (c Candidates) Len() int { return len(c.list) }
+
+// Name is the peer's name.
+func (c Candidates) Name(i int) string { return c.list[i].name }
+
+// Role is what the peer is in the replication.
+func (c Candidates) Role(i int) Role { return Role(c.list[i].role.Load()) }
+
+// Zone is the peer's zone; "" where it has none.
+func (c Candidates) Zone(i int) string { return c.list[i].zone }
+
+// Weight is the peer's weight, 1 where none was given or a negative one; less of a peer that has just risen, growing from
+// a tenth of it to the whole in ten seconds.
+func (c Candidates) Weight(i int) float64 { return c.list[i].load.pull() / fullShare }
+
+// InFlight is how many calls have or want a connection of the peer.
+func (c Candidates) InFlight(i int) int { return int(c.list[i].load.busy()) }
+
+// Latency is the median of the peer's last reads, as measured twice a second from one read in eight; 0: not known.
+func (c Candidates) Latency(i int) time.Duration { return c.list[i].latency.typical() }
+
+// RoundTrip is what the looks of the peer's monitor take, smoothed; 0: not known.
+func (c Candidates) RoundTrip(i int) time.Duration { return c.list[i].trip.known() }
+
+// Usable reports whether the peer may take the call: whether it has not failed it already, is named by the route if that
+// names peers, and is within the route's MaxLag if the call is a read.
+func (c Candidates) Usable(i int) bool {
+	p := c.list[i]
+	return (c.tried == nil || !contains(c.tried, p)) &&
+		(c.only == nil || contains(c.only, p)) &&
+		(!c.fresh.bounds() || c.fresh.holds(p))
+}
+
+// ready reports whether the peer may take the call at once: it is usable, has a free connection, and is not so new that it
+// leaves this call to another.
+func (c Candidates) ready(i int) bool {
+	l := &c.list[i].load
+	return c.Usable(i) && !l.full() && (l.share.Load() >= fullShare || l.takesDraw(rand.Uint32()))
+}
+
+var balancerNames = [...]string{"default", "round-robin", "nearest"}
+
+// balancerNamed returns what the connection string key multipool_balancer means; nil is the default.
+func balancerNamed(name string) Balancer {
+	switch name {
+	case "round-robin":
+		return RoundRobin()
+	case "nearest":
+		return Nearest()
+	}
+	return nil
+}
+
+// RoundRobin returns a balancer that takes the candidates in turn, passing over those that are not usable, that have no
+// free connection while others have, and most of the time those that have just risen. Weights do not matter to it. Reads
+// and other calls have a turn each.
+func RoundRobin() Balancer {
+	b := new(roundRobin)
+	for i := range b.turns {
+		b.turns[i].Store(rand.Uint64N(1 << 32)) // so that the programs of a fleet do not begin alike
+	}
+	return b
+}
+
+type roundRobin struct {
+	turns [2]atomic.Uint64 // of reads, of other calls
+}
+
+func (b *roundRobin) Pick(c Candidates) int {
+	turn := &b.turns[0]
+	if !c.reads {
+		turn = &b.turns[1]
+	}
+	n := uint64(c.Len())
+	last := -1
+	for range n {
+		// A turn each, also for who is passed over: else its neighbour would have two.
+		i := int((turn.Add(1) - 1) % n)
+		switch {
+		case c.ready(i):
+			return i
+		case last < 0 && c.Usable(i):
+			last = i
 		}
 	}
-	return false
+	turn.Add(1) // all have had one: the next call begins with the next
+	return last
 }
 
-// full reports that no other peer can be noted: the call has had enough.
-func (t *tried) full() bool { return t.n == len(t.peers) }
+// Nearest returns a balancer that takes the candidate of the lowest round trip, as the looks of the monitors see it. Those
+// within half as much again and 200 us of the lowest are equally near: of two of them drawn at random it takes the less
+// busy one. One without a free connection loses to one that has one. Until round trips are known, about a second after a
+// pool was made, the default chooses. Of more than eight candidates it compares eight drawn at random.
+func Nearest() Balancer { return nearest{} }
 
-// twoDraws chooses from who comes first in a roster a peer that is in only (nil: any) and not tried: one drawn at random,
-// by weight, or another drawn at random if that is less busy, so that an idle pool follows the weights and is uniformly
-// random where they are equal (M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001). A peer
-// without a free connection loses to one that has one. It takes no lock, allocates nothing, and costs the same for two
-// peers and a thousand.
-func twoDraws(list *roster, only []*peer, tried *tried) *peer {
-	peers := list.peers
-	n := uint64(len(peers))
-	switch {
-	case n == 0:
-		return nil
-	case tried.n > 0 || only != nil:
-		return lessBusyOf(list, only, tried, nil)
-	case n == 1:
-		return peers[0]
-	}
-	r := rand.Uint64()
-	i := list.at(r >> 32)
-	if peers[i].load.share.Load() < fullShare {
-		i = list.redraw(i)
-	}
-	j := r & (1<<32 - 1) * (n - 1) >> 32
-	if j >= i {
-		j++
-	}
-	a, b := peers[i], peers[j]
-	if a.load.nearlyFull() || b.load.nearlyFull() {
-		return notFull(peers, a, b)
-	}
-	return lessBusy(a, b)
-}
+type nearest struct{}
 
-// redraw draws again where the drawn peer is new and leaves the draw to another; not for ever, as all of them may be.
-func (r *roster) redraw(i uint64) uint64 {
-	for range maxRedraws {
-		x := rand.Uint64()
-		if r.peers[i].load.takesDraw(uint32(x)) {
-			break
+const (
+	nearestSample = 8
+	nearestMargin = 200 * time.Microsecond
+)
+
+func (nearest) Pick(c Candidates) int {
+	var sample [nearestSample]int
+	var trips [nearestSample]time.Duration
+	n, best := 0, time.Duration(math.MaxInt64)
+	for _, i := range sample[:c.sample(&sample)] {
+		d := c.RoundTrip(i)
+		if d == 0 || !c.ready(i) {
+			continue
 		}
-		i = r.at(x >> 32)
+		sample[n], trips[n] = i, d // n is behind the place that is read
+		n, best = n+1, min(best, d)
+	}
+	near := 0
+	for k := range n {
+		if trips[k] <= best+best/2+nearestMargin {
+			sample[near] = sample[k]
+			near++
+		}
+	}
+	switch near {
+	case 0:
+		return -1
+	case 1:
+		return sample[0]
+	}
+	a := rand.IntN(near)
+	b := rand.IntN(near - 1)
+	if b >= a {
+		b++
+	}
+	i, j := sample[a], sample[b]
+	if lessBusy(c.list[i], c.list[j]) == c.list[j] {
+		return j
 	}
 	return i
 }
 
-const maxRedraws = 8
-
-// lessBusy returns a, or b if that is less busy.
-func lessBusy(a, b *peer) *peer {
-	if a.load.busy() > 0 && b.load.lessThan(&a.load) {
-		return b
+// sample fills in the candidates to compare and returns how many they are: all of a few, some of many. Of those that a
+// route names all are met first, as they may be few among many.
+func (c Candidates) sample(s *[nearestSample]int) int {
+	k := c.Len()
+	switch {
+	case k <= nearestSample:
+		for i := range k {
+			s[i] = i
+		}
+		return k
+	case c.only == nil:
+		for i := range s {
+			s[i] = rand.IntN(k)
+		}
+		return nearestSample
 	}
-	return a
-}
-
-// lessThan reports whether the peer would be no busier with one call more than another is, each by its pull: of equals
-// it is the less busy, and a light one does not get a heavy one's calls for being idle.
-func (l *load) lessThan(m *load) bool {
-	return float64(l.busy()+1)*m.pull() <= float64(m.busy())*l.pull()
-}
-
-// lessBusyOf is the choice where candidates are excluded: by a walk over all of them, so that the exclusions cannot
-// push their share onto a neighbour. It is off the common path; of a long list those that are named are looked up.
-func lessBusyOf(list *roster, only []*peer, tried *tried, fresh *freshness) *peer {
-	var a, b *peer
-	var first, second float64
-	from, also := list.peers, only
-	if only != nil && list.index != nil {
-		from, also = only, nil
-	}
-	for _, p := range from {
-		if tried.has(p) || (also != nil && !contains(also, p)) || !fresh.holds(p) || !list.holds(p, only) {
+	n := 0
+	for i := range k {
+		if !c.Usable(i) {
 			continue
 		}
-		// A race: who arrives first is drawn by weight, who arrives second by weight among the others (P. S. Efraimidis,
-		// P. G. Spirakis, "Weighted random sampling with a reservoir", 2006).
-		switch arrives := rand.ExpFloat64() / p.load.pull(); {
-		case a == nil || arrives < first:
-			b, second = a, first
-			a, first = p, arrives
-		case b == nil || arrives < second:
-			b, second = p, arrives
+		if n++; n <= nearestSample {
+			s[n-1] = i
+		} else if at := rand.IntN(n); at < nearestSample {
+			s[at] = i
 		}
 	}
-	switch {
-	case b == nil:
-		return a
-	case a.load.full() && !b.load.full():
-		return b
-	case b.load.full() && !a.load.full():
-		return a
-	}
-	return lessBusy(a, b)
+	return min(n, nearestSample)
 }
-
-// freshDraws is twoDraws among those that are within a bound on lag: most often those drawn first are, and only where
-// they are not all are asked.
-func freshDraws(list *roster, only []*peer, tried *tried, fresh *freshness) *peer {
-	if p := twoDraws(list, only, tried); p == nil || fresh.holds(p) {
-		return p
-	}
-	return lessBusyOf(list, only, tried, fresh)
-}
-
-// notFull spills: of the two drawn the one with a free connection, else the first other peer that has one, else the
-// less busy of the two, to queue there.
-func notFull(list []*peer, a, b *peer) *peer {
-	aFull, bFull := a.load.full(), b.load.full()
-	switch {
-	case aFull && !bFull:
-		return b
-	case bFull && !aFull:
-		return a
-	case !aFull && !bFull:
-	default:
-		start := rand.IntN(len(list))
-		for k := range min(len(list), maxSpill) {
-			if p := list[(start+k)%len(list)]; !p.load.full() {
-				return p
-			}
-		}
-	}
-	return lessBusy(a, b)
-}
-
-// hasRoom reports whether one of those who come first, and may take the call, has a free connection; of many, one of some
-// drawn at random.
-func (r *roster) hasRoom(in *intent, tried *tried) bool {
-	c := candidatesOf(r.peers, in, tried)
-	start := rand.IntN(len(r.peers))
-	for k := range min(len(r.peers), maxSpill) {
-		if i := (start + k) % len(r.peers); c.Usable(i) && !r.peers[i].load.full() {
-			return true
-		}
-	}
-	return false
-}
-
-// maxSpill bounds how many peers a call looks at for a free connection before it queues: asking costs a lock each.
-const maxSpill = 8

@@ -1,409 +1,446 @@
 package multipool
 
 import (
-	"math"
+	"context"
 	"math/rand/v2"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
-// draw counts how often each of the peers is chosen.
-func draw(n int, list, only []*peer, noted *tried) map[*peer]int {
-	counts := map[*peer]int{}
-	for range n {
-		counts[twoDraws(&roster{peers: list}, only, noted)]++
+// picker is a balancer that a test makes.
+type picker func(Candidates) int
+
+func (f picker) Pick(c Candidates) int { return f(c) }
+
+// balanced is a topology of a primary a and replicas b to d, all well, with a balancer.
+func balanced(mode Mode, b Balancer) *topology {
+	top := tell(zoned(mode, "", ""), primaryUp("a", 1), replicaUp("b"), replicaUp("c"), replicaUp("d"))
+	if mode == ModeEquivalent {
+		top = tell(top, primaryUp("b", 1), primaryUp("c", 1), primaryUp("d", 1))
 	}
-	return counts
+	top.balancer = b
+	return top
 }
 
-// requireShare tests that a peer was chosen with the probability, within six standard deviations: a right choice fails
-// once in hundreds of millions of runs.
-func requireShare(t *testing.T, count, draws int, probability float64, of string) {
-	t.Helper()
-	expected := float64(draws) * probability
-	require.InDelta(t, expected, count, 6*math.Sqrt(expected*(1-probability)), of)
-}
-
-// busyPeers makes peers that are carrying the given numbers of calls.
-func busyPeers(calls ...int64) []*peer {
-	names := make([]string, len(calls))
-	for i := range names {
-		names[i] = string(rune('a' + i))
-	}
-	peers := idlePeers(names...)
-	for i, n := range calls {
-		peers[i].load.limit = int32(n) + 4
-		peers[i].load.out.Store(int32(n))
-	}
-	return peers
-}
-
-// fill makes a peer look full; really says whether its pool is.
-func fill(p *peer, really bool) {
-	p.load.out.Store(p.load.limit)
-	p.load.exhausted = func() bool { return really }
-}
-
-func TestIdlePeersAreChosenUniformly(t *testing.T) {
-	t.Parallel()
-	for _, n := range []int{1, 2, 3, 16} {
-		peers := busyPeers(make([]int64, n)...)
-		const draws = 24000
-		counts := draw(draws, peers, nil, &tried{})
-		for _, p := range peers {
-			requireShare(t, counts[p], draws, 1/float64(n), p.name)
-		}
-	}
-}
-
-func TestEquallyBusyPeersAreChosenUniformly(t *testing.T) {
-	t.Parallel()
-	const draws = 12000
-	peers := busyPeers(3, 3, 3)
-	counts := draw(draws, peers, nil, &tried{})
-	for _, p := range peers {
-		requireShare(t, counts[p], draws, 1./3, p.name)
-	}
-}
-
-func TestTheLessBusyOfTwoIsPreferred(t *testing.T) {
-	t.Parallel()
-	const draws = 12000
-	for _, tc := range []struct {
-		name   string
-		calls  []int64
-		shares []float64
-	}{
-		{"of two peers always", []int64{1, 0}, []float64{0, 1}},
-		{"... whichever comes first", []int64{0, 1}, []float64{1, 0}},
-		{"one busy peer of three gets nothing", []int64{0, 7, 0}, []float64{.5, 0, .5}},
-		{"each loses to all that are less busy", []int64{0, 1, 2, 3}, []float64{3. / 6, 2. / 6, 1. / 6, 0}},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			peers := busyPeers(tc.calls...)
-			counts := draw(draws, peers, nil, &tried{})
-			for i, share := range tc.shares {
-				requireShare(t, counts[peers[i]], draws, share, peers[i].name)
-			}
-
-			// The same where something is excluded, by the other way through the code.
-			shut := busyPeers(0)[0]
-			noted := tried{}
-			noted.add(shut)
-			counts = draw(draws, append([]*peer{shut}, peers...), nil, &noted)
-			require.Zero(t, counts[shut])
-			for i, share := range tc.shares {
-				requireShare(t, counts[peers[i]], draws, share, peers[i].name)
-			}
-		})
-	}
-}
-
-func TestExcludedPeersAreNeverChosenAndTheOthersUniformly(t *testing.T) {
-	t.Parallel()
-	const draws = 12000
-	for _, tc := range []struct {
-		name  string
-		n     int
-		only  []int // nil: all
-		tried []int
-		want  []int
-	}{
-		{"one tried", 3, nil, []int{1}, []int{0, 2}},
-		{"the first tried", 5, nil, []int{0}, []int{1, 2, 3, 4}},
-		{"neighbours tried", 5, nil, []int{1, 2}, []int{0, 3, 4}},
-		{"all but one tried", 3, nil, []int{0, 2}, []int{1}},
-		{"all tried", 3, nil, []int{0, 1, 2}, nil},
-		{"some named", 5, []int{0, 1, 4}, nil, []int{0, 1, 4}},
-		{"one named", 5, []int{3}, nil, []int{3}},
-		{"none that is named is in the list", 5, []int{}, nil, nil},
-		{"named and tried", 5, []int{0, 1, 4}, []int{1}, []int{0, 4}},
-		{"a list of one, tried", 1, nil, []int{0}, nil},
-		{"a list of one, not named", 1, []int{}, nil, nil},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			peers := busyPeers(make([]int64, tc.n)...)
-			var only []*peer
-			if tc.only != nil {
-				only = busyPeers(0) // a stranger
-			}
-			for _, i := range tc.only {
-				only = append(only, peers[i])
-			}
-			noted := tried{}
-			for _, i := range tc.tried {
-				noted.add(peers[i])
-			}
-			counts := draw(draws, peers, only, &noted)
-			if len(tc.want) == 0 {
-				require.Equal(t, map[*peer]int{nil: draws}, counts)
-				return
-			}
-			require.Len(t, counts, len(tc.want))
-			for _, i := range tc.want {
-				requireShare(t, counts[peers[i]], draws, 1/float64(len(tc.want)), peers[i].name)
-			}
-		})
-	}
-}
-
-func TestNobodyIsChosenFromAnEmptyList(t *testing.T) {
-	t.Parallel()
-	require.Nil(t, twoDraws(&roster{}, nil, &tried{}))
-	require.Nil(t, twoDraws(&roster{peers: []*peer{}}, nil, &tried{}))
-	require.Nil(t, twoDraws(&roster{}, busyPeers(0), &tried{}))
-}
-
-func TestAFullPeerSpillsToOneThatHasAConnection(t *testing.T) {
+func TestTheBalancerIsAskedWhereThereIsAChoice(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		name  string
-		calls []int64
-		full  []int
-		want  []int
+		mode  Mode
+		place place
+		named string
+		news  []news
+		want  string // whom it is asked about; "": it is not
 	}{
-		{"one of two", []int64{0, 9}, []int{0}, []int{1}},
-		{"one of three", []int64{0, 0, 0}, []int{1}, []int{0, 2}},
-		{"all but one", []int64{0, 0, 0, 0, 5}, []int{0, 1, 2, 3}, []int{4}},
-		{"all of two: the less busy one queues", []int64{4, 3}, []int{0, 1}, []int{1}},
+		{"reads", ModeReplicated, placeReads, "", nil, "bcd"},
+		{"reads with one replica", ModeReplicated, placeReads, "", []news{turned("c", healthDown), turned("d", healthDown)}, ""},
+		{"reads that fall back", ModeReplicated, placeReads, "", []news{turned("b", healthDown), turned("c", healthDown), turned("d", healthDown)}, ""},
+		{"reads of suspects", ModeReplicated, placeReads, "", []news{turned("a", healthDown), turned("b", healthSuspect), turned("c", healthSuspect), turned("d", healthDown)}, "bc"},
+		{"writes", ModeReplicated, placePrimary, "", nil, ""},
+		{"TargetReplica", ModeReplicated, placeReplica, "", nil, "bcd"},
+		{"TargetAny", ModeReplicated, placeAny, "", nil, "bcda"},
+		{"named peers", ModeReplicated, placeNamed, "c", nil, "bcd"},
+		{"equals: reads", ModeEquivalent, placeReads, "", nil, "abcd"},
+		{"equals: writes", ModeEquivalent, placePrimary, "", nil, "abcd"},
+		{"ordered: reads", ModeOrdered, placeReads, "", nil, ""},
+		{"ordered: named peers", ModeOrdered, placeNamed, "c", nil, "abcd"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			peers := busyPeers(tc.calls...)
-			for _, i := range tc.full {
-				fill(peers[i], true)
-			}
-			counts := draw(3000, peers, nil, &tried{})
-			require.Len(t, counts, len(tc.want))
-			for _, i := range tc.want {
-				require.Positive(t, counts[peers[i]])
-			}
-		})
-	}
-}
-
-func TestAFullPeerSpillsWhereOthersAreExcludedToo(t *testing.T) {
-	t.Parallel()
-	peers := busyPeers(0, 9, 0)
-	fill(peers[0], true)
-	noted := tried{}
-	noted.add(peers[2])
-	require.Equal(t, map[*peer]int{peers[1]: 500}, draw(500, peers, nil, &noted))
-}
-
-func TestAPeerThatOnlyLooksFullIsAskedAndTaken(t *testing.T) {
-	t.Parallel()
-	peers := busyPeers(0, 5)
-	fill(peers[0], false)
-	require.Equal(t, map[*peer]int{peers[0]: 500}, draw(500, peers, nil, &tried{}))
-}
-
-// Asking a pool whether it is full takes its lock, so nobody asks while there is plenty of room.
-func TestAPoolIsNotAskedWhileItHasRoom(t *testing.T) {
-	t.Parallel()
-	peers := busyPeers(2, 2, 2)
-	for _, p := range peers {
-		p.load.out.Store(p.load.limit - 1)
-		p.load.exhausted = func() bool { panic("the pool was asked") }
-	}
-	draw(100, peers, nil, &tried{})
-	peers[0].load.out.Add(1) // one who waits for a connection counts as one who has it
-	require.True(t, peers[0].load.nearlyFull())
-}
-
-func TestASpillAsksAFewPoolsAtMost(t *testing.T) {
-	t.Parallel()
-	peers := busyPeers(make([]int64, 64)...)
-	asked := 0
-	for _, p := range peers {
-		p.load.out.Store(p.load.limit)
-		p.load.exhausted = func() bool { asked++; return true }
-	}
-	require.NotNil(t, twoDraws(&roster{peers: peers}, nil, &tried{}))
-	require.LessOrEqual(t, asked, 2+maxSpill)
-}
-
-// A peer that has just risen takes a tenth of its draws, and leaves the rest to the others.
-func TestARisenPeerIsUsedGently(t *testing.T) {
-	t.Parallel()
-	peers := busyPeers(0, 0)
-	peers[0].load.easeIn()
-	share := peers[0].load.pull() / (peers[0].load.pull() + fullShare)
-	require.InDelta(t, 1./11, share, 0.003)
-	drawn := draw(20_000, peers, nil, &tried{})
-	requireShare(t, drawn[peers[0]], 20_000, share, "a tenth of a weight, beside a whole one")
-	for range 200 {
-		peers[0].load.easeOut()
-	}
-	require.EqualValues(t, fullShare, peers[0].load.share.Load())
-	require.NotNil(t, twoDraws(&roster{peers: peers[:1]}, nil, &tried{}), "the last is used however new it is")
-}
-
-func TestAnIdlePoolFollowsTheWeights(t *testing.T) {
-	t.Parallel()
-	many := make([]float64, 100)
-	many[40] = 50
-	for _, tc := range []struct {
-		name    string
-		weights []float64
-	}{
-		{"two", []float64{1, 3}},
-		{"... whichever comes first", []float64{3, 1}},
-		{"three", []float64{1, 2, 5}},
-		{"far apart", []float64{1000, 10, 1}},
-		{"below one", []float64{0.5, 0.25, 0.25}},
-		{"one heavy among many", many},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			t.Parallel()
-			const draws = 40_000
-			peers := weighing(tc.weights...)
-			sum := 0.0
-			for _, p := range peers {
-				sum += p.load.heft()
-			}
-			r := rosterOf(peers)
-			plain, shut := map[*peer]int{}, busyPeers(0)[0]
-			for range draws {
-				plain[twoDraws(&r, nil, &tried{})]++
-			}
-			noted := tried{}
-			noted.add(shut)
-			excluded := draw(draws, append([]*peer{shut}, peers...), nil, &noted)
-			for i, p := range peers {
-				requireShare(t, plain[p], draws, p.load.heft()/sum, tc.name)
-				requireShare(t, excluded[p], draws, p.load.heft()/sum, "where others are excluded")
-				if i == 3 {
-					break // of many the first tell enough
+			asked := ""
+			top := tell(balanced(tc.mode, picker(func(c Candidates) int {
+				asked = ""
+				for i := range c.Len() {
+					asked += c.Name(i)
+				}
+				return -1
+			})), tc.news...)
+			in := intent{place: tc.place, reads: tc.place != placePrimary}
+			for i := range top.members {
+				if p := top.members[i].peer; p.name == tc.named {
+					in.peers = append(in.peers, p)
 				}
 			}
+			chosen, _ := top.pick(&in, &tried{})
+			require.NotNil(t, chosen, "the default chooses where it declines")
+			require.Equal(t, tc.want, asked)
+			asked = "nobody"
+			require.True(t, top.takes(&in))
+			require.Equal(t, "nobody", asked, "who waits does not ask")
 		})
 	}
 }
 
-// A risen peer's ramp and its weight are one thing: what it pulls.
-func TestARisenPeersWeightGrows(t *testing.T) {
+func TestTheBalancersWordIsTakenWhereItIsUsable(t *testing.T) {
 	t.Parallel()
-	const draws = 40_000
-	peers := weighing(4, 1, 1)
-	for _, share := range []int32{fullShare / 10, fullShare / 2, fullShare - 1, fullShare} {
-		peers[0].load.share.Store(share)
-		pull := 4 * float64(share) / fullShare
-		r := rosterOf(peers)
-		counts := map[*peer]int{}
-		for range draws {
-			counts[twoDraws(&r, nil, &tried{})]++
-		}
-		require.InDelta(t, pull/(pull+2), float64(counts[peers[0]])/draws, 0.02, "share %d", share)
+	for _, tc := range []struct {
+		name  string
+		pick  int
+		tried string
+		want  []string
+	}{
+		{"the first", 0, "", []string{"b"}},
+		{"the last", 2, "", []string{"d"}},
+		{"it declines", -1, "", []string{"b", "c", "d"}},
+		{"far below", -7, "", []string{"b", "c", "d"}},
+		{"beyond the end", 3, "", []string{"b", "c", "d"}},
+		{"one that has failed the call", 1, "c", []string{"b", "d"}},
+	} {
+		top := balanced(ModeReplicated, picker(func(Candidates) int { return tc.pick }))
 		noted := tried{}
-		noted.add(busyPeers(0)[0])
-		excluded := draw(draws, peers, nil, &noted)
-		require.InDelta(t, pull/(pull+2), float64(excluded[peers[0]])/draws, 0.02, "share %d", share)
+		for i := range top.members {
+			if p := top.members[i].peer; p.name == tc.tried {
+				noted.add(p)
+			}
+		}
+		got := map[string]bool{}
+		for range 200 {
+			p, why := top.pick(&intent{place: placeReads, reads: true}, &noted)
+			got[p.name] = true
+			require.Equal(t, ReasonRead, why)
+		}
+		require.Equal(t, tc.want, sortedKeys(got), tc.name)
 	}
-	for _, p := range peers {
-		p.load.easeIn()
-	}
-	require.Len(t, draw(2000, peers, nil, &tried{}), 3, "all of them are new, and one is chosen")
 }
 
-func TestLoadIsJudgedByWeight(t *testing.T) {
+func TestABalancersPanicIsItsCallers(t *testing.T) {
 	t.Parallel()
+	top := balanced(ModeReplicated, picker(func(c Candidates) int { return len(c.Name(c.Len())) }))
+	require.Panics(t, func() { top.pick(&intent{place: placeReads, reads: true}, &tried{}) }, "there is no such candidate")
+}
+
+func TestCandidatesTellWhatIsKnown(t *testing.T) {
+	t.Parallel()
+	top := balanced(ModeReplicated, nil)
+	c, d := top.members[2].peer, top.members[3].peer
+	c.zone, c.load.weight = "north", 4
+	c.load.share.Store(fullShare / 4)
+	c.load.out.Store(3)
+	c.role.Store(int32(RoleReplica))
+	c.trip.note(3 * time.Millisecond)
+	for range latencySample {
+		c.latency.note(5 * time.Millisecond)
+	}
+	d.behind.forget()
+	d.role.Store(int32(RoleReplica))
+	in := intent{place: placeReads, reads: true}
+	view := func(noted *tried) Candidates { return candidatesOf(top.drawn.reads.peers, &in, noted) }
+	v := view(&tried{})
+	require.Equal(t, 3, v.Len())
+	require.Equal(t, []any{"c", RoleReplica, "north", 1.0, 3, 3 * time.Millisecond},
+		[]any{v.Name(1), v.Role(1), v.Zone(1), v.Weight(1), v.InFlight(1), v.RoundTrip(1)})
+	require.Zero(t, v.Latency(1), "the watch has not looked yet")
+	c.latency.median()
+	require.Equal(t, 5*time.Millisecond, v.Latency(1), "it is a view")
+	require.Equal(t, []any{"", 1.0, 0, time.Duration(0), time.Duration(0)},
+		[]any{v.Zone(0), v.Weight(0), v.InFlight(0), v.RoundTrip(0), v.Latency(0)})
+	usable := func(v Candidates) (s string) {
+		for i := range v.Len() {
+			if v.Usable(i) {
+				s += v.Name(i)
+			}
+		}
+		return s
+	}
+	require.Equal(t, "bcd", usable(v))
+	noted := tried{}
+	noted.add(c)
+	require.Equal(t, "bd", usable(view(&noted)))
+	in.peers = []*peer{c, d}
+	require.Equal(t, "cd", usable(view(&tried{})))
+	in.fresh.max = Lag{Bytes: 1}
+	c.behind.set(distance{known: true})
+	require.Equal(t, "c", usable(view(&tried{})), "nothing is known of the other")
+	require.Empty(t, usable(view(&noted)))
+	in.reads = false
+	require.Equal(t, "cd", usable(view(&tried{})), "a bound is of reads")
+}
+
+// turnsOf counts whom a balancer chooses in n reads.
+func turnsOf(top *topology, n int, in intent, noted *tried) (order []string, counts map[string]int) {
+	counts = map[string]int{}
+	for range n {
+		p, _ := top.pick(&in, noted)
+		order = append(order, p.name)
+		counts[p.name]++
+	}
+	return order, counts
+}
+
+func TestRoundRobinTakesTurns(t *testing.T) {
+	t.Parallel()
+	read := intent{place: placeReads, reads: true}
+	top := balanced(ModeReplicated, RoundRobin())
+	order, counts := turnsOf(top, 30, read, &tried{})
+	require.Equal(t, map[string]int{"b": 10, "c": 10, "d": 10}, counts)
+	require.Equal(t, order[:27], order[3:], "always the same turn")
+
+	c := top.members[2].peer
+	noted := tried{}
+	noted.add(c)
+	_, counts = turnsOf(top, 30, read, &noted)
+	require.Equal(t, map[string]int{"b": 15, "d": 15}, counts, "who is passed over leaves its turns to all others alike")
+
+	fill(c, true)
+	_, counts = turnsOf(top, 30, read, &tried{})
+	require.Equal(t, map[string]int{"b": 15, "d": 15}, counts, "no connection is free")
+	for _, m := range top.members {
+		fill(m.peer, true)
+	}
+	_, counts = turnsOf(top, 30, read, &tried{})
+	require.Len(t, counts, 3, "nobody has one: they queue in turn")
+}
+
+func TestRoundRobinPassesOverWhoHasJustRisenMostOfTheTime(t *testing.T) {
+	t.Parallel()
+	top := balanced(ModeReplicated, RoundRobin())
+	top.members[2].peer.load.easeIn()
+	_, counts := turnsOf(top, 20_000, intent{place: placeReads, reads: true}, &tried{})
+	require.InDelta(t, 1./21, float64(counts["c"])/20_000, 0.01)
+	require.InDelta(t, counts["b"], counts["d"], 1500)
+	for _, m := range top.members {
+		m.peer.load.easeIn()
+	}
+	_, counts = turnsOf(top, 300, intent{place: placeReads, reads: true}, &tried{})
+	require.Len(t, counts, 3)
+}
+
+// Reads and writes that alternate must not part the peers among them.
+func TestRoundRobinHasATurnForReadsAndOneForWrites(t *testing.T) {
+	t.Parallel()
+	top := balanced(ModeEquivalent, RoundRobin())
+	reads, writes := map[string]int{}, map[string]int{}
+	for range 40 {
+		p, _ := top.pick(&intent{place: placeReads, reads: true}, &tried{})
+		reads[p.name]++
+		p, _ = top.pick(&intent{place: placePrimary}, &tried{})
+		writes[p.name]++
+	}
+	want := map[string]int{"a": 10, "b": 10, "c": 10, "d": 10}
+	require.Equal(t, want, reads)
+	require.Equal(t, want, writes)
+}
+
+func TestRoundRobinIsExactWithManyCallers(t *testing.T) {
+	t.Parallel()
+	top := balanced(ModeReplicated, RoundRobin())
+	var mu sync.Mutex
+	total := map[string]int{}
+	var callers sync.WaitGroup
+	for range 8 {
+		callers.Go(func() {
+			_, counts := turnsOf(top, 900, intent{place: placeReads, reads: true}, &tried{})
+			mu.Lock()
+			defer mu.Unlock()
+			for name, n := range counts {
+				total[name] += n
+			}
+		})
+	}
+	callers.Wait()
+	require.Equal(t, map[string]int{"b": 2400, "c": 2400, "d": 2400}, total)
+}
+
+func TestNearestTakesTheNearestAndOfThoseAsNearTheLessBusy(t *testing.T) {
+	t.Parallel()
+	const us = time.Microsecond
 	for _, tc := range []struct {
-		name             string
-		weightA, weightB float64
-		busyA, busyB     int32
-		b                bool
+		name  string
+		trips [3]time.Duration // of b, c, d
+		busy  [3]int32
+		full  string
+		isNew string
+		want  []string
 	}{
-		{"both idle: who was drawn", 1, 10, 0, 0, false},
-		{"equals: one more", 1, 1, 1, 0, true},
-		{"equals: as many", 1, 1, 3, 3, false},
-		{"a heavy one with one call is not busier than a light one without", 10, 1, 1, 0, false},
-		{"... with nine neither", 10, 1, 9, 0, false},
-		{"... with ten it is", 10, 1, 10, 0, true},
-		{"a light one with one call is busier than a heavy one with some", 1, 10, 1, 9, true},
-		{"... not with ten", 1, 10, 1, 10, false},
+		{"one is nearest", [3]time.Duration{5000 * us, 500 * us, 9000 * us}, [3]int32{}, "", "", []string{"c"}},
+		{"... however busy", [3]time.Duration{5000 * us, 500 * us, 9000 * us}, [3]int32{0, 3, 0}, "", "", []string{"c"}},
+		{"a few hundred microseconds are nothing", [3]time.Duration{100 * us, 340 * us, 360 * us}, [3]int32{}, "", "", []string{"b", "c"}},
+		{"half as much again is as near", [3]time.Duration{10000 * us, 15200 * us, 15201 * us}, [3]int32{}, "", "", []string{"b", "c"}},
+		{"of two as near the less busy", [3]time.Duration{100 * us, 110 * us, 9000 * us}, [3]int32{2, 0, 0}, "", "", []string{"c"}},
+		{"the nearest has no free connection", [3]time.Duration{5000 * us, 500 * us, 9000 * us}, [3]int32{}, "c", "", []string{"b"}},
+		{"nobody has one", [3]time.Duration{5000 * us, 500 * us, 9000 * us}, [3]int32{}, "bcd", "", []string{"b", "c", "d"}},
+		{"one is not known", [3]time.Duration{0, 500 * us, 9000 * us}, [3]int32{}, "", "", []string{"c"}},
+		{"none is known", [3]time.Duration{}, [3]int32{}, "", "", []string{"b", "c", "d"}},
+		{"the nearest has just risen", [3]time.Duration{5000 * us, 500 * us, 9000 * us}, [3]int32{}, "", "c", []string{"b", "c"}},
 	} {
-		peers := weighing(tc.weightA, tc.weightB)
-		peers[0].load.out.Store(tc.busyA)
-		peers[1].load.out.Store(tc.busyB)
-		want := peers[0]
-		if tc.b {
-			want = peers[1]
-		}
-		require.Same(t, want, lessBusy(peers[0], peers[1]), tc.name)
-	}
-}
-
-// Under load what runs where follows the weights, however many calls there are.
-func TestALoadedPoolFollowsTheWeights(t *testing.T) {
-	t.Parallel()
-	for _, weights := range [][]float64{{1, 1, 1}, {1, 2, 5}, {1, 3}, {10, 1}} {
-		for _, callers := range []int{1, 4, 16, 64} {
-			peers := weighing(weights...)
-			sum := 0.0
-			for _, w := range weights {
-				sum += w
-			}
-			for _, p := range peers {
-				p.load.limit = 1000
-			}
-			r := rosterOf(peers)
-			running := make([]*peer, callers)
-			counts := map[*peer]int{}
-			const calls = 60_000
-			for range calls {
-				at := rand.IntN(callers) // all take as long
-				if p := running[at]; p != nil {
-					p.load.out.Add(-1)
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			top := balanced(ModeReplicated, Nearest())
+			for i := range tc.trips {
+				p := top.members[i+1].peer
+				p.load.out.Store(tc.busy[i])
+				if tc.trips[i] > 0 {
+					p.trip.note(tc.trips[i])
 				}
-				p := twoDraws(&r, nil, &tried{})
-				p.load.out.Add(1)
-				running[at] = p
-				counts[p]++
 			}
-			for i, p := range peers {
-				require.InDelta(t, weights[i]/sum, float64(counts[p])/calls, 0.03, "weights %v, %d callers, peer %d", weights, callers, i)
+			for _, m := range top.members {
+				switch {
+				case strings.Contains(tc.full, m.peer.name):
+					fill(m.peer, true)
+				case strings.Contains(tc.isNew, m.peer.name):
+					m.peer.load.easeIn()
+				}
 			}
+			_, counts := turnsOf(top, 400, intent{place: placeReads, reads: true}, &tried{})
+			require.Equal(t, tc.want, sortedKeys(counts))
+		})
+	}
+}
+
+func TestNearestComparesFewOfMany(t *testing.T) {
+	t.Parallel()
+	p := idlePool(1024, Nearest(), func(i int, q *peer) {
+		q.trip.smooth.Store(int64(time.Second))
+		if i > 1024/4 {
+			q.trip.smooth.Store(int64(time.Millisecond))
+		}
+	})
+	asked := 0
+	for _, q := range p.peers() {
+		q.load.limit = 0
+		q.load.exhausted = func() bool { asked++; return false }
+	}
+	top := p.topology.Load()
+	far := 0
+	for range 4000 {
+		asked = 0
+		q, _ := top.pick(&intent{place: placeReads, reads: true}, &tried{})
+		require.LessOrEqual(t, asked, nearestSample)
+		if q.trip.known() == time.Second {
+			far++
 		}
 	}
+	require.Less(t, far, 10, "all eight are far once in 65,000")
+
+	named := []*peer{p.peers()[7], p.peers()[900], p.peers()[8]}
+	for range 100 {
+		q, _ := top.pick(&intent{place: placeNamed, reads: true, peers: named}, &tried{})
+		require.Same(t, p.peers()[900], q, "those that are named are found among the many")
+	}
 }
 
-func TestTriedHoldsWhatItWasGivenUntilItIsFull(t *testing.T) {
+func TestARoundTripIsSmooth(t *testing.T) {
 	t.Parallel()
-	peers := busyPeers(make([]int64, 9)...)
-	var noted tried
-	for i, p := range peers[:8] {
-		require.False(t, noted.full())
-		require.False(t, noted.has(p))
-		noted.add(p)
-		require.True(t, noted.has(p))
-		require.Equal(t, i+1, noted.n)
+	var r roundTrip
+	require.Zero(t, r.known())
+	r.note(0)
+	require.Equal(t, time.Duration(1), r.known(), "known, if only just")
+	r = roundTrip{}
+	r.note(time.Millisecond)
+	require.Equal(t, time.Millisecond, r.known())
+	r.note(9 * time.Millisecond)
+	require.Equal(t, 3*time.Millisecond, r.known(), "one look that was held up")
+	for range 20 {
+		r.note(time.Millisecond)
 	}
-	require.True(t, noted.full())
-	noted.add(peers[8])
-	require.False(t, noted.has(peers[8]), "what has no room is not noted, and overwrites nothing")
-	require.True(t, noted.has(peers[0]))
+	require.Less(t, r.known(), 1010*time.Microsecond)
 }
 
-func TestChoosingAllocatesNothing(t *testing.T) {
-	full := busyPeers(0, 0, 0)
-	for _, p := range full {
-		fill(p, true)
+// Distance is no fault: replicas of another zone are slow only beside each other.
+func TestSlownessIsJudgedWithinAZone(t *testing.T) {
+	t.Parallel()
+	p := idlePool(5, nil, func(i int, q *peer) { q.away = i > 2 })
+	take := func(i int, d time.Duration) {
+		for range latencySample {
+			p.peers()[i].latency.note(d)
+		}
 	}
-	peers := busyPeers(make([]int64, 16)...)
-	top := tell(freshTopology("a", "b", "c"), primaryUp("a", 1), replicaUp("b"), replicaUp("c"))
-	var sink *peer
-	for name, choose := range map[string]func(){
-		"plain":    func() { sink = twoDraws(&roster{peers: peers}, nil, &tried{}) },
-		"excluded": func() { var noted tried; noted.add(peers[3]); sink = twoDraws(&roster{peers: peers}, nil, &noted) },
-		"named":    func() { sink = twoDraws(&roster{peers: peers}, peers[2:5], &tried{}) },
-		"full":     func() { sink = twoDraws(&roster{peers: full}, nil, &tried{}) },
-		"pick":     func() { sink, _ = top.pick(&intent{place: placeReads, reads: true}, &tried{}) },
-	} {
-		require.Zero(t, testing.AllocsPerRun(200, choose), name)
+	slow := func() (s []bool) {
+		(&watch{pool: p}).compare()
+		for _, m := range p.topology.Load().members {
+			s = append(s, m.slow)
+		}
+		return s
 	}
-	require.NotNil(t, sink)
+	take(1, time.Millisecond)
+	take(2, time.Millisecond)
+	take(3, 30*time.Millisecond)
+	take(4, 30*time.Millisecond)
+	require.Equal(t, []bool{false, false, false, false, false}, slow())
+	take(4, 300*time.Millisecond)
+	require.Equal(t, []bool{false, false, false, false, true}, slow())
+	take(1, 300*time.Millisecond)
+	take(2, 300*time.Millisecond)
+	require.Equal(t, []bool{false, true, true, false, true}, slow(), "the own zone's are slow beside any")
+	require.Equal(t, 300*time.Millisecond, p.peers()[2].latency.typical())
+}
+
+// The looks of a pool with a balancer tell round trips within a second or so, and the balancer follows them.
+func TestNearestFollowsTheLooks(t *testing.T) {
+	bubble(t, 3, func(c *Config) { c.Balancer = Nearest() }, func(ctx context.Context, x *fakes) {
+		for i, r := range x.replicas {
+			r.Delay(time.Duration(10*(3-i)) * time.Millisecond)
+		}
+		settled()
+		time.Sleep(3 * time.Second)
+		assert.Equal(t, 10*time.Millisecond, x.peer("replica3").RoundTrip)
+		assert.Equal(t, 30*time.Millisecond, x.peer("replica1").RoundTrip)
+		for range 20 {
+			assert.Equal(t, "replica3:5432", x.read(ctx))
+		}
+		x.replicas[0].Delay(time.Millisecond)
+		time.Sleep(time.Minute)
+		for range 20 {
+			assert.Equal(t, "replica1:5432", x.read(ctx))
+		}
+		x.replicas[0].Die()
+		assert.NotEqual(t, "replica1:5432", x.read(ctx), "the call that meets it goes elsewhere")
+		for range 20 {
+			assert.Equal(t, "replica3:5432", x.read(ctx))
+		}
+	})
+}
+
+func TestTheBalancerIsAskedByCallsAndByExplain(t *testing.T) {
+	bubble(t, 3, func(c *Config) {
+		c.Balancer = picker(func(c Candidates) int {
+			for i := range c.Len() {
+				if c.Name(i) == "replica2:5432" {
+					return i
+				}
+			}
+			return -1
+		})
+	}, func(ctx context.Context, x *fakes) {
+		settled()
+		for range 10 {
+			assert.Equal(t, "replica2:5432", x.read(ctx))
+			assert.Equal(t, "replica2:5432", x.pool.Explain(ctx, "select 1").Peer)
+		}
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		assert.Equal(t, Decision{Peer: "primary:5432", Reason: ReasonWrite, Attempt: 1}, x.journal.take()[0])
+		x.replicas[1].Die()
+		assert.NotEqual(t, "replica2:5432", x.read(ctx))
+	})
+}
+
+// A balancer is used by many callers while the topology changes.
+func TestBalancersBesideChanges(t *testing.T) {
+	t.Parallel()
+	for _, by := range []Balancer{nil, RoundRobin(), Nearest(), firstUsable{}} {
+		p := idlePool(12, by, func(i int, q *peer) { q.away, q.load.weight = i%3 == 0, float64(i%4) })
+		var callers sync.WaitGroup
+		for range 4 {
+			callers.Go(func() {
+				for range 3000 {
+					var noted tried
+					noted.add(p.peers()[rand.IntN(12)])
+					_, _ = p.topology.Load().pick(&intent{place: placeReads, reads: true}, &noted)
+				}
+			})
+		}
+		for i := range 600 {
+			q := p.peers()[i%12]
+			p.observe(observation{peer: q, health: []health{healthUp, healthDown, healthSuspect}[rand.IntN(3)]})
+			q.trip.note(time.Duration(rand.IntN(1e6)))
+			q.load.easeIn()
+		}
+		callers.Wait()
+	}
 }

@@ -334,3 +334,8 @@ func neverSent(err error) bool {
 	}
 	return true
 }
+
+// verdictOf judges what was met outside any call, by a look or a dial of ours: nobody's context but its own has ended.
+func verdictOf(err error) verdict {
+	return classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire})
+}

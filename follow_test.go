@@ -264,7 +264,7 @@ func TestNobodyIsHandedAConnectionOfAnEarlierPrimary(t *testing.T) {
 		c, err := pool.Acquire(ctx)
 		require.NoError(t, err)
 		wireOf(c.Conn()).use.Store(useNone) // as if it were idle
-		x.primary.SetStandby(true) // whoever looks meanwhile sees the same
+		x.primary.SetStandby(true)          // whoever looks meanwhile sees the same
 		x.pool.observe(observation{peer: x.pool.peers()[0], role: RoleReplica})
 		ok, err := pool.Config().PrepareConn(ctx, c.Conn())
 		require.NoError(t, err)

@@ -2,8 +2,6 @@ package multipool
 
 import (
 	"context"
-	"net"
-	"sync"
 	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
@@ -129,29 +127,6 @@ func (w *wire) presume() {
 	w.standby = Role(p.role.Load()) == RoleReplica && (p.hearsay.Load() || reportedRole(w.pg) != RolePrimary)
 }
 
-// socket is the raw network connection of a wire, under TLS. It is the peer's hold on a connection that somebody else
-// is using.
-type socket struct {
-	net.Conn
-	wire   *wire
-	peer   *peer // of this try: the wire's may be another by now
-	main   bool  // the connection itself, not a cancel request on its behalf
-	closed atomic.Bool
-}
-
-// Close closes the network connection and forgets it.
-func (s *socket) Close() error {
-	w := s.wire
-	s.peer.sockets.forget(s)
-	err := s.Conn.Close()
-	s.closed.Store(true)
-	if s.main && w.main.Load() == s {
-		w.leave() // a connection that was hijacked is never released
-		w.vacate()
-	}
-	return err
-}
-
 // leave ends the connection's part in the peer's load, once.
 func (w *wire) leave() {
 	switch w.out.Swap(outNone) {
@@ -253,125 +228,4 @@ func (w *wire) seize(most int32) bool {
 		return true // its user will find out
 	}
 	return w.use.CompareAndSwap(use, useCut) || most >= useHeld // else its use has just changed: it is held
-}
-
-// sockets is the register of a peer's network connections, those of cancel requests included.
-type sockets struct {
-	mu   sync.Mutex // guards all and shut; nothing blocks under it
-	all  map[*socket]struct{}
-	shut bool // no new ones: the peer is down
-}
-
-// add registers a connection, or reports that there are to be none.
-func (r *sockets) add(s *socket) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.shut {
-		return false
-	}
-	if r.all == nil {
-		r.all = make(map[*socket]struct{})
-	}
-	r.all[s] = struct{}{}
-	return true
-}
-
-func (r *sockets) forget(s *socket) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.all, s)
-}
-
-// cut closes the connections whose use is at most the given one, and refuses new ones until open is called: pgx would
-// dial again to cancel what it was running, and keep the pool's slot for 15 s meanwhile.
-func (r *sockets) cut(most int32, shut bool) {
-	r.mu.Lock()
-	r.shut = r.shut || shut
-	var closing []*socket
-	for s := range r.all {
-		if s.wire.seize(most) {
-			closing = append(closing, s)
-		}
-	}
-	r.mu.Unlock()
-	for _, s := range closing {
-		_ = s.Close()
-	}
-}
-
-// cutOff closes one connection.
-func (w *wire) cutOff() {
-	if s := w.main.Load(); s != nil {
-		_ = s.Close()
-	}
-}
-
-// evict closes an idle connection, of another pool than k if there is one, and reports whether there was any.
-func (r *sockets) evict(k poolKind) bool {
-	s := r.idle(k)
-	if s == nil {
-		return false
-	}
-	_ = s.Close()
-	return true
-}
-
-func (r *sockets) idle(k poolKind) *socket {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	var own *socket
-	for s := range r.all {
-		switch w := s.wire; {
-		case !s.main || w.use.Load() != useNone:
-		case w.pool == k:
-			own = s
-		case w.use.CompareAndSwap(useNone, useCut):
-			return s
-		}
-	}
-	if own != nil && own.wire.use.CompareAndSwap(useNone, useCut) {
-		return own
-	}
-	return nil
-}
-
-func (r *sockets) open() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.shut = false
-}
-
-func (r *sockets) refuses() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.shut
-}
-
-// used reports whether somebody has one of the connections.
-func (r *sockets) used() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for s := range r.all {
-		if use := s.wire.use.Load(); s.main && (use == useRead || use == useHeld) {
-			return true
-		}
-	}
-	return false
-}
-
-// wires calls f with each connection's wire.
-func (r *sockets) wires(f func(*wire)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for s := range r.all {
-		if s.main {
-			f(s.wire)
-		}
-	}
-}
-
-func (r *sockets) len() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.all)
 }

@@ -1,0 +1,182 @@
+package multipool
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/jackc/puddle/v2"
+)
+
+// call is one Acquire of a pool that follows: the context under which it runs, and what it holds until it has a
+// connection.
+type call struct {
+	context.Context
+	end      context.CancelFunc
+	follower *follower
+
+	mu     sync.Mutex // a connection's making may outlive its call
+	at     *peer      // where it has a turn and counts for the load; nil: nowhere
+	guest  bool       // ... and a place among the reads that fell back to the primary
+	left   bool
+	failed error
+}
+
+type callKey struct{}
+
+// Value finds the call itself, too: that is how the making of a connection knows for whom it is.
+func (c *call) Value(key any) any {
+	if key == (callKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// Err returns why the call has failed, where it has: who waits for the context to end, as the pool does, gets it.
+func (c *call) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed != nil {
+		return c.failed
+	}
+	return c.Context.Err()
+}
+
+// fail ends the call with an error of our own.
+func (c *call) fail(err error) {
+	c.mu.Lock()
+	if !c.left && c.failed == nil {
+		c.failed = err
+	}
+	c.mu.Unlock()
+	c.end()
+}
+
+// enter waits for a peer and for a turn there.
+func (c *call) enter() error {
+	f := c.follower
+	var t trail
+	for {
+		q, top, err := f.seek(c, &t, f.forCall)
+		if err != nil {
+			return err
+		}
+		if err := c.take(q, top); err == nil || !errors.Is(err, errPeerDown) {
+			return err
+		}
+		t.picked = nil
+	}
+}
+
+// take waits for a turn at a peer while the pool has a use for it; errPeerDown: it has none any more.
+func (c *call) take(q *peer, top *topology) error {
+	f := c.follower
+	q.load.out.Add(1)
+	guest := q.guests != nil && top.fallback && f.kind == poolReplicas
+	var err error
+	if guest {
+		err = q.awaitPlace(c)
+	}
+	if err == nil {
+		if err = c.awaitTurn(q, top); err != nil && guest {
+			<-q.guests
+		}
+	}
+	if err != nil {
+		q.load.out.Add(-1)
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.left {
+		depart(q, f.kind, guest)
+		return context.Canceled
+	}
+	c.quit()
+	c.at, c.guest = q, guest
+	return nil
+}
+
+func (c *call) awaitTurn(q *peer, top *topology) error {
+	f := c.follower
+	ticket := q.turns.ask(f.kind)
+	if ticket == nil {
+		return nil
+	}
+	var err error
+	for err == nil {
+		select {
+		case <-ticket:
+			return nil
+		case <-c.Done():
+			err = c.Err()
+		case <-q.era.Load().Done():
+			err = errPeerDown
+		case <-f.owner.done:
+			err = puddle.ErrClosedPool
+		case <-top.superseded:
+			if top = f.owner.topology.Load(); !f.keeps(top, q) {
+				err = errPeerDown
+			}
+		}
+	}
+	q.turns.withdraw(f.kind, ticket)
+	return err
+}
+
+// move takes the call to another peer if there is a turn to be had at once.
+func (c *call) move(q *peer) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.at == q {
+		return true
+	}
+	if c.left || !q.turns.try(c.follower.kind) {
+		return false
+	}
+	q.load.out.Add(1)
+	c.quit()
+	c.at, c.guest = q, false
+	return true
+}
+
+// where is the peer at which the call has its turn, nil if it has none.
+func (c *call) where() *peer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at
+}
+
+// quit gives back what the call has at its peer. The caller holds mu.
+func (c *call) quit() {
+	if c.at != nil {
+		depart(c.at, c.follower.kind, c.guest)
+		c.at, c.guest = nil, false
+	}
+}
+
+func depart(q *peer, k poolKind, guest bool) {
+	q.turns.give(k)
+	q.load.out.Add(-1)
+	if guest {
+		<-q.guests
+	}
+}
+
+// handOver leaves what the call has to the connection that it gets.
+func (c *call) handOver(w *wire) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w.guest = c.guest
+	w.out.Store(outTurn)
+	c.at, c.guest = nil, false
+}
+
+// leave ends the call.
+func (c *call) leave() {
+	c.mu.Lock()
+	c.left = true
+	c.quit()
+	c.mu.Unlock()
+	c.end()
+}

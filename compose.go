@@ -1,0 +1,132 @@
+package multipool
+
+import (
+	"context"
+	"net"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// compose returns the configuration of the peer's pool: the program's, with our hooks chained behind its own.
+func (p *peer) compose() *pgxpool.Config {
+	user := p.config
+	c := user.Copy()
+	tracer := newPoolTracer(p.owner, user.ConnConfig.Tracer)
+	c.ConnConfig.Tracer = tracer.tracer()
+	c.BeforeConnect = func(ctx context.Context, cc *pgx.ConnConfig) error {
+		cc.Tracer = user.ConnConfig.Tracer
+		if user.BeforeConnect != nil {
+			if err := user.BeforeConnect(ctx, cc); err != nil {
+				return err
+			}
+		}
+		return p.wireUp(ctx, cc)
+	}
+	c.AfterConnect = afterConnect(user)
+	if !p.solo {
+		c.PrepareConn = prepareConn(user)
+	}
+	return c
+}
+
+// afterConnect ends the making of a connection, behind the program's own part in it.
+func afterConnect(user *pgxpool.Config) func(context.Context, *pgx.Conn) error {
+	return func(ctx context.Context, conn *pgx.Conn) error {
+		w := wireOf(conn)
+		if user.AfterConnect != nil {
+			if err := user.AfterConnect(ctx, conn); err != nil {
+				if w != nil {
+					w.hostile(err)
+				}
+				return err
+			}
+		}
+		if w != nil {
+			w.use.CompareAndSwap(useNew, useNone)
+		}
+		return nil
+	}
+}
+
+// wireUp puts a wire into the private copy of the configuration that one connection is made from. It comes after the
+// program's BeforeConnect, which may have put its own things there, and waits for a place among the handshakes: not in
+// the dial, where the wait would be taken from the connect timeout.
+func (p *peer) wireUp(ctx context.Context, cc *pgx.ConnConfig) error {
+	w := &wire{peer: p, user: splitTracer(cc.Tracer), generation: p.generation.Load()}
+	w.started = w.generation
+	if !p.solo {
+		if err := w.sit(ctx); err != nil {
+			return err
+		}
+		if err := w.shake(ctx); err != nil {
+			w.stand()
+			return err
+		}
+	}
+	cc.Tracer = w
+	cc.DialFunc = p.dialer(w, cc.DialFunc)
+	cc.LookupFunc = p.address.pinned(cc.LookupFunc, &p.generation)
+	cc.AfterConnect = w.authenticated(cc.AfterConnect)
+	return nil
+}
+
+// authenticated is pgconn's AfterConnect of every connection, in front of the program's own.
+func (w *wire) authenticated(after func(context.Context, *pgconn.PgConn) error) func(context.Context, *pgconn.PgConn) error {
+	return func(ctx context.Context, pg *pgconn.PgConn) error {
+		w.connected(pg)
+		w.peer.address.keep(pg, w.peer.generation.Load())
+		if after != nil {
+			return after(ctx, pg)
+		}
+		return nil
+	}
+}
+
+// dialer makes the network connections of one wire: its own, and later those of cancel requests. A dial ends when the
+// peer falls.
+func (p *peer) dialer(w *wire, dial pgconn.DialFunc) pgconn.DialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if p.sockets.refuses() {
+			return nil, errPeerDown
+		}
+		if w.committing.Load() {
+			return nil, errCommitting
+		}
+		ctx, done := p.era.Load().within(ctx)
+		defer done()
+		raw, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		s := &socket{Conn: raw, wire: w, peer: p, main: w.pg == nil}
+		if !p.sockets.add(s) { // it fell while we dialled
+			_ = raw.Close()
+			return nil, errPeerDown
+		}
+		if s.main {
+			w.main.Store(s)
+			w.eye.open(raw)
+		}
+		return s, nil
+	}
+}
+
+// prepareConn marks a connection as held, behind the program's own say. pgxpool calls it on every way out of the pool,
+// PeerPool and AcquireAllIdle included.
+func prepareConn(user *pgxpool.Config) func(context.Context, *pgx.Conn) (bool, error) {
+	say := sayOf(user)
+	return func(ctx context.Context, c *pgx.Conn) (bool, error) {
+		return wireOf(c).claim(ctx, c, say)
+	}
+}
+
+// sayOf returns the program's own PrepareConn, in whichever form; nil: it has none.
+func sayOf(user *pgxpool.Config) func(context.Context, *pgx.Conn) (bool, error) {
+	//lint:ignore SA1019 a program may still use it
+	if before := user.BeforeAcquire; user.PrepareConn == nil && before != nil {
+		return func(ctx context.Context, c *pgx.Conn) (bool, error) { return before(ctx, c), nil }
+	}
+	return user.PrepareConn
+}

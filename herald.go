@@ -1,0 +1,111 @@
+package multipool
+
+import (
+	"context"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// herald calls the hooks behind the back of whoever publishes: a hook may be slow, and may call the pool.
+type herald struct {
+	hooks     *Hooks
+	events    chan func()
+	discarded atomic.Int64
+}
+
+const heraldQueue = 256
+
+// newHerald returns nil where there is nothing to tell.
+func newHerald(h *Hooks) *herald {
+	if h.PeerChanged == nil && h.PrimaryChanged == nil {
+		return nil
+	}
+	return &herald{hooks: h, events: make(chan func(), heraldQueue)}
+}
+
+// tell queues what an observation has changed. It is called in the order of publication, and never blocks.
+func (h *herald) tell(old, next *topology, o observation) {
+	if h == nil {
+		return
+	}
+	if f := h.hooks.PeerChanged; f != nil {
+		for i := range next.members {
+			if e, changed := peerEvent(old, next, i, o); changed {
+				e.Discarded = h.discarded.Load()
+				h.queue(func() { f(e) })
+			}
+		}
+		if m := old.member(o.peer); o.leaves && m != nil {
+			e := PeerEvent{Peer: m.peer.name, Role: m.role, FromRole: m.role, From: m.health.String(), To: goneName, At: time.Now(), Discarded: h.discarded.Load()}
+			h.queue(func() { f(e) })
+		}
+	}
+	if f := h.hooks.PrimaryChanged; f != nil {
+		if e, changed := primaryEvent(old, next); changed {
+			e.Discarded = h.discarded.Load()
+			h.queue(func() { f(e) })
+		}
+	}
+}
+
+func (h *herald) queue(event func()) {
+	select {
+	case h.events <- event:
+	default:
+		h.discarded.Add(1)
+	}
+}
+
+// goneName is the last word about a peer.
+const goneName = "gone"
+
+// peerEvent is what an observation has changed of one member, which need not be the one observed: whether a replica is
+// one of this primary's depends on who is.
+func peerEvent(old, next *topology, i int, o observation) (PeerEvent, bool) {
+	is := &next.members[i]
+	was := old.member(is.peer)
+	joined := was == nil
+	if joined {
+		was = &member{}
+	}
+	if !joined && was.health == is.health && was.role == is.role && was.slow == is.slow && was.unfit() == is.unfit() && was.drained == is.drained {
+		return PeerEvent{}, false
+	}
+	e := PeerEvent{
+		Peer: is.peer.name, Role: is.role, FromRole: was.role, From: was.health.String(), To: is.health.String(),
+		Slow: is.slow, Drained: is.drained, Unfit: is.unfit(), At: time.Now(),
+	}
+	if is.peer == o.peer {
+		e.Cause = o.cause
+	}
+	return e, true
+}
+
+func primaryEvent(old, next *topology) (PrimaryEvent, bool) {
+	if old.primary == next.primary && old.split == next.split && slices.Equal(old.rivals, next.rivals) {
+		return PrimaryEvent{}, false
+	}
+	return PrimaryEvent{
+		Primary: next.primary.called(), Previous: old.primary.called(), Timeline: next.timeline,
+		Rivals: namesOfPeers(next.rivals), Split: next.split, At: time.Now(),
+	}, true
+}
+
+// run delivers until ctx ends, and then what is left.
+func (h *herald) run(ctx context.Context) {
+	for {
+		select {
+		case deliver := <-h.events:
+			deliver()
+			continue
+		default:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case deliver := <-h.events:
+			deliver()
+		}
+	}
+}

@@ -1,0 +1,166 @@
+package multipool
+
+// operation is the kind of a call.
+type operation uint8
+
+const (
+	opQuery  operation = iota // Query, QueryRow: reads by their text
+	opReadTx                  // a read-only transaction's begin
+	opBegin                   // any other transaction's begin
+	opExec
+	opBatch
+	opCopy
+	opAcquire
+	opPing
+)
+
+// reads reports whether the operation belongs on a replica where nothing else is said.
+func (o operation) reads() bool { return o == opQuery || o == opReadTx }
+
+// harmless reports whether running the operation twice has no effect on the data: BEGIN and a ping.
+func (o operation) harmless() bool {
+	return o == opReadTx || o == opBegin || o == opPing || o == opAcquire
+}
+
+// place is the list of the topology from which a call's peer is drawn.
+type place uint8
+
+const (
+	placeReads   place = iota // a replica, the primary where none can serve
+	placePrimary              // the primary
+	placeReplica              // a replica and nothing else
+	placeAny                  // any healthy peer
+	placeNamed                // one of the named peers, by role where they differ
+)
+
+// intent is what one call wants, its route resolved: a value, made once per call.
+type intent struct {
+	op     operation
+	place  place
+	reads  bool      // the call is a read by its operation and text
+	forced bool      // by an explicit route: no re-run on the primary, nothing learned
+	reason Reason    // why there
+	retry  Retry     // RetryInherit means RetrySafe
+	peers  []*peer   // placeNamed: the candidates
+	fresh  freshness // how far behind a replica of a read may be
+	sql    string    // the text, where there is one: what is learned when a standby refuses it
+}
+
+// target is the place as the program would have asked for it.
+func (in *intent) target() Target {
+	switch in.place {
+	case placePrimary:
+		return TargetPrimary
+	case placeReplica:
+		return TargetReplica
+	case placeAny:
+		return TargetAny
+	case placeNamed:
+		if !in.reads {
+			return TargetPrimary
+		}
+	}
+	return TargetAuto
+}
+
+// decide fills in where a call goes: the route first, then the operation, then the text. It is pure: the intent was
+// zero. In place, because it is on every call's way and copies would be a third of its cost.
+func (in *intent) decide(op operation, sql string, n need, r *resolution) {
+	in.op, in.sql, in.retry, in.fresh.max = op, sql, r.route.Retry, r.route.MaxLag
+	in.reads = op.reads() && n != needPrimary
+	switch {
+	case r.explicit():
+		in.explicitly(r)
+	case in.reads:
+		in.reason = ReasonRead
+		if r.route.Target == TargetAny {
+			in.place = placeAny
+		}
+	case op == opQuery:
+		in.place, in.reason = placePrimary, ReasonStatement
+	default:
+		in.place, in.reason = placePrimary, ReasonWrite
+	}
+}
+
+// explicitly sends the call where the route says, whatever it is.
+func (in *intent) explicitly(r *resolution) {
+	in.forced, in.peers, in.reason = true, r.peers, ReasonRoute
+	if r.model {
+		in.reason = ReasonModel
+	}
+	switch r.route.Target {
+	case TargetPrimary:
+		in.place = placePrimary
+	case TargetReplica:
+		in.place = placeReplica
+	case TargetPreferReplica:
+		in.place = placeReads
+	default:
+		in.place = placeNamed
+	}
+}
+
+// step is what follows a failed attempt.
+type step uint8
+
+const (
+	stepStop      step = iota // the caller gets the error
+	stepElsewhere             // another candidate
+	stepPrimary               // the primary
+)
+
+// after decides what follows a failed attempt. sent says that a connection had taken the call, standby that its
+// session's last word was in_hot_standby=on and that the peer has not been seen promoted since. It is pure.
+func (in *intent) after(v verdict, sent, standby bool) step {
+	switch v.class {
+	case classCaller, classClosed, classApplication:
+		return stepStop
+	}
+	if !sent {
+		// Nothing was sent: any call, writes, batches and copies alike, is free to go elsewhere.
+		return stepElsewhere
+	}
+	if in.op == opBatch || in.op == opCopy || in.retry == RetryNever {
+		return stepStop // pgx marks a sent batch, and a copy's source has been read
+	}
+	switch v.class {
+	case classRefused:
+		if in.forced || !standby {
+			return stepStop
+		}
+		return stepPrimary
+	case classBehind:
+		if in.forced || !standby || !in.reads {
+			return stepStop
+		}
+		return stepPrimary
+	case classConflict, classOverload, classPeer, classStarting:
+		again := v.executed == executedNo || in.op.harmless() || (in.reads && (standby || in.retry == RetryReads))
+		if again {
+			return stepElsewhere
+		}
+	}
+	return stepStop
+}
+
+// mayWrite reports whether the call may change something in a session of the given kind. A read is one by its text: what
+// it calls may write where writes are accepted, unless the program says that its reads do not. What it calls is looked at
+// when it fails (callsOthers).
+func (in *intent) mayWrite(standby bool) bool {
+	return !in.op.harmless() && (!in.reads || !standby && in.retry != RetryReads)
+}
+
+// readText is the text of a read; "" of anything else.
+func (in *intent) readText() string {
+	if in.reads {
+		return in.sql
+	}
+	return ""
+}
+
+// atomic reports whether what the call sends is done as a whole or not at all: one statement, and none that may commit
+// on its way. A server that ends a session while it runs something else has perhaps done a part of it.
+func (in *intent) atomic() bool {
+	return in.reads || in.op.harmless() || in.op == opCopy || (in.sql != "" && atomicText(in.sql))
+}

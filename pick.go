@@ -1,0 +1,210 @@
+package multipool
+
+import "math/rand/v2"
+
+// candidates returns the list from which a call's peer is drawn.
+func (t *topology) candidates(pl place) *roster {
+	switch pl {
+	case placePrimary:
+		return &t.drawn.writes
+	case placeReplica:
+		return &t.drawn.replicas
+	case placeAny:
+		return &t.drawn.anyone
+	default:
+		return &t.drawn.reads
+	}
+}
+
+// otherwise returns the list to turn to when all candidates have been tried, and the last resort.
+func (t *topology) otherwise(pl place) (then, last *roster) {
+	switch pl {
+	case placePrimary:
+		return &nobody, &nobody
+	case placeReplica:
+		return &nobody, &t.drawn.last
+	case placeAny:
+		return &t.drawn.last, &t.drawn.writes
+	default:
+		return &t.drawn.writes, &t.drawn.last
+	}
+}
+
+var nobody roster
+
+// pick chooses the peer of one attempt, nil if no candidate is left.
+func (t *topology) pick(in *intent, tried *tried) (*peer, Reason) {
+	if in.place == placeNamed {
+		return t.pickNamed(in, tried), in.reason
+	}
+	first := t.candidates(in.place)
+	if in.peers != nil && in.place == placeReplica {
+		first = &t.drawn.well
+	}
+	if p := t.draw(first, in, tried); p != nil {
+		if t.fallback && in.place == placeReads && in.reason == ReasonRead {
+			return p, ReasonNoReplica
+		}
+		return p, in.reason
+	}
+	then, last := t.otherwise(in.place)
+	if p := t.draw(then, in, tried); p != nil {
+		switch {
+		case in.place == placeAny:
+			return p, in.reason
+		case in.fresh.bounds() && first.size() > tried.n:
+			return p, ReasonStale
+		}
+		return p, ReasonNoReplica
+	}
+	return t.draw(last, in, tried), in.reason
+}
+
+// pickNamed chooses among the peers that a route names: for a read a replica among them, for a write the primary, and
+// where the names offer no such peer the other kind.
+func (t *topology) pickNamed(in *intent, tried *tried) *peer {
+	lists := [...]*roster{&t.drawn.well, &t.drawn.writes, &t.drawn.spare}
+	if !in.reads {
+		lists = [...]*roster{&t.drawn.writes, &t.drawn.well, &t.drawn.spare}
+	}
+	for _, list := range lists {
+		if p := t.draw(list, in, tried); p != nil {
+			return p
+		}
+	}
+	return nil
+}
+
+// draw chooses from a roster.
+func (t *topology) draw(list *roster, in *intent, tried *tried) *peer {
+	if list.rest == nil && t.balancer == nil && !in.fresh.bounds() {
+		return twoDraws(list, in.peers, tried)
+	}
+	return t.drawInTurn(list, in, tried)
+}
+
+// drawInTurn chooses from who comes first in a roster, and where nobody of these may take the call, or nobody has a
+// connection free, from the rest.
+func (t *topology) drawInTurn(list *roster, in *intent, tried *tried) *peer {
+	var full *peer
+	for ; list != nil; list = list.rest {
+		p := t.balance(list, in, tried)
+		alone := full == nil && list.rest == nil
+		if p != nil && (alone || !p.load.full() || list.hasRoom(in, tried)) {
+			return p
+		}
+		if full == nil {
+			full = p
+		}
+	}
+	return full
+}
+
+// balance has the balancer choose where there is a choice; where it declines, the default does.
+func (t *topology) balance(list *roster, in *intent, tried *tried) *peer {
+	if t.balancer != nil && len(list.peers) > 1 {
+		c := candidatesOf(list.peers, in, tried)
+		if i := t.balancer.Pick(c); i >= 0 && i < len(list.peers) && c.Usable(i) {
+			return list.peers[i]
+		}
+	}
+	return in.draw(list, tried)
+}
+
+// takes reports whether somebody could take the intent. It does not ask the balancer, which may count its choices.
+func (t *topology) takes(in *intent) bool {
+	plain := *t
+	plain.balancer = nil
+	p, _ := plain.pick(in, &tried{})
+	return p != nil
+}
+
+// draw chooses by default, from who comes first in a roster.
+func (in *intent) draw(list *roster, tried *tried) *peer {
+	if in.fresh.bounds() && in.reads {
+		return freshDraws(list, in.peers, tried, &in.fresh)
+	}
+	return twoDraws(list, in.peers, tried)
+}
+
+// hopeless reports whether waiting for a peer is pointless: each one that could serve the intent refuses us by
+// configuration.
+func (t *topology) hopeless(in *intent) bool {
+	could := 0
+	for i := range t.members {
+		m := &t.members[i]
+		if in.peers != nil && !contains(in.peers, m.peer) {
+			continue
+		}
+		wrong := in.place == placePrimary && m.role == RoleReplica || in.place == placeReplica && m.role == RolePrimary
+		if t.mode == ModeReplicated && wrong {
+			continue
+		}
+		if m.health != healthMisfit && !m.foreign {
+			return false
+		}
+		could++
+	}
+	return could > 0
+}
+
+// causes says of each peer why it did not take the intent.
+func (t *topology) causes(in *intent) []PeerCause {
+	out := make([]PeerCause, len(t.members))
+	for i := range t.members {
+		m := &t.members[i]
+		why, err := t.why(m, in)
+		out[i] = PeerCause{Peer: m.peer.name, Why: why, Err: err}
+	}
+	return out
+}
+
+// why says why one peer did not take the intent, and by which error.
+func (t *topology) why(m *member, in *intent) (string, error) {
+	switch {
+	case in.peers != nil && !contains(in.peers, m.peer):
+		return "is not named by the route", nil
+	case m.foreign:
+		return "refused", &foreignError{m.system, t.system}
+	case m.health != healthUp:
+		return m.health.String(), m.cause
+	case m.drained:
+		return "is drained", nil
+	case t.mode == ModeOrdered:
+		return "is not the first that is well", nil
+	case t.mode == ModeEquivalent && m.role == RoleReplica:
+		return "is a replica", nil
+	case t.mode == ModeEquivalent:
+		return m.health.String(), nil
+	case in.place == placePrimary && m.role == RoleReplica:
+		return "is a replica", nil
+	case in.place == placeReplica && m.role == RolePrimary:
+		return "is the primary", nil
+	case m.role == RolePrimary && m.timeline < t.timeline:
+		return "is a primary of an older timeline", nil
+	case m.role == RolePrimary && (m.peer != t.primary || t.split):
+		return "claims to be the primary", nil
+	case m.role == RoleUnknown:
+		return "is of unknown role", nil
+	case m.hostile != nil:
+		return "refuses the program's own set-up of a connection", m.hostile
+	case m.unfit() != "":
+		return m.unfit(), nil
+	case m.role == RoleReplica && in.fresh.bounds():
+		return "is not known to be within " + in.fresh.max.String(), nil
+	}
+	return m.health.String(), nil
+}
+
+// hasRoom reports whether one of those who come first, and may take the call, has a free connection; of many, one of some
+// drawn at random.
+func (r *roster) hasRoom(in *intent, tried *tried) bool {
+	c := candidatesOf(r.peers, in, tried)
+	start := rand.IntN(len(r.peers))
+	for k := range min(len(r.peers), maxSpill) {
+		if i := (start + k) % len(r.peers); c.Usable(i) && !r.peers[i].load.full() {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,214 @@
+package multipool
+
+import (
+	"cmp"
+	"crypto/tls"
+	"fmt"
+	"math"
+	"net"
+	"slices"
+	"strconv"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// spreadLifetimes gives a peer's pool its default jitter.
+func spreadLifetimes(pool *pgxpool.Config) {
+	pool.MaxConnLifetimeJitter = max(cmp.Or(pool.MaxConnLifetimeJitter, pool.MaxConnLifetime/lifetimeJitterShare), 0)
+}
+
+// peerConfig is one peer as configured: its own copy of the template, with one server in it.
+type peerConfig struct {
+	Peer
+	pool *pgxpool.Config
+}
+
+func (c *Config) derivePeers() ([]peerConfig, error) {
+	var peers []peerConfig
+	var err error
+	if len(c.Peers) == 0 {
+		peers, err = splitHosts(c.Pool)
+	} else {
+		peers, err = c.listedPeers()
+	}
+	if err != nil {
+		return nil, err
+	}
+	byName := map[string]bool{}
+	for _, p := range peers {
+		if byName[p.Name] {
+			return nil, fmt.Errorf("multipool: peer %s is given twice", p.Name)
+		}
+		byName[p.Name] = true
+	}
+	return peers, nil
+}
+
+// listedPeers makes the templates of Config.Peers.
+func (c *Config) listedPeers() ([]peerConfig, error) {
+	peers := make([]peerConfig, 0, len(c.Peers))
+	for i, p := range c.Peers {
+		own, err := c.peerFrom(p, cmp.Or(p.Name, fmt.Sprintf("#%d", i+1)))
+		if err != nil {
+			return nil, err
+		}
+		peers = append(peers, own)
+	}
+	return peers, nil
+}
+
+// peerFrom makes one peer's template; called is its name in errors.
+func (c *Config) peerFrom(p Peer, called string) (peerConfig, error) {
+	if p.ConnString == "" && p.Host == "" {
+		return peerConfig{}, fmt.Errorf("multipool: peer %s has neither Host nor ConnString", called)
+	}
+	if int(p.Role) >= len(roleNames) {
+		return peerConfig{}, fmt.Errorf("multipool: peer %s: Role is %d: unknown", called, p.Role)
+	}
+	if !(p.Weight <= maxWeight) || math.IsInf(p.Weight, -1) {
+		return peerConfig{}, fmt.Errorf("multipool: peer %s: Weight is %v: must be a finite number of at most %d", called, p.Weight, maxWeight)
+	}
+	pool := c.Pool.Copy()
+	if p.ConnString != "" {
+		own, err := pgxpool.ParseConfig(p.ConnString)
+		if err != nil {
+			return peerConfig{}, fmt.Errorf("multipool: peer %s: %w", called, newConnStringError(p.ConnString, err))
+		}
+		adopt(pool, own)
+	}
+	if p.Host != "" {
+		setHost(pool, p.Host)
+	}
+	if p.Port != 0 {
+		setPort(pool, p.Port)
+	}
+	if p.ServerName != "" {
+		setServerName(pool, p.ServerName)
+	}
+	split, err := splitHosts(pool)
+	switch {
+	case err != nil:
+		return peerConfig{}, err
+	case p.Host == "" && len(split) != 1:
+		return peerConfig{}, fmt.Errorf("multipool: peer %s: its connection string names %d hosts: must be one", called, len(split))
+	}
+	own := split[0]
+	if p.ConnString == "" {
+		ownPassword(c.Pool, own.pool)
+	}
+	p.Name = cmp.Or(p.Name, own.Name)
+	p.Host, p.Port = own.Host, own.Port
+	own.Peer = p
+	if p.MaxConns > 0 {
+		own.pool.MaxConns = p.MaxConns
+	}
+	return own, nil
+}
+
+// adopt gives pool the server and the identity of own.
+func adopt(pool, own *pgxpool.Config) {
+	to, from := pool.ConnConfig, own.ConnConfig
+	to.Host, to.Port, to.TLSConfig, to.Fallbacks = from.Host, from.Port, from.TLSConfig, from.Fallbacks
+	to.User, to.Password, to.Database = from.User, from.Password, from.Database
+	to.ValidateConnect = nil
+}
+
+// setHost points pool at one host, keeping its way of TLS: a certificate is checked for the new name.
+func setHost(pool *pgxpool.Config, host string) {
+	cc := pool.ConnConfig
+	old, port := cc.Host, cc.Port
+	cc.Host = host
+	cc.TLSConfig = renameTLS(cc.TLSConfig, old, host)
+	var same []*pgconn.FallbackConfig
+	for _, f := range cc.Fallbacks {
+		if f.Host == old && f.Port == port {
+			f.Host, f.TLSConfig = host, renameTLS(f.TLSConfig, old, host)
+			same = append(same, f)
+		}
+	}
+	cc.Fallbacks = same
+}
+
+// setPort gives pool's one host another port, also where its way of TLS has a fallback.
+func setPort(pool *pgxpool.Config, port uint16) {
+	cc := pool.ConnConfig
+	for _, f := range cc.Fallbacks {
+		if f.Host == cc.Host && f.Port == cc.Port {
+			f.Port = port
+		}
+	}
+	cc.Port = port
+}
+
+func renameTLS(c *tls.Config, old, host string) *tls.Config {
+	if c == nil || c.ServerName != old {
+		return c
+	}
+	c = c.Clone()
+	c.ServerName = host
+	return c
+}
+
+// setServerName has certificates checked for another name than the host's.
+func setServerName(pool *pgxpool.Config, name string) {
+	named := func(c *tls.Config) *tls.Config {
+		if c == nil {
+			return nil
+		}
+		c = c.Clone()
+		c.ServerName = name
+		return c
+	}
+	cc := pool.ConnConfig
+	cc.TLSConfig = named(cc.TLSConfig)
+	for _, f := range cc.Fallbacks {
+		f.TLSConfig = named(f.TLSConfig)
+	}
+}
+
+// splitHosts makes one template for each host of config. pgx lists a host twice under sslmode=prefer and allow, once
+// with TLS and once without: that is one peer with a fallback.
+func splitHosts(config *pgxpool.Config) ([]peerConfig, error) {
+	cc := config.ConnConfig
+	var peers []peerConfig
+	entries := append([]*pgconn.FallbackConfig{{Host: cc.Host, Port: cc.Port, TLSConfig: cc.TLSConfig}}, cc.Fallbacks...)
+	for _, e := range entries {
+		name := peerName(e.Host, e.Port)
+		i := slices.IndexFunc(peers, func(p peerConfig) bool { return p.Name == name })
+		if i < 0 {
+			own := config.Copy()
+			own.ConnConfig.Host, own.ConnConfig.Port, own.ConnConfig.TLSConfig = e.Host, e.Port, e.TLSConfig
+			own.ConnConfig.Fallbacks = nil
+			peers = append(peers, peerConfig{Peer: Peer{Name: name, Host: e.Host, Port: e.Port}, pool: own})
+			continue
+		}
+		own := peers[i].pool.ConnConfig
+		if (own.TLSConfig == nil) == (e.TLSConfig == nil) || len(own.Fallbacks) > 0 {
+			return nil, fmt.Errorf("multipool: peer %s is given twice", name)
+		}
+		own.Fallbacks = []*pgconn.FallbackConfig{e}
+	}
+	for i := range peers[1:] {
+		ownPassword(config, peers[i+1].pool)
+	}
+	return peers, nil
+}
+
+// ownPassword looks a peer's password up in .pgpass: pgx does so for the first host of a list only. A password that
+// the program has set itself stays.
+func ownPassword(config, own *pgxpool.Config) {
+	connString := config.ConnString()
+	first, err := pgconn.ParseConfig(connString)
+	if err != nil || first.Password != config.ConnConfig.Password {
+		return
+	}
+	again, err := pgconn.ParseConfig(withHost(connString, own.ConnConfig.Host, own.ConnConfig.Port))
+	if err == nil && again.Host == own.ConnConfig.Host && again.Password != "" {
+		own.ConnConfig.Password = again.Password
+	}
+}
+
+func peerName(host string, port uint16) string {
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+}
