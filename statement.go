@@ -71,57 +71,17 @@ func needOf(sql string) need {
 			if prev == tokenDot || prev == tokenAt || prev == tokenAs && k != keywordMaterialized {
 				k = keywordNone // a column's name, pgx's named argument, or a label: any word will do there
 			}
-			was := prev
-			prev, name = tokenName, word
-			switch k {
-			case keywordFor:
-				prev = tokenFor
-			case keywordNo:
-				if was == tokenFor {
-					prev = tokenForNo
-				}
-			case keywordKey:
-				switch was {
-				case tokenFor:
-					prev = tokenForKey
-				case tokenForNo:
-					prev = tokenForNoKey
-				}
-			case keywordShare:
-				if was == tokenFor || was == tokenForKey {
-					return needPrimary
-				}
-			case keywordUpdate:
-				if was == tokenFor || was == tokenForNoKey {
-					return needPrimary
-				}
-				fallthrough
-			case keywordModify:
-				// After AS ( it is a common table expression, after the last ) the statement itself.
-				// Elsewhere these words are good names for columns.
-				if with && (was == tokenBody || was == tokenClose && depth == 0) {
-					return needPrimary
-				}
-			case keywordInto:
-				if selects {
-					return needPrimary
-				}
-			case keywordAs, keywordMaterialized:
-				prev = tokenAs
+			// After AS ( there is a common table expression, after the last ) the statement itself.
+			body := with && (prev == tokenBody || prev == tokenClose && depth == 0)
+			next, writes := readKeyword(k, prev, body)
+			if writes || k == keywordInto && selects {
+				return needPrimary
 			}
+			prev, name = next, word
 
 		case lexOpen:
-			switch prev {
-			case tokenName:
-				if actsLocally(name, true) {
-					return needPrimary
-				}
-			case tokenQuoted:
-				if actsLocally(name, false) {
-					return needPrimary
-				}
-			case tokenEscaped:
-				return needPrimary // U&"\0070g_..." may spell any name, and nobody writes a read like that
+			if callsLocally(prev, name) {
+				return needPrimary
 			}
 			if prev == tokenAs {
 				prev = tokenBody
@@ -187,6 +147,46 @@ func needOf(sql string) need {
 		}
 	}
 	return needReplica
+}
+
+// readKeyword returns what a word leaves behind for the next, and whether it makes the statement a write. body says that a
+// statement may begin at the word: elsewhere INSERT and its like are good names for columns.
+func readKeyword(k keyword, prev token, body bool) (next token, writes bool) {
+	switch k {
+	case keywordAs, keywordMaterialized:
+		return tokenAs, false
+	case keywordFor:
+		return tokenFor, false
+	case keywordNo:
+		if prev == tokenFor {
+			return tokenForNo, false
+		}
+	case keywordKey:
+		switch prev {
+		case tokenFor:
+			return tokenForKey, false
+		case tokenForNo:
+			return tokenForNoKey, false
+		}
+	case keywordShare:
+		return tokenName, prev == tokenFor || prev == tokenForKey
+	case keywordUpdate:
+		return tokenName, prev == tokenFor || prev == tokenForNoKey || body
+	case keywordModify:
+		return tokenName, body
+	}
+	return tokenName, false
+}
+
+// callsLocally reports whether a parenthesis behind the token makes a call that is bound to the primary.
+func callsLocally(prev token, name string) bool {
+	switch prev {
+	case tokenName:
+		return actsLocally(name, true)
+	case tokenQuoted:
+		return actsLocally(name, false)
+	}
+	return prev == tokenEscaped // U&"\0070g_..." may spell any name, and nobody writes a read like that
 }
 
 // atomicText reports whether a text is one statement that is done as a whole or not at all: it begins with a command that
