@@ -41,9 +41,13 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 			return result, err
 		}
 		conn, w, err := peer.acquire(ctx, t.guest)
-		if err == nil && in.place == placePrimary && p.config.Mode != ModeOrdered && Role(peer.role.Load()) == RoleReplica {
-			conn.Release() // it came back as a replica, and its first new connection was the first to say so
-			err = errDemoted
+		if err == nil {
+			if in.reads && in.mayResend(w) {
+				w.use.Store(useRead)
+			}
+			if err = p.lapsed(&in, &t, peer, w); err != nil {
+				conn.Release()
+			}
 		}
 		if err != nil {
 			if !p.goOn(ctx, &in, &t, failure{at: peer, err: err}) {
@@ -56,9 +60,6 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 			continue
 		}
 		f := failure{at: peer, sent: true}
-		if in.reads && in.mayResend(w) {
-			w.use.Store(useRead)
-		}
 		if w.writes = !p.solo && in.mayWrite(w.standby); w.writes {
 			w.text = in.readText()
 		}
@@ -78,8 +79,25 @@ func (p *MultiPool) stillFresh(in *intent, q *peer) bool {
 	return in.fresh.holds(q)
 }
 
-// errDemoted is of a peer that was chosen as the primary. Nothing has been sent to it.
-var errDemoted = errors.New("multipool: the peer has become a replica")
+// lapsed returns why a connection that a call has got is of no use to it any more, nil if it is. The call may have waited
+// for it, and the news of meanwhile, which cut what was in use, did not find it. The connection counts as in use by now:
+// what is published from here on does.
+func (p *MultiPool) lapsed(in *intent, t *trail, q *peer, w *wire) error {
+	switch top := p.topology.Load(); {
+	case p.solo:
+		return nil
+	case w.use.Load() == useRead && health(q.health.Load()) == healthDown:
+		return errPeerDown
+	case in.place == placePrimary && p.config.Mode != ModeOrdered && Role(q.role.Load()) == RoleReplica:
+		return errLapsed // it came back as a replica, and its first new connection was the first to say so
+	case top != t.picked && (in.place == placePrimary && !contains(top.writes, q) || top.replaced(q)):
+		return errLapsed
+	}
+	return nil
+}
+
+// errLapsed is of a peer that has lost the office for which it was chosen. Nothing has been sent to it.
+var errLapsed = errors.New("multipool: the peer is not the primary any more")
 
 // try runs a call on a connection. Where the call succeeds, run has seen to the connection: released it, or given it to
 // the result. Where it fails, or panics, the connection is released here, after what it tells of its session has been
@@ -126,7 +144,7 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 		return r.err
 	}
 	n := needUnknown
-	if op == opQuery && !p.solo {
+	if op.hasText() && !p.solo {
 		n = p.needs.of(sql) // an explicit route says where, not that the text does not write
 	}
 	in.decide(op, sql, n, r)
@@ -251,7 +269,7 @@ func (p *MultiPool) mark(ctx context.Context, in *intent, f failure) error {
 	switch {
 	case p.solo, !in.mayWrite(f.end.standby && Role(f.at.role.Load()) != RolePrimary):
 		return f.err
-	case in.reads && !callsOthers(in.sql):
+	case in.reads && in.readText() != "" && !callsOthers(in.sql):
 		return f.err
 	}
 	return markUnknown(ctx, f.end, f.err, !in.atomic())

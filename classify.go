@@ -162,6 +162,8 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 		return classOverload
 	case fatal && strings.HasPrefix(code, "08"):
 		return classOfPooler(pgErr, errors.As(e.err, &dial))
+	case !fatal && (code == "58P01" || code == "58P02") && !slices.Contains(storageFiles, pgErr.File): // undefined_file, duplicate_file
+		return classApplication // that a statement names
 	case strings.HasPrefix(code, "58"), code == "XX001", code == "XX002": // system_error, data_corrupted, index_corrupted
 		return classPeer
 	case code == "57P04", errors.As(e.err, &dial): // database_dropped; any refusal at log-in
@@ -171,6 +173,10 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 	}
 	return classApplication
 }
+
+// storageFiles are the server's source files that miss a file of the server's own: one that a COPY or pg_read_file names is
+// missed by others.
+var storageFiles = []string{"md.c", "slru.c", "relmapper.c"}
 
 // withheld reports PgBouncer's refusal to hand a statement on because it cannot get into its server: no server has seen
 // the statement. The text goes on, and may quote the server.
@@ -237,7 +243,7 @@ func classOfAcquire(e evidence) class {
 	var dial *pgconn.ConnectError
 	var cert *tls.CertificateVerificationError
 	switch {
-	case errors.Is(e.err, errPeerDown), errors.Is(e.err, errDemoted):
+	case errors.Is(e.err, errPeerDown), errors.Is(e.err, errLapsed):
 		return classPeer // our own word, at a dial or a wait that the peer's fall has ended; elsewhere is where to go
 	case errors.As(e.err, &cert):
 		return classConfig

@@ -4,9 +4,10 @@ package multipool
 type operation uint8
 
 const (
-	opQuery  operation = iota // Query, QueryRow: reads by their text
-	opReadTx                  // a read-only transaction's begin
-	opBegin                   // any other transaction's begin
+	opQuery     operation = iota // Query, QueryRow: reads by their text
+	opRewritten                  // the same, of a text that a pgx.QueryRewriter of the program's will replace
+	opReadTx                     // a read-only transaction's begin
+	opBegin                      // any other transaction's begin
 	opExec
 	opBatch
 	opCopy
@@ -15,7 +16,10 @@ const (
 )
 
 // reads reports whether the operation belongs on a replica where nothing else is said.
-func (o operation) reads() bool { return o == opQuery || o == opReadTx }
+func (o operation) reads() bool { return o.hasText() || o == opReadTx }
+
+// hasText reports whether the text of the call decides whether it reads.
+func (o operation) hasText() bool { return o == opQuery || o == opRewritten }
 
 // harmless reports whether running the operation twice has no effect on the data: BEGIN and a ping.
 func (o operation) harmless() bool {
@@ -76,7 +80,7 @@ func (in *intent) decide(op operation, sql string, n need, r *resolution) {
 		if r.route.Target == TargetAny {
 			in.place = placeAny
 		}
-	case op == opQuery:
+	case op.hasText():
 		in.place, in.reason = placePrimary, ReasonStatement
 	default:
 		in.place, in.reason = placePrimary, ReasonWrite
@@ -126,7 +130,7 @@ func (in *intent) after(v verdict, sent, standby bool) step {
 	}
 	switch v.class {
 	case classRefused:
-		if in.forced || !standby {
+		if in.forced || !standby || v.executed != executedNo {
 			return stepStop
 		}
 		return stepPrimary
@@ -151,9 +155,9 @@ func (in *intent) mayWrite(standby bool) bool {
 	return !in.op.harmless() && (!in.reads || !standby && in.retry != RetryReads)
 }
 
-// readText is the text of a read; "" of anything else.
+// readText is the text of a read, as the server gets it; "" of anything else.
 func (in *intent) readText() string {
-	if in.reads {
+	if in.reads && in.op != opRewritten {
 		return in.sql
 	}
 	return ""

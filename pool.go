@@ -336,7 +336,11 @@ func (p *MultiPool) Close() {
 // Exec runs sql on the primary, or where the route says, and returns its command tag. It takes what pgxpool's Exec
 // takes. Where the statement may have been executed and its answer was lost, the error matches [ErrOutcomeUnknown].
 func (p *MultiPool) Exec(ctx context.Context, sql string, arguments ...any) (pgconn.CommandTag, error) {
-	return attempt(ctx, p, opExec, sql, func(c *pgxpool.Conn, _ *wire) (pgconn.CommandTag, error) {
+	text := sql
+	if rewrites(arguments) {
+		text = "" // nobody knows what is sent
+	}
+	return attempt(ctx, p, opExec, text, func(c *pgxpool.Conn, _ *wire) (pgconn.CommandTag, error) {
 		tag, err := c.Exec(ctx, sql, arguments...)
 		if err == nil {
 			c.Release()
@@ -372,7 +376,11 @@ func (p *MultiPool) QueryRow(ctx context.Context, sql string, args ...any) pgx.R
 }
 
 func (p *MultiPool) query(ctx context.Context, sql string, args []any) (*rows, error) {
-	return attempt(ctx, p, opQuery, sql, func(c *pgxpool.Conn, w *wire) (*rows, error) {
+	op := opQuery
+	if rewrites(args) {
+		op = opRewritten
+	}
+	return attempt(ctx, p, op, sql, func(c *pgxpool.Conn, w *wire) (*rows, error) {
 		if w.seq.Load()%sampleEvery != 0 {
 			return queryRows(ctx, c, w, sql, args)
 		}
@@ -383,6 +391,21 @@ func (p *MultiPool) query(ctx context.Context, sql string, args []any) (*rows, e
 		}
 		return r, err
 	})
+}
+
+// rewrites reports whether a call's arguments begin, behind pgx's other options, with a pgx.QueryRewriter: then its text is
+// not what is sent. pgx's own rewriters put numbers in the place of names and leave the rest.
+func rewrites(args []any) bool {
+	for _, arg := range args {
+		switch arg.(type) {
+		case pgx.NamedArgs, pgx.StrictNamedArgs, pgx.QueryExecMode, pgx.QueryResultFormats, pgx.QueryResultFormatsByOID:
+		case pgx.QueryRewriter:
+			return true
+		default:
+			return false
+		}
+	}
+	return false
 }
 
 // sampleEvery makes one read in eight take its time: a connection's seq grows by two a statement.

@@ -129,11 +129,11 @@ func (p *MultiPool) runOnce(ctx context.Context, o pgx.TxOptions, f func(pgx.Tx)
 }
 
 // afterBegin decides what follows a BEGIN that failed. Where the pool has looked for a peer in vain it has waited already;
-// a connection that was lost under it is worth another.
+// a connection that was lost under it is worth another, but where a BeginQuery, which may be anything, was lost with it.
 func afterBegin(ctx context.Context, err error) runStep {
 	var nobody *NoPeerError
 	var dial *pgconn.ConnectError
-	if errors.As(err, &nobody) || errors.As(err, &dial) {
+	if errors.As(err, &nobody) || errors.As(err, &dial) || errors.Is(err, ErrOutcomeUnknown) {
 		return runStop
 	}
 	return runEnd{err: err, lost: true}.next(ctx)

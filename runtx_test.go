@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmultipool/multipool/internal/netfault"
+	"github.com/pgmultipool/multipool/internal/pgfake"
 	"github.com/pgmultipool/multipool/internal/pgtest"
 )
 
@@ -512,4 +514,21 @@ func TestACommitThatIsGivenUpHoldsNoSlot(t *testing.T) {
 		assert.NoError(t, err)
 		assert.Less(t, time.Since(begun), 2*time.Second, "%T", p)
 	}
+}
+
+// A BeginQuery may be anything.
+func TestRunTxDoesNotRepeatABeginQueryThatWasLost(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		const insert = "insert into log values (1)"
+		require.NoError(t, x.pool.Ping(ctx))
+		x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+			if !strings.HasPrefix(s.SQL, insert) {
+				return nil
+			}
+			return &pgfake.Response{Cut: pgfake.CutBeforeAnswer}
+		}))
+		err := x.pool.RunTx(ctx, pgx.TxOptions{BeginQuery: insert + "; begin"}, func(pgx.Tx) error { return nil })
+		assert.ErrorIs(t, err, ErrOutcomeUnknown)
+		assert.Equal(t, 1, x.primary.Count(insert))
+	})
 }

@@ -208,25 +208,36 @@ func atomicText(sql string) bool {
 }
 
 // callsOthers reports whether a text that is a read may call something that writes: a name with an open parenthesis behind
-// it that is neither a word of the language nor a function of PostgreSQL's that is known to read only. Strings and comments
-// are not skipped: doubt says yes. It is asked of reads that a server which accepts writes has lost, not before.
+// it that is neither a word of the language nor a function of PostgreSQL's that is known to read only; and any text that
+// does not begin as a query does, as the name of a prepared statement, or an EXPLAIN ANALYZE. Strings and comments are not
+// skipped: doubt says yes. It is asked of reads that a server which accepts writes has lost, not before.
 func callsOthers(sql string) bool {
-	for i := 0; i < len(sql); i++ {
-		if sql[i] != '(' {
-			continue
-		}
-		before := strings.TrimRight(sql[:i], " \t\n\r\v\f")
-		begin := len(before)
-		for begin > 0 && (lexClass[before[begin-1]] == lexLetter || lexClass[before[begin-1]] == lexDigit) {
-			begin--
-		}
-		word, rest := before[begin:], before[:begin]
-		if schema, qualified := strings.CutSuffix(rest, "."); qualified && !strings.HasSuffix(strings.ToLower(schema), "pg_catalog") {
-			return true
-		}
-		if word == "" && strings.HasSuffix(before, `"`) || word != "" && !readWords[strings.ToLower(word)] {
+	begin := skipBlank(sql, 0, "(;")
+	if !queryWords[strings.ToLower(sql[begin:wordEnd(sql, begin)])] {
+		return true
+	}
+	for i := begin; i < len(sql); i++ {
+		if sql[i] == '(' && !readsOnly(sql[:i]) {
 			return true
 		}
 	}
 	return false
+}
+
+// readsOnly reports whether a parenthesis behind the text is for certain no call of what may write.
+func readsOnly(before string) bool {
+	text := strings.TrimRight(before, " \t\n\r\v\f")
+	line := text[strings.LastIndexAny(text, "\n\r")+1:]
+	if strings.HasSuffix(text, "*/") || strings.Contains(line, "--") {
+		return false // what stands before the comment?
+	}
+	begin := len(text)
+	for begin > 0 && lexClass[text[begin-1]] <= lexDollar {
+		begin--
+	}
+	word, rest := strings.ToLower(text[begin:]), text[:begin]
+	if schema, qualified := strings.CutSuffix(rest, "."); qualified && !strings.HasSuffix(strings.ToLower(schema), "pg_catalog") {
+		return false
+	}
+	return readWords[word] || word == "" && !strings.HasSuffix(text, `"`)
 }

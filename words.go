@@ -2,6 +2,9 @@ package multipool
 
 import "strings"
 
+// queryWords are the words with which a query begins.
+var queryWords = wordSet("select show table values with")
+
 // readWords are the words that may stand before a parenthesis in a text that only reads.
 var readWords = wordSet(`
 	all and any array as between by case cast char character check coalesce cross cube current date decimal distinct else end
