@@ -306,11 +306,8 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 		t.until = now.Add(p.config.Wait)
 	}
 	left := t.until.Sub(now)
-	waiting := p.waiting.Add(1)
+	waiting := p.waits()
 	defer p.waiting.Add(-1)
-	if waiting == 1 && len(top.writes) == 0 {
-		p.nudgeAll() // from now on they look eagerly
-	}
 	if top.unseen {
 		// First looks are under way: nobody is lost yet, so even a call that is not to wait waits for them, and however
 		// many there are.
@@ -342,6 +339,16 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 		}
 		return p.noPeer(top, in, t, nil)
 	}
+}
+
+// waits counts one that waits, and returns how many there are. While there is no primary, peers are looked at eagerly from
+// the first on.
+func (p *MultiPool) waits() int64 {
+	waiting := p.waiting.Add(1)
+	if waiting == 1 && len(p.topology.Load().writes) == 0 {
+		p.nudgeAll()
+	}
+	return waiting
 }
 
 func (p *MultiPool) noPeer(top *topology, in *intent, t *trail, ended error) error {

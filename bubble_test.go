@@ -509,6 +509,65 @@ func TestASetUpThatAStandbyRefusesLeavesTheReadsOnThePrimary(t *testing.T) {
 	})
 }
 
+// One session, which its last user left at default_transaction_isolation=serializable, refuses one statement.
+func TestAReplicaThatRefusedASessionIsReadAgain(t *testing.T) {
+	refusal := pgfake.Error{
+		Severity: "ERROR", Code: "0A000", Message: "cannot use serializable mode in a hot standby", Routine: "GetSerializableTransactionSnapshot",
+	}
+	for name, mend := range map[string]func(*fakes){
+		"after a while": func(*fakes) { time.Sleep(forgiveAfter) },
+		"after a restart": func(x *fakes) {
+			x.replicas[0].Die()
+			time.Sleep(time.Second)
+			x.replicas[0].Revive()
+			time.Sleep(5 * time.Second)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+				settled()
+				require.Equal(t, "replica1:5432", x.read(ctx))
+				x.replicas[0].FailNextWith(1, refusal)
+				require.Equal(t, "primary:5432", x.read(ctx))
+				require.Equal(t, "refuses the program's own set-up of a connection", x.peer("replica1").Unfit)
+				time.Sleep(10 * time.Second)
+				require.Equal(t, "primary:5432", x.read(ctx))
+				mend(x)
+				require.Eventually(t, func() bool { return x.read(ctx) == "replica1:5432" }, 20*time.Second, 100*time.Millisecond)
+			})
+		})
+	}
+}
+
+// The one that answers in time is of another cluster. It is elected, outvoted, and what runs there must not go on.
+func TestAStrangerThatWasElectedIsCut(t *testing.T) {
+	bubble(t, 2, func(c *Config) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
+		settled()
+		stranger := pgfake.New(pgfake.Options{SystemID: 2})
+		stranger.Handle(func(s pgfake.Statement) *pgfake.Response {
+			if s.SQL != lookFull {
+				return nil
+			}
+			return lookAnswer(sight{role: RolePrimary, system: 2, timeline: 1, position: 8192})
+		})
+		x.network["primary:5432"] = stranger
+		for _, r := range x.replicas {
+			r.Delay(600 * time.Millisecond)
+		}
+		p, err := Open(t.Context(), Config{Pool: x.pool.Config(), CheckInterval: time.Second})
+		require.NoError(t, err)
+		defer p.Close()
+		tx, err := p.Begin(ctx)
+		require.NoError(t, err)
+		time.Sleep(5 * time.Second)
+		require.Equal(t, "is of another cluster", p.Status().Peers[0].Unfit)
+		_, err = tx.Exec(ctx, "insert into t values (2)")
+		assert.Error(t, err)
+		assert.Error(t, tx.Commit(ctx))
+		assert.Zero(t, stranger.Applied("insert into t values (2)"))
+	})
+}
+
 func TestAnObjectThatAStandbyDoesNotKnowYetIsReadFromThePrimary(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
 		for _, p := range x.replicas {
@@ -1044,6 +1103,26 @@ func TestAProgramThatStartsInAFailoverFollowsItAtOnce(t *testing.T) {
 	}
 	assert.Zero(t, failed)
 	assert.Less(t, worst, 100*time.Millisecond)
+}
+
+// It is what a program that starts in a failover waits in.
+func TestWaitForPrimaryHasThePeersLookedAt(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		x.primary.Die()
+		second, err := Open(t.Context(), Config{Pool: x.pool.Config()})
+		require.NoError(t, err)
+		defer second.Close()
+		time.Sleep(1500 * time.Millisecond)
+		done := make(chan error)
+		go func() { done <- second.WaitForPrimary(ctx) }()
+		time.Sleep(50 * time.Millisecond)
+		x.replicas[0].Promote()
+		promoted := time.Now()
+		require.NoError(t, <-done)
+		assert.Less(t, time.Since(promoted), 50*time.Millisecond)
+		assert.Zero(t, second.Status().Waiting)
+	})
 }
 
 // A hard bound in bytes, said by a context for the first time: the replica's last measure is seconds old.

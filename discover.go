@@ -192,7 +192,8 @@ func missesOf(q *peer) int {
 func (p *MultiPool) fallBack() {
 	p.changing.Lock()
 	defer p.changing.Unlock()
-	if len(p.topology.Load().writes) > 0 || p.orphanedFor() < fallBackAfter {
+	since := p.orphaned.Load() // 0: there was no primary yet, so there is nobody to wait for
+	if len(p.topology.Load().writes) > 0 || since != 0 && p.orphanedFor() < fallBackAfter {
 		return
 	}
 	for _, c := range p.seeds {

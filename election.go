@@ -20,7 +20,10 @@ func (t *topology) elect() {
 		t.split = t.contested()
 	case best == incumbent:
 	case rivals:
-		t.primary, t.split = nil, t.settled
+		t.split = t.settled
+		if incumbent != nil && incumbent.role == RoleReplica {
+			t.primary = nil // else it is who they have to be trusted against, when one of them goes
+		}
 	case incumbent != nil && !t.trusts(best) && (incumbent.claims() || t.streams(best)):
 		// A higher timeline is what a promotion leaves, and a point-in-time recovery of a copy: while the incumbent
 		// answers, one is not told from the other. Writing to neither can cost time, writing to either more.
@@ -125,7 +128,7 @@ func (t *topology) recognise() {
 	for i := range t.members {
 		m := &t.members[i]
 		if m != primary && m.claims() && primary.claims() && m.timeline == primary.timeline && m.timeline != 0 {
-			m.rival = true
+			m.rival, m.ours = true, false // whose log it goes on with is not known any more
 		}
 		replica := m.role == RoleReplica && max(m.timeline, m.shown) <= primary.timeline
 		if m == primary || (replica && !m.foreign) || (!t.elected && m.health == healthUnknown) {
@@ -135,14 +138,14 @@ func (t *topology) recognise() {
 	t.elected = true
 }
 
-// replaced reports whether an earlier primary has been replaced by a newer timeline, while it still takes itself for the
-// primary: what is written there is lost.
+// replaced reports whether an earlier primary has been replaced by a newer timeline, or has turned out to be another
+// cluster's, while it still takes itself for the primary: what is written there is lost.
 func (t *topology) replaced(earlier *peer) bool {
 	m := t.member(earlier)
 	if t.mode != ModeReplicated || m == nil || m.role != RolePrimary || earlier == t.primary {
 		return false
 	}
-	return t.primary != nil || m.timeline < t.timeline
+	return m.foreign || t.primary != nil || m.timeline < t.timeline
 }
 
 // strays reports whether a replica gets the log of a timeline that the primary has left: it looks healthy, and shows a

@@ -351,6 +351,19 @@ func TestAPoolIsNotStrandedByAViewThatWasEmptyForAMoment(t *testing.T) {
 	}
 }
 
+// What is discovered at first is nobody, and then discovery fails.
+func TestAPoolThatNeverHadAPrimaryTriesTheConfiguredPeersAgain(t *testing.T) {
+	var l peerList
+	l.say(nil, "ghost")
+	bubble(t, 2, func(c *Config) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
+		time.Sleep(3 * time.Second)
+		l.say(errors.New("the name server is down"))
+		time.Sleep(time.Minute)
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+	})
+}
+
 func TestADrainedPeerIsKeptWhetherItIsFoundOrNot(t *testing.T) {
 	var l peerList
 	l.say(nil, "primary", "replica1", "replica2")

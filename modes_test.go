@@ -128,3 +128,23 @@ func TestAnOrderedPoolMovesBackOnceAndLate(t *testing.T) {
 		require.NoError(t, err)
 	})
 }
+
+// Who is down when the pool is opened has never been well: it waits like anybody who returns.
+func TestAnOrderedPoolThatBeganWithItsSecondMovesBackLate(t *testing.T) {
+	bubble(t, 2, func(c *Config) { c.Mode = ModeOrdered; c.ReturnAfter = 20 * time.Second }, func(ctx context.Context, x *fakes) {
+		settled()
+		x.primary.Die()
+		p, err := Open(t.Context(), Config{Pool: x.pool.Config(), Mode: ModeOrdered, ReturnAfter: 20 * time.Second})
+		require.NoError(t, err)
+		defer p.Close()
+		time.Sleep(time.Minute)
+		require.Equal(t, "replica1:5432", p.Status().Primary)
+		x.primary.Revive()
+		revived := time.Now()
+		for p.Status().Primary != "primary:5432" && time.Since(revived) < time.Minute {
+			time.Sleep(100 * time.Millisecond)
+		}
+		assert.GreaterOrEqual(t, time.Since(revived), 20*time.Second)
+		assert.Less(t, time.Since(revived), 30*time.Second)
+	})
+}

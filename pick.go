@@ -186,10 +186,8 @@ func (t *topology) why(m *member, in *intent) (string, error) {
 		return "claims to be the primary", nil
 	case m.role == RoleUnknown:
 		return "is of unknown role", nil
-	case m.hostile != nil:
-		return "refuses the program's own set-up of a connection", m.hostile
 	case m.unfit() != "":
-		return m.unfit(), nil
+		return m.unfit(), m.hostile
 	case m.role == RoleReplica && in.fresh.bounds():
 		return "is not known to be within " + in.fresh.max.String(), nil
 	}

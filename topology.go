@@ -78,6 +78,8 @@ func (m *member) unfit() string {
 		return "is of another cluster"
 	case m.stray && m.fitness != fitAstray:
 		return "is a replica of an older timeline"
+	case m.hostile != nil:
+		return "refuses the program's own set-up of a connection"
 	}
 	return m.fitness.String()
 }
@@ -137,6 +139,7 @@ type observation struct {
 	drained  ternary
 	steady   bool
 	hostile  error
+	forgiven bool // that it was hostile
 	cause    error
 	settle   bool // the time for the first looks is over; peer is nil
 	joins    bool // the peer is new; its role is what the configuration vouches for
@@ -223,6 +226,7 @@ func (m *member) learn(o observation) (news bool) {
 		m.system, news = o.system, true
 	}
 	if (o.timeline != 0 || o.alone) && o.timeline != m.timeline {
+		m.rival = m.rival && o.timeline <= m.timeline // it has been promoted since
 		m.timeline, news = o.timeline, true
 	}
 	if o.shown != 0 && o.shown != m.shown {
@@ -232,7 +236,10 @@ func (m *member) learn(o observation) (news bool) {
 		m.fitness, news = o.fitness, true
 	}
 	if o.health != healthUnknown && o.health != m.health && (o.health != healthSuspect || m.health <= healthUp) {
-		m.steady = m.health == healthUnknown || m.steady && o.health <= healthSuspect
+		m.steady = (m.health == healthUnknown || m.steady) && o.health <= healthSuspect
+		if m.health > healthSuspect && o.health == healthUp {
+			m.hostile = nil // it may have been set right
+		}
 		m.health, news = o.health, true // a suspicion does not soften a verdict
 	}
 	if o.steady && !m.steady && m.health == healthUp {
@@ -246,6 +253,9 @@ func (m *member) learn(o observation) (news bool) {
 	}
 	if o.hostile != nil && m.hostile == nil {
 		m.hostile, news = o.hostile, true
+	}
+	if o.forgiven && m.hostile != nil {
+		m.hostile, news = nil, true
 	}
 	if o.cause != nil && (m.cause == nil || o.cause.Error() != m.cause.Error()) {
 		m.cause, news = o.cause, true // a server that keeps refusing us alike wakes nobody

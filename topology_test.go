@@ -935,14 +935,51 @@ func TestAClusterIsFollowedThroughItsLife(t *testing.T) {
 		{"an upgrade makes another cluster of all", []news{turned("c", healthDown), look("b", RolePrimary, 1, 9, 0), look("a", RoleReplica, 1, 9, 9), look("c", RoleReplica, 1, 9, 9),
 			look("b", RolePrimary, 2, 1, 0), look("a", RoleReplica, 2, 1, 1), look("c", RoleReplica, 2, 1, 1)},
 			"reads:a,c writes:b replicas:a,c any:a,c,b primary:b settled"},
+		{"two strangers of one timeline, of which one goes", []news{turned("c", healthDown), turned("d", healthDown), look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), turned("d", healthDown)},
+			"reads:b writes: replicas:b any:b,a primary:a rivals:c settled split"},
+		{"... and then the other", []news{turned("c", healthDown), turned("d", healthDown), look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), turned("d", healthDown), turned("c", healthDown)},
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
+		{"a copy with the primary's own timeline is promoted, and nobody knows of what", []news{look("c", RoleReplica, 1, 1, 1), look("c", RolePrimary, 1, 1, 0), turned("c", healthDown), look("c", RolePrimary, 1, 2, 0)},
+			"reads:b writes: replicas:b any:b,a primary:a rivals:c settled split"},
+		{"... and a replica follows it", []news{look("c", RoleReplica, 1, 1, 1), look("c", RolePrimary, 1, 1, 0), turned("c", healthDown), look("c", RolePrimary, 1, 2, 0), look("b", RoleReplica, 1, 2, 2)},
+			"reads:b writes:c replicas:b any:b,c primary:c rivals:a settled"},
 		{"a replica that had strayed is rebuilt", []news{look("c", RoleReplica, 1, 1, 1), look("c", RoleReplica, 1, 2, 2), look("c", RoleReplica, 1, 1, 1)},
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			require.Equal(t, tc.want, listsOf(tell(freshTopology("a", "b", "c"), append(start[:2:2], tc.news...)...)))
+			names := []string{"a", "b", "c"}
+			if slices.ContainsFunc(tc.news, func(n news) bool { return n.of == "d" }) {
+				names = append(names, "d")
+			}
+			require.Equal(t, tc.want, listsOf(tell(freshTopology(names...), append(start[:2:2], tc.news...)...)))
 		})
 	}
 	// One server answers in time, and it is the stranger.
 	top := tell(freshTopology("a", "b", "c"), look("c", RolePrimary, 2, 1, 0), settleNow, look("a", RolePrimary, 1, 1, 0), look("b", RoleReplica, 1, 1, 1))
 	require.Equal(t, "reads:b writes:a replicas:b any:b,a primary:a settled", listsOf(top))
+}
+
+// Who was primary for a while leaves an open transaction behind, whoever is elected when.
+func TestAnEarlierPrimaryIsCutOnceItIsKnownToBeReplaced(t *testing.T) {
+	t.Parallel()
+	start := []news{look("a", RolePrimary, 1, 1, 0), look("b", RoleReplica, 1, 1, 1), turned("c", healthDown), turned("d", healthDown)}
+	for name, news := range map[string][]news{
+		"by one of two":  {look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), turned("d", healthDown), look("b", RoleReplica, 1, 2, 2)},
+		"as a stranger":  {look("b", RoleReplica, 2, 1, 1), look("c", RolePrimary, 2, 1, 0)},
+		"as an impostor": {look("b", RoleReplica, 2, 1, 1), look("c", RoleReplica, 2, 1, 1)},
+	} {
+		top := tell(freshTopology("a", "b", "c", "d"), start...)
+		if name != "by one of two" { // it alone had answered
+			top = tell(freshTopology("a", "b", "c", "d"), start[0], settleNow)
+		}
+		first := top.primary
+		require.Equal(t, "a", first.called())
+		cut := false
+		for _, n := range news {
+			next := tell(top, n)
+			cut = cut || top.primary == first && next.replaced(first)
+			top = next
+		}
+		require.True(t, cut, name)
+	}
 }

@@ -16,6 +16,8 @@ const (
 	watchTick = 100 * time.Millisecond
 	// lateTick voids a tick, or a probe: this process itself was stopped, and what it would find is its own doing.
 	lateTick = 100 * time.Millisecond
+	// forgiveAfter is how long a replica stays out of the reads at most whose sessions could not be set up.
+	forgiveAfter = 10 * time.Minute
 	// easeTime is how long a risen peer takes to get its whole share.
 	easeTime = 10 * time.Second
 )
@@ -49,6 +51,17 @@ func (w *watch) run(ctx context.Context) {
 				p.rate.next()
 			}
 		}
+		if n%int(forgiveAfter/watchTick) == 0 {
+			w.forgive()
+		}
+	}
+}
+
+// forgive has replicas tried again that have refused the program's set-up of a connection, which may be another by now, or
+// was one session's: if they still do, it costs one read a detour.
+func (w *watch) forgive() {
+	for _, p := range w.pool.peers() {
+		w.pool.observe(observation{peer: p, forgiven: true})
 	}
 }
 
