@@ -108,26 +108,26 @@ func balancerNamed(name string) Balancer {
 // and other calls have a turn each.
 func RoundRobin() Balancer {
 	b := new(roundRobin)
-	for i := range b.turns {
-		b.turns[i].Store(rand.Uint64N(1 << 32)) // so that the programs of a fleet do not begin alike
+	for i := range b.next {
+		b.next[i].Store(rand.Uint64N(1 << 32)) // so that the programs of a fleet do not begin alike
 	}
 	return b
 }
 
 type roundRobin struct {
-	turns [2]atomic.Uint64 // of reads, of other calls
+	next [2]atomic.Uint64 // of reads, of other calls
 }
 
 func (b *roundRobin) Pick(c Candidates) int {
-	turn := &b.turns[0]
+	next := &b.next[0]
 	if !c.reads {
-		turn = &b.turns[1]
+		next = &b.next[1]
 	}
 	n := uint64(c.Len())
 	last := -1
 	for range n {
 		// A turn each, also for who is passed over: else its neighbour would have two.
-		i := int((turn.Add(1) - 1) % n)
+		i := int((next.Add(1) - 1) % n)
 		switch {
 		case c.ready(i):
 			return i
@@ -135,7 +135,7 @@ func (b *roundRobin) Pick(c Candidates) int {
 			last = i
 		}
 	}
-	turn.Add(1) // all have had one: the next call begins with the next
+	next.Add(1) // all have had one: the next call begins with the next
 	return last
 }
 

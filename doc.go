@@ -35,6 +35,7 @@
 //	                                              |
 //	                                              +----probe fails-----> down --a look succeeds--> up
 //	      --refused by password, database, TLS--> misconfigured --a look succeeds--> up
+//	      --refused as the server shuts down----> draining -------a look succeeds--> up
 //
 // A fault is an error of the connection or the server behind it, never the program's. The first one makes the peer
 // suspect: it is left out of the reads, and its monitor probes it at once, on a connection of its own and by a fresh
@@ -61,7 +62,8 @@
 // # What is not
 //
 // A read on a replica may see the database as it was a moment ago ([Config].MaxLag and [Route].MaxLag bound it), and two
-// reads may be served by two replicas. A
-// function of the program's that takes an advisory lock inside cannot be seen from outside. What asynchronous
-// replication has not shipped is lost when the primary is lost; PostgreSQL's synchronous_commit is the remedy.
+// reads may be served by two replicas. A function of the program's that takes an advisory lock inside cannot be seen from
+// outside. A read that writes, and is lost in the first statement of its session after a promotion that nobody has seen yet, is
+// taken for a read on a replica. What asynchronous replication has not shipped is lost when the primary is lost;
+// PostgreSQL's synchronous_commit is the remedy.
 package multipool

@@ -52,7 +52,7 @@ type PeerEvent struct {
 	FromRole  Role
 	Slow      bool   // its reads take far longer than elsewhere
 	Drained   bool   // by the operator
-	Unfit     string // why its data keeps it out of the reads: "is behind", ...; "" where it does not
+	Unfit     string // why it is kept out of the reads though it is well: "is behind", ...; "" where it is not
 	Cause     error  // the last fault; nil where there was none
 	At        time.Time
 	Discarded int64 // events that were lost before this one, because a hook was slow
@@ -63,7 +63,7 @@ type PrimaryEvent struct {
 	Primary   string   // the primary's name; "" while there is none. One that is down is the primary until it is replaced
 	Previous  string   // before
 	Timeline  uint32   // the cluster's; 0: not known
-	Rivals    []string // peers that claim to be the primary and are not followed: fenced
+	Rivals    []string // peers that claim to be the primary and are not followed
 	Split     bool     // nothing tells who is right: writes are held, and fail with ErrSplitBrain
 	At        time.Time
 	Discarded int64 // see PeerEvent
@@ -73,8 +73,8 @@ type PrimaryEvent struct {
 // pool's; where one is slow, up to 256 events wait, and more are discarded and counted. They may use the pool, but must
 // not call its Close, which waits for them.
 type Hooks struct {
-	// PeerChanged is called when a peer's health or role has changed, it has become slow or quick, or its data fit or
-	// unfit to be read.
+	// PeerChanged is called when a peer's health or role has changed, or it has become slow or quick, fit or unfit to be
+	// read.
 	PeerChanged func(PeerEvent)
 
 	// PrimaryChanged is called when another peer takes the writes, or a peer begins or ceases to claim that it does.
@@ -117,8 +117,8 @@ func both[E any](first, second func(E)) func(E) {
 	return func(e E) { first(e); second(e) }
 }
 
-// SlogHooks returns hooks that log changes of peers: a fall as a warning, the rest as information; a suspicion, which
-// most often ends in nothing, for debugging only. A new primary is information, none a warning, a dispute about it an
+// SlogHooks returns hooks that log changes of peers: a fall, and a replica that is unfit to be read, as a warning, the rest as
+// information; a suspicion, which most often ends in nothing, for debugging only. A new primary is information, none a warning, a dispute about it an
 // error.
 func SlogHooks(l *slog.Logger) *Hooks {
 	return &Hooks{
@@ -130,7 +130,7 @@ func SlogHooks(l *slog.Logger) *Hooks {
 func logPeer(l *slog.Logger, e PeerEvent) {
 	level := slog.LevelInfo
 	switch {
-	case e.To == healthSuspect.String():
+	case e.To == healthSuspect.String(), e.From == healthSuspect.String() && e.To == healthUp.String():
 		level = slog.LevelDebug
 	case e.To == healthDown.String(), e.To == healthMisfit.String(), e.Unfit != "":
 		level = slog.LevelWarn

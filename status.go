@@ -7,11 +7,11 @@ import (
 )
 
 // Status is a snapshot of a pool and its peers. Values of different peers are read one after another. Calls are counted that
-// go through the MultiPool; what goes through a pool of its own (PeerPool, Primary, Replicas) shows in InFlight, in the
-// judgement of the peer, and in that pool's Stat.
+// go through the MultiPool; what goes through a pool of its own (PeerPool, Primary, Replicas) shows in the judgement of the
+// peer and in that pool's Stat, and what goes through Primary and Replicas in InFlight too.
 type Status struct {
 	Peers   []PeerStatus // in the order of the configuration
-	Primary string       // the name of the peer that takes the writes; "" if there is none
+	Primary string       // the primary's name; "" while there is none. One that is down is the primary until it is replaced
 	Rivals  []string     // names of peers that claim to be the primary and are not followed
 	Split   bool         // nothing tells who is right: writes are held
 	Waiting int64        // calls that wait for a peer
@@ -60,13 +60,13 @@ type PeerStatus struct {
 	Host     string
 	Port     uint16
 	Role     Role
-	Primary  bool   // takes the writes
-	Health   string // "up", "suspect", "down", "misconfigured", "not yet seen"
+	Primary  bool   // is the primary, be it down
+	Health   string // "up", "suspect", "down", "draining", "misconfigured", "not yet seen"
 	Breaker  string // "closed", "open", "half-open"
 	Serves   bool   // is a candidate of reads or writes
 	Slow     bool   // is left out of the reads for being far slower than the others
 	Drained  bool   // by the operator
-	Unfit    string // why its data keeps it out of the reads: "is behind", ...; "" where it does not
+	Unfit    string // why it is kept out of the reads though it is well: "is behind", ...; "" where it is not
 	System   uint64 // its system identifier; 0: unknown
 	Zone     string
 	Weight   float64 // 1 where none was given
