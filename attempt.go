@@ -148,6 +148,9 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 		n = p.needs.of(sql) // an explicit route says where, not that the text does not write
 	}
 	in.decide(op, sql, n, r)
+	if p.solo && !in.forced {
+		in.reason = ReasonSolo
+	}
 	in.forced = in.forced || p.config.Mode == ModeOrdered // there is nobody else to send it to
 	return nil
 }
@@ -202,9 +205,6 @@ func (p *MultiPool) routed(ctx context.Context, in *intent, t *trail, chosen *pe
 		chosen.picks.writes.Add(1)
 	}
 	if hook := p.hooks.Routed; hook != nil {
-		if p.solo && !in.forced {
-			reason = ReasonSolo
-		}
 		hook(ctx, Decision{Peer: chosen.name, Reason: reason, Attempt: t.attempt})
 	}
 }

@@ -105,7 +105,7 @@ func BenchmarkDecision(b *testing.B) {
 func routings(n int) map[string]func() bool {
 	replicated := func(r Route, models map[string]Route) *MultiPool {
 		p := idlePool(n, nil, nil)
-		p.models, p.config.Models = models, models
+		p.config.Models = models
 		p.config.Route = r
 		p.route.Store(p.resolveRoute(r))
 		return p

@@ -19,10 +19,11 @@ import (
 
 // discovery asks for the peers that there are, and has the pool follow.
 type discovery struct {
-	mu     sync.Mutex
-	last   DiscoveryStatus
-	asked  chan discovered // of the call that is under way; nil: none is
-	missed map[string]int  // how often in a row a peer was left out
+	asked  chan discovered // of the call that is under way; nil: none is. Of run's goroutine
+	missed map[string]int  // how often in a row a peer was left out; under the owner's changing
+
+	mu   sync.Mutex
+	last DiscoveryStatus
 }
 
 type discovered struct {

@@ -69,8 +69,7 @@ func (m *monitor) look(ctx context.Context, timeout time.Duration) (sight, error
 	if !m.shared {
 		return m.ask(ctx, m.conn.PgConn())
 	}
-	// Where the program holds every connection, one is made for the look: a full pool is no fault of the peer.
-	if s := m.peer.pool.Stat(); s.AcquiredConns() < s.MaxConns() && !m.peer.drained.Load() && !(m.peer.shared.Load() && m.peer.exhausted()) {
+	if m.peer.lends() {
 		c, err := m.peer.pool.Acquire(ctx)
 		if err != nil {
 			return sight{}, err
@@ -79,6 +78,13 @@ func (m *monitor) look(ctx context.Context, timeout time.Duration) (sight, error
 		return m.ask(ctx, c.Conn().PgConn())
 	}
 	return m.fresh(ctx, timeout)
+}
+
+// lends reports whether a look may go through a connection of the program's. Where the program holds every one, one is made
+// for the look: a full pool is no fault of the peer.
+func (p *peer) lends() bool {
+	s := p.pool.Stat()
+	return s.AcquiredConns() < s.MaxConns() && !p.drained.Load() && !(p.shared.Load() && p.exhausted())
 }
 
 // fresh asks on a new connection, which becomes the monitor's.
@@ -102,45 +108,43 @@ func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, erro
 	return seen, nil
 }
 
-// ask runs the look's statement by the extended protocol: never the simple one, which poolers and injections love.
+// ask runs the look's statement by the extended protocol: never the simple one, which poolers and injections love. It asks
+// for less where the server does not serve all of it, and again where it was promoted between two functions of the statement.
 func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
-	return m.askOnce(ctx, pg, false)
-}
-
-func (m *monitor) askOnce(ctx context.Context, pg *pgconn.PgConn, again bool) (sight, error) {
-	tried := m.modesty.Load()
-	asked := m.peer.owner.clock()
-	r := pg.ExecParams(ctx, looks[tried], nil, nil, nil, nil).Read()
-	if r.Err == nil {
-		s, err := readSight(r.Rows)
-		said := reportedRole(pg)
-		m.peer.hearsay.Store(err == nil && said != RoleUnknown && said != s.role)
-		s.asked, s.came = asked, m.peer.owner.clock()
-		return s, err
+	for promoted := false; ; {
+		modesty := m.modesty.Load()
+		s := sight{asked: m.peer.owner.clock()}
+		r := pg.ExecParams(ctx, looks[modesty], nil, nil, nil, nil).Read()
+		s.came = m.peer.owner.clock()
+		var pgErr *pgconn.PgError
+		switch {
+		case r.Err == nil:
+			err := s.read(r.Rows)
+			said := reportedRole(pg)
+			m.peer.hearsay.Store(err == nil && said != RoleUnknown && said != s.role)
+			return s, err
+		case refusesSession(r.Err):
+			s.role = RoleReplica // it refuses every statement of the kind, and only a standby does
+			return s, nil
+		case !errors.As(r.Err, &pgErr):
+			return sight{}, r.Err
+		case pgErr.Code == notPrerequisite && !promoted:
+			promoted = true
+		case slices.Contains(notServed, pgErr.Code) && int(modesty) < len(looks)-1:
+			m.modesty.CompareAndSwap(modesty, modesty+1)
+		default:
+			return sight{}, r.Err
+		}
 	}
-	if refusesSession(r.Err) {
-		// It refuses every statement of the kind, and only a standby does.
-		return sight{role: RoleReplica, asked: asked, came: m.peer.owner.clock()}, nil
-	}
-	var pgErr *pgconn.PgError
-	switch {
-	case !errors.As(r.Err, &pgErr):
-	case pgErr.Code == notPrerequisite && !again:
-		return m.askOnce(ctx, pg, true) // promoted between two functions of the statement
-	case slices.Contains(notServed, pgErr.Code) && int(tried) < len(looks)-1:
-		m.modesty.CompareAndSwap(tried, tried+1)
-		return m.askOnce(ctx, pg, again)
-	}
-	return sight{}, r.Err
 }
 
 // notPrerequisite is object_not_in_prerequisite_state: "recovery is in progress", or is not.
 const notPrerequisite = "55000"
 
-// readSight reads a look's row, as text.
-func readSight(rows [][][]byte) (s sight, err error) {
+// read takes a look's row in, as text.
+func (s *sight) read(rows [][][]byte) (err error) {
 	if len(rows) != 1 || len(rows[0]) != 7 {
-		return s, errOddAnswer
+		return errOddAnswer
 	}
 	row := rows[0]
 	s.role = RolePrimary
@@ -163,7 +167,7 @@ func readSight(rows [][][]byte) (s sight, err error) {
 	if s.role == RolePrimary {
 		s.position = s.position.replayable()
 	}
-	return s, err
+	return err
 }
 
 // connect makes the monitor's own connection: with the peer's address and credentials, without the program's tracer and

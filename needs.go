@@ -64,20 +64,6 @@ func (n *needs) learn(sql string) {
 	n.put(hashNeed(sql), sql, needEntry{need: needPrimary, learned: true})
 }
 
-// learned returns how many texts are remembered because a standby refused them.
-func (n *needs) learned() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.refused
-}
-
-// size returns how many texts are remembered, and their length.
-func (n *needs) size() (texts, bytes int) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.texts, n.bytes
-}
-
 // put adds or replaces the entry of the text. It may keep sql's bytes alive only as a copy: sql may be a small part of a
 // large buffer. The caller holds the lock.
 func (n *needs) put(h uint64, sql string, e needEntry) {

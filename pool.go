@@ -33,7 +33,6 @@ type MultiPool struct {
 	solo   bool            // one peer: a pgxpool with routes and statistics
 	shared atomic.Bool     // a Router's: names of models that are not its own are none of its business
 	route  atomic.Pointer[resolution]
-	models map[string]Route
 	hooks  Hooks
 	herald *herald
 	needs  needs
@@ -95,7 +94,7 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 		return nil, err
 	}
 	p := &MultiPool{
-		given: config.Pool.Copy(), config: complete, models: complete.Models, hooks: *complete.Hooks,
+		given: config.Pool.Copy(), config: complete, hooks: *complete.Hooks,
 		solo: len(peers) == 1 && complete.Discover == nil, done: make(chan struct{}), begun: time.Now(),
 	}
 	p.lagEvery.Store(math.MaxInt64)
@@ -168,8 +167,8 @@ func (p *MultiPool) resolveConfigured() error {
 		return r.err
 	}
 	p.route.Store(r)
-	for _, name := range sortedKeys(p.models) {
-		if r := p.resolveRoute(p.models[name].over(p.config.Route)); r.err != nil {
+	for _, name := range sortedKeys(p.config.Models) {
+		if r := p.resolveRoute(p.config.Models[name].over(p.config.Route)); r.err != nil {
 			return &modelError{name, r.err}
 		}
 	}
@@ -186,7 +185,7 @@ func (p *MultiPool) start(ctx context.Context) {
 	} else {
 		p.monitors.Go(func() { p.discovery.run(ctx, p) }) // it launches them
 	}
-	w := &watch{pool: p, stallAfter: p.config.StallAfter}
+	w := &watch{pool: p}
 	p.monitors.Go(func() { w.run(ctx) })
 	if p.herald != nil {
 		p.monitors.Go(func() { p.herald.run(ctx) })
@@ -550,9 +549,6 @@ func (p *MultiPool) Explain(ctx context.Context, sql string) Decision {
 		in.fresh.now = p.clock()
 	}
 	chosen, reason := p.topology.Load().pick(&in, &tried{})
-	if p.solo && !in.forced {
-		reason = ReasonSolo
-	}
 	d := Decision{Reason: reason, Attempt: 1}
 	if chosen != nil {
 		d.Peer = chosen.name

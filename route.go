@@ -2,8 +2,8 @@ package multipool
 
 import (
 	"context"
+	"maps"
 	"slices"
-	"strings"
 	"sync/atomic"
 )
 
@@ -183,9 +183,9 @@ func (p *MultiPool) routeOf(ctx context.Context) *resolution {
 }
 
 func (p *MultiPool) resolve(w *wishes) *resolution {
-	m, ok := p.models[w.model]
+	m, ok := p.config.Models[w.model]
 	if !ok && w.model != "" && !p.shared.Load() {
-		return &resolution{pool: p, version: p.version.Load(), err: unknownName("model", w.model, sortedKeys(p.models))}
+		return &resolution{pool: p, version: p.version.Load(), err: unknownName("model", w.model, sortedKeys(p.config.Models))}
 	}
 	r := p.resolveRoute(w.route.over(m).over(p.config.Route))
 	r.model = w.route.Target == TargetAuto && w.route.Peers == nil && (m.Target != TargetAuto || m.Peers != nil)
@@ -200,14 +200,13 @@ func (p *MultiPool) resolveRoute(route Route) *resolution {
 		return r
 	}
 	p.lookFor(route.MaxLag)
-	all := p.peers()
 	for _, name := range route.Peers {
-		i := slices.IndexFunc(all, func(q *peer) bool { return q.name == name })
+		q := p.named(name)
 		switch {
-		case i >= 0:
-			r.peers = append(r.peers, all[i])
+		case q != nil:
+			r.peers = append(r.peers, q)
 		case p.config.Discover == nil && !p.knew(name):
-			r.err = unknownName("peer", name, namesOfPeers(all))
+			r.err = unknownName("peer", name, p.names())
 			return r
 		}
 	}
@@ -225,10 +224,5 @@ func nameOf(names []string, i int, kind string) string {
 }
 
 func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.SortFunc(keys, strings.Compare)
-	return keys
+	return slices.Sorted(maps.Keys(m))
 }

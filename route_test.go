@@ -13,7 +13,7 @@ import (
 // routedPool makes a pool that is connected to nothing and knows its routes.
 func routedPool(t *testing.T, base Route, models map[string]Route, names ...string) *MultiPool {
 	t.Helper()
-	p := &MultiPool{models: models, config: Config{Route: base, Models: models}}
+	p := &MultiPool{config: Config{Route: base, Models: models}}
 	p.of(idlePeers(names...))
 	require.NoError(t, p.resolveConfigured())
 	return p
@@ -160,7 +160,7 @@ func TestUnknownNamesOfTheConfigurationAreErrorsOfTheConstructor(t *testing.T) {
 	p.of(idlePeers("a"))
 	require.ErrorIs(t, p.resolveConfigured(), ErrUnknownName)
 
-	p = &MultiPool{models: map[string]Route{"good": {}, "bad": {Peers: []string{"q"}}}}
+	p = &MultiPool{config: Config{Models: map[string]Route{"good": {}, "bad": {Peers: []string{"q"}}}}}
 	p.of(idlePeers("a"))
 	err := p.resolveConfigured()
 	require.ErrorIs(t, err, ErrUnknownName)

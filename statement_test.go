@@ -832,3 +832,17 @@ func TestAReadThatCallsNothingOfTheProgramsIsNoWrite(t *testing.T) {
 		require.True(t, callsOthers(sql), sql)
 	}
 }
+
+// learned returns how many texts are remembered because a standby refused them.
+func (n *needs) learned() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.refused
+}
+
+// size returns how many texts are remembered, and their length.
+func (n *needs) size() (texts, bytes int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.texts, n.bytes
+}

@@ -95,8 +95,10 @@ type topology struct {
 	mode    Mode
 	peers   []*peer  // all of them
 	members []member // in the order of the configuration
-	primary *peer    // who takes the writes; stays while it is down, so that it is the incumbent; nil: nobody yet. Under
-	// ModeOrdered who takes everything; under ModeEquivalent nil
+	// primary is who takes the writes: it stays while it is down, so that it is the incumbent; nil: nobody yet. Under
+	// ModeOrdered it is who takes everything, under ModeEquivalent nil.
+	primary *peer
+
 	system   uint64  // the cluster's system identifier; 0: none has told it
 	sure     bool    // two servers have shown it
 	timeline uint32  // the highest that the cluster's servers have shown, and reign; 0: none has told it
@@ -202,10 +204,8 @@ func (t *topology) apply(o observation) *topology {
 		}
 		news = true
 	}
-	for i := range next.members {
-		if m := &next.members[i]; m.peer == o.peer {
-			news = m.learn(o) || news
-		}
+	if m := next.member(o.peer); m != nil {
+		news = m.learn(o) || news
 	}
 	if !news {
 		return t
@@ -266,7 +266,7 @@ func (m *member) learn(o observation) (news bool) {
 // list works out the lists from the members.
 func (t *topology) list() {
 	t.superseded = make(chan struct{})
-	t.unseen = !t.allSeen()
+	t.unseen = t.anyUnseen()
 	t.settled = t.settled || !t.unseen
 	switch t.mode {
 	case ModeReplicated:
@@ -287,13 +287,13 @@ func (t *topology) arrange() {
 	}
 }
 
-func (t *topology) allSeen() bool {
+func (t *topology) anyUnseen() bool {
 	for i := range t.members {
 		if m := &t.members[i]; m.health == healthUnknown && !(m.late && t.settled) {
-			return false
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 func (t *topology) member(p *peer) *member {

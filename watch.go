@@ -7,13 +7,11 @@ import (
 
 // watch sees what no error tells: a peer on which statements run and none ends, and one whose reads take far longer than
 // the others'. One goroutine for all peers samples what the connections count, so that no call looks at a clock.
-type watch struct {
-	pool       *MultiPool
-	stallAfter time.Duration // negative: hangs are not looked for
-}
+type watch struct{ pool *MultiPool }
 
 const (
-	watchTick = 100 * time.Millisecond
+	watchTick   = 100 * time.Millisecond
+	compareEach = 500 * time.Millisecond
 	// lateTick voids a tick, or a probe: this process itself was stopped, and what it would find is its own doing.
 	lateTick = 100 * time.Millisecond
 	// forgiveAfter is how long a replica stays out of the reads at most whose sessions could not be set up.
@@ -43,10 +41,10 @@ func (w *watch) run(ctx context.Context) {
 		if w.pool.config.Mode == ModeOrdered {
 			w.steady(now)
 		}
-		if n%5 == 0 {
+		if n%int(compareEach/watchTick) == 0 {
 			w.compare()
 		}
-		if n%10 == 0 {
+		if n%int(time.Second/watchTick) == 0 {
 			for _, p := range w.pool.peers() {
 				p.rate.next()
 			}
@@ -104,8 +102,9 @@ func (w *watch) count(p *peer, void bool) {
 		}
 	})
 	p.rate.add(ended)
-	if w.stallAfter < 0 {
-		return
+	stallAfter := w.pool.config.StallAfter
+	if stallAfter < 0 {
+		return // hangs are not looked for
 	}
 	waits := p.load.out.Load() > have // for a connection, to be made, pinged or cleaned up
 	switch {
@@ -113,7 +112,7 @@ func (w *watch) count(p *peer, void bool) {
 		p.stall = stall{}
 	default:
 		p.stall.quiet += watchTick
-		if p.stall.quiet >= max(w.stallAfter, p.stall.patience) {
+		if p.stall.quiet >= max(stallAfter, p.stall.patience) {
 			// A long statement is no hang: the probe answers, and the next suspicion comes when it is twice as old.
 			p.stall.patience = max(2*time.Second, 2*p.stall.quiet)
 			p.suspect(errStalled)
