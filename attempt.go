@@ -341,8 +341,8 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 	}
 }
 
-// waits counts one that waits, and returns how many there are. While there is no primary, peers are looked at eagerly from
-// the first on.
+// waits counts one that waits, and returns how many there are. While there is no primary, peers are looked at eagerly
+// from the first on.
 func (p *MultiPool) waits() int64 {
 	waiting := p.waiting.Add(1)
 	if waiting == 1 && len(p.topology.Load().writes) == 0 {

@@ -83,8 +83,8 @@ func (c Candidates) Usable(i int) bool {
 		(!c.fresh.bounds() || c.fresh.holds(p))
 }
 
-// ready reports whether the peer may take the call at once: it is usable, has a free connection, and is not so new that it
-// leaves this call to another.
+// ready reports whether the peer may take the call at once: it is usable, has a free connection, and is not so new that
+// it leaves this call to another.
 func (c Candidates) ready(i int) bool {
 	l := &c.list[i].load
 	return c.Usable(i) && !l.full() && (l.share.Load() >= fullShare || l.takesDraw(rand.Uint32()))
@@ -139,10 +139,10 @@ func (b *roundRobin) Pick(c Candidates) int {
 	return last
 }
 
-// Nearest returns a balancer that takes the candidate of the lowest round trip, as the looks of the monitors see it. Those
-// within half as much again and 200 us of the lowest are equally near: of two of them drawn at random it takes the less
-// busy one. One without a free connection loses to one that has one. Until round trips are known, about a second after a
-// pool was made, the default chooses. Of more than eight candidates it compares eight drawn at random.
+// Nearest returns a balancer that takes the candidate of the lowest round trip, as the looks of the monitors see it.
+// Those within half as much again and 200 us of the lowest are equally near: of two of them drawn at random it takes
+// the less busy one. One without a free connection loses to one that has one. Until round trips are known, about a
+// second after a pool was made, the default chooses. Of more than eight candidates it compares eight drawn at random.
 func Nearest() Balancer { return nearest{} }
 
 type nearest struct{}

@@ -36,8 +36,8 @@ const (
 	halfOpenAfter = 100 * time.Millisecond
 )
 
-// newBreaker returns a closed breaker. rate is the peer's own count of outcomes: gobreaker is told of successes only while
-// the peer is suspect, so it cannot know the share of faults.
+// newBreaker returns a closed breaker. rate is the peer's own count of outcomes: gobreaker is told of successes only
+// while the peer is suspect, so it cannot know the share of faults.
 func newBreaker(peer string, rate *faultRate, trips *atomic.Int64) *breaker {
 	b := &breaker{start: time.Now(), trips: trips}
 	b.circuit = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{

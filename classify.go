@@ -174,8 +174,8 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 	return classApplication
 }
 
-// storageFiles are the server's source files that miss a file of the server's own: one that a COPY or pg_read_file names is
-// missed by others.
+// storageFiles are the server's source files that miss a file of the server's own: one that a COPY or pg_read_file
+// names is missed by others.
 var storageFiles = []string{"md.c", "slru.c", "relmapper.c"}
 
 // withheld reports PgBouncer's refusal to hand a statement on because it cannot get into its server: no server has seen
@@ -184,10 +184,10 @@ func withheld(e *pgconn.PgError) bool {
 	return isFatal(e) && e.Code == "08P01" && strings.HasPrefix(e.Message, "server login has been failing")
 }
 
-// classOfPooler judges what a pooler says in its own name. PgBouncer has one SQLSTATE for all of it, 08P01, so that only
-// the text tells: whether it has no more room, or refuses us at log-in as a server would by 28P01 or 3D000. The rest is of
-// servers that are gone and of operators who take a pooler out for a while, and "bouncer config error", which it says also
-// to who was logging in when the server died that it asks for passwords.
+// classOfPooler judges what a pooler says in its own name. PgBouncer has one SQLSTATE for all of it, 08P01, so that
+// only the text tells: whether it has no more room, or refuses us at log-in as a server would by 28P01 or 3D000. The
+// rest is of servers that are gone and of operators who take a pooler out for a while, and "bouncer config error",
+// which it says also to who was logging in when the server died that it asks for passwords.
 func classOfPooler(e *pgconn.PgError, dial bool) class {
 	holds := func(texts ...string) bool {
 		return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(e.Message, text) })

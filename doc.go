@@ -19,15 +19,15 @@
 // standby refuses all the same, before its first row, is run again on the primary, and the text is remembered.
 // [MultiPool.Explain] tells where a statement would go.
 //
-// Among the peers that may take a call alike two are drawn at random and the less busy one is taken: by Peer.Weight, those
-// of Config.Zone first. [RoundRobin], [Nearest] or a [Balancer] of the program's own choose in its stead.
+// Among the peers that may take a call alike two are drawn at random and the less busy one is taken: by Peer.Weight,
+// those of Config.Zone first. [RoundRobin], [Nearest] or a [Balancer] of the program's own choose in its stead.
 //
 // # Modes
 //
-// Under [ModeEquivalent] every peer takes everything, a random healthy one each; under [ModeOrdered] the first healthy one in
-// the list does. What follows about the primary and its replicas is of [ModeReplicated], the default. Several clusters are
-// several pools behind a [Router]. Peers may be drained for maintenance ([MultiPool.Drain]), added, removed and discovered
-// while the pool lives ([MultiPool.AddPeer], [Config].Discover).
+// Under [ModeEquivalent] every peer takes everything, a random healthy one each; under [ModeOrdered] the first healthy
+// one in the list does. What follows about the primary and its replicas is of [ModeReplicated], the default. Several
+// clusters are several pools behind a [Router]. Peers may be drained for maintenance ([MultiPool.Drain]), added,
+// removed and discovered while the pool lives ([MultiPool.AddPeer], [Config].Discover).
 //
 // # The states of a peer
 //
@@ -61,9 +61,9 @@
 //
 // # What is not
 //
-// A read on a replica may see the database as it was a moment ago ([Config].MaxLag and [Route].MaxLag bound it), and two
-// reads may be served by two replicas. A function of the program's that takes an advisory lock inside cannot be seen from
-// outside. A read that writes, and is lost in the first statement of its session after a promotion that nobody has seen yet, is
-// taken for a read on a replica. What asynchronous replication has not shipped is lost when the primary is lost;
-// PostgreSQL's synchronous_commit is the remedy.
+// A read on a replica may see the database as it was a moment ago ([Config].MaxLag and [Route].MaxLag bound it), and
+// two reads may be served by two replicas. A function of the program's that takes an advisory lock inside cannot be
+// seen from outside. A read that writes, and is lost in the first statement of its session after a promotion that
+// nobody has seen yet, is taken for a read on a replica. What asynchronous replication has not shipped is lost when the
+// primary is lost; PostgreSQL's synchronous_commit is the remedy.
 package multipool

@@ -74,9 +74,9 @@ func (t *topology) contested() bool {
 	return false
 }
 
-// ratchet sets the cluster's timeline to the highest that was ever elected or that a server of it shows: whoever claims to
-// be the primary of an older one was replaced by somebody who may not be in sight. What a server shows is its last word: one
-// that was rebuilt shows less, and holds nothing up any more.
+// ratchet sets the cluster's timeline to the highest that was ever elected or that a server of it shows: whoever claims
+// to be the primary of an older one was replaced by somebody who may not be in sight. What a server shows is its last
+// word: one that was rebuilt shows less, and holds nothing up any more.
 func (t *topology) ratchet() {
 	t.timeline = t.reign
 	for i := range t.members {
@@ -105,8 +105,8 @@ func (t *topology) trusts(claimant *member) bool {
 	return false
 }
 
-// streams reports whether a replica of this cluster still gets a log that is not the claimant's: its primary lives, though
-// it does not answer us.
+// streams reports whether a replica of this cluster still gets a log that is not the claimant's: its primary lives,
+// though it does not answer us.
 func (t *topology) streams(claimant *member) bool {
 	for i := range t.members {
 		if m := &t.members[i]; m.role == RoleReplica && m.ours && m.stands() && m.timeline != 0 && m.timeline != claimant.timeline {

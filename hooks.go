@@ -117,9 +117,9 @@ func both[E any](first, second func(E)) func(E) {
 	return func(e E) { first(e); second(e) }
 }
 
-// SlogHooks returns hooks that log changes of peers: a fall, and a replica that is unfit to be read, as a warning, the rest as
-// information; a suspicion, which most often ends in nothing, for debugging only. A new primary is information, none a warning, a dispute about it an
-// error.
+// SlogHooks returns hooks that log changes of peers: a fall, and a replica that is unfit to be read, as a warning, the
+// rest as information; a suspicion, which most often ends in nothing, for debugging only. A new primary is information,
+// none a warning, a dispute about it an error.
 func SlogHooks(l *slog.Logger) *Hooks {
 	return &Hooks{
 		PeerChanged:    func(e PeerEvent) { logPeer(l, e) },

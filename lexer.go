@@ -114,8 +114,8 @@ func skipComment(sql string, i int) int {
 	return i
 }
 
-// skipEscapeString returns the end of the string whose E and first quote end at i. In it a backslash escapes the next byte,
-// a quote too ("String Constants with C-Style Escapes", 4.1.2.2).
+// skipEscapeString returns the end of the string whose E and first quote end at i. In it a backslash escapes the next
+// byte, a quote too ("String Constants with C-Style Escapes", 4.1.2.2).
 func skipEscapeString(sql string, i int) int {
 	for i < len(sql) {
 		switch sql[i] {
@@ -138,9 +138,9 @@ func skipEscapeString(sql string, i int) int {
 	return len(sql)
 }
 
-// continuation returns where the string that ended before i goes on, or -1. After a line break it does, and it is still of
-// the same kind: in the second part of an E string a \' ends nothing either ("String Constants", 4.1.2.1; that comments to
-// the end of a line may stand between is in the server's scanner only).
+// continuation returns where the string that ended before i goes on, or -1. After a line break it does, and it is still
+// of the same kind: in the second part of an E string a \' ends nothing either ("String Constants", 4.1.2.1; that
+// comments to the end of a line may stand between is in the server's scanner only).
 func continuation(sql string, i int) int {
 	broken := false
 	for i < len(sql) {
@@ -161,8 +161,8 @@ func continuation(sql string, i int) int {
 	return -1
 }
 
-// skipQuoted returns the end of the identifier whose first quote ends at i, and what stands between the quotes. Two quotes
-// for one inside are left as they are: no name that matters has one.
+// skipQuoted returns the end of the identifier whose first quote ends at i, and what stands between the quotes. Two
+// quotes for one inside are left as they are: no name that matters has one.
 func skipQuoted(sql string, i int) (end int, name string) {
 	start := i
 	for i < len(sql) {
@@ -179,8 +179,8 @@ func skipQuoted(sql string, i int) (end int, name string) {
 	return len(sql), ""
 }
 
-// skipDollar returns the end of what the dollar sign at i begins: a dollar-quoted string ("Dollar-Quoted String Constants",
-// 4.1.2.4), a parameter, or nothing but itself. A dollar sign inside an identifier never comes here.
+// skipDollar returns the end of what the dollar sign at i begins: a dollar-quoted string ("Dollar-Quoted String
+// Constants", 4.1.2.4), a parameter, or nothing but itself. A dollar sign inside an identifier never comes here.
 func skipDollar(sql string, i int) int {
 	end := i + 1
 	for end < len(sql) && lexClass[sql[end]] <= lexDigit {

@@ -80,8 +80,8 @@ func (m *monitor) look(ctx context.Context, timeout time.Duration) (sight, error
 	return m.fresh(ctx, timeout)
 }
 
-// lends reports whether a look may go through a connection of the program's. Where the program holds every one, one is made
-// for the look: a full pool is no fault of the peer.
+// lends reports whether a look may go through a connection of the program's. Where the program holds every one, one is
+// made for the look: a full pool is no fault of the peer.
 func (p *peer) lends() bool {
 	s := p.pool.Stat()
 	return s.AcquiredConns() < s.MaxConns() && !p.drained.Load() && !(p.shared.Load() && p.exhausted())
@@ -108,8 +108,9 @@ func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, erro
 	return seen, nil
 }
 
-// ask runs the look's statement by the extended protocol: never the simple one, which poolers and injections love. It asks
-// for less where the server does not serve all of it, and again where it was promoted between two functions of the statement.
+// ask runs the look's statement by the extended protocol: never the simple one, which poolers and injections love. It
+// asks for less where the server does not serve all of it, and again where it was promoted between two functions of the
+// statement.
 func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
 	for promoted := false; ; {
 		modesty := m.modesty.Load()

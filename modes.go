@@ -6,9 +6,9 @@ type Mode uint8
 const (
 	// ModeReplicated: one primary and its replicas; roles are discovered, reads go to replicas, writes to the primary.
 	ModeReplicated Mode = iota
-	// ModeEquivalent: every peer takes reads and writes, a random healthy one each: servers of a multi-primary cluster, poolers
-	// or SQL proxies in front of one. Nobody is elected or fenced, and lag is not measured; a server that says it is a standby
-	// gets no writes.
+	// ModeEquivalent: every peer takes reads and writes, a random healthy one each: servers of a multi-primary cluster,
+	// poolers or SQL proxies in front of one. Nobody is elected or fenced, and lag is not measured; a server that says it
+	// is a standby gets no writes.
 	ModeEquivalent
 	// ModeOrdered: the first healthy peer in the order of the configuration takes everything, whatever it is; a write that a
 	// standby refuses shows the server's error. An earlier peer gets it back when it has stayed well for Config.ReturnAfter.
@@ -49,8 +49,8 @@ func (t *topology) listReplicated() {
 	}
 }
 
-// resort fills in who is read where no replica is well: the primary, if it is well, then those that serve only where nobody
-// else can, then suspects.
+// resort fills in who is read where no replica is well: the primary, if it is well, then those that serve only where
+// nobody else can, then suspects.
 func (t *topology) resort(primary bool, suspect []*peer) {
 	t.replicas = t.last
 	if len(t.last) == 0 {
@@ -146,9 +146,9 @@ func (t *topology) listOrdered() {
 	t.well, t.spare = peersOf(well), peersOf(spare)
 }
 
-// lead chooses the leader: the first peer that is well. Who leads stays until it falls, or until the first that is well has
-// been so for a while; not for one in between, so that there is one move back and not several. The first choice waits for
-// the answers of those that come earlier.
+// lead chooses the leader: the first peer that is well. Who leads stays until it falls, or until the first that is well
+// has been so for a while; not for one in between, so that there is one move back and not several. The first choice
+// waits for the answers of those that come earlier.
 func (t *topology) lead() {
 	var first, unheard *member
 	for i := range t.members {
@@ -170,8 +170,8 @@ func (t *topology) lead() {
 	}
 }
 
-// before reports whether a comes earlier than b: spares last, those of the pool's own zone before others, and for the rest
-// in the order of the configuration.
+// before reports whether a comes earlier than b: spares last, those of the pool's own zone before others, and for the
+// rest in the order of the configuration.
 func (t *topology) before(a, b *member) bool {
 	switch {
 	case a.peer.spare != b.peer.spare:

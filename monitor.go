@@ -176,9 +176,9 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	return m.backoff(err)
 }
 
-// pauseWhileWell is the time between looks at a peer that is well: a second while it is left out, or a balancer may ask for
-// its round trip and there is none yet, less where lag is bounded, and hardly any while there is no primary and it may be
-// the next.
+// pauseWhileWell is the time between looks at a peer that is well: a second while it is left out, or a balancer may ask
+// for its round trip and there is none yet, less where lag is bounded, and hardly any while there is no primary and it
+// may be the next.
 func (m *monitor) pauseWhileWell() time.Duration {
 	switch lost := m.peer.owner.orphanedFor(); {
 	case lost > lastPatience, lost > patientAfter && m.peer.owner.waiting.Load() == 0:
@@ -342,7 +342,14 @@ func (m *monitor) recover(ctx context.Context) error {
 		return err
 	}
 	m.roseAt = time.Now()
+	m.forgetReplay() // calls may have opened the breaker, not a look
 	return m.judge(ctx, seen, nil)
+}
+
+// forgetReplay drops what was seen of a standby's replay: one that was down begins again, further back or as another's.
+func (m *monitor) forgetReplay() {
+	m.before, m.strayed = replay{}, 0
+	m.peer.behind.forget()
 }
 
 // errHeld is no fault: the peer has flapped, and its time is not over.
@@ -423,7 +430,8 @@ func (m *monitor) tell(seen sight) observation {
 	now := replay{seen.position, seen.asked, seen.came}
 	d := p.owner.positions.measure(now, m.before)
 	m.before = now
-	// The primary may overtake it, and nothing that an ordinary role sees tells then; but it cannot follow without a restart.
+	// The primary may overtake it, and nothing that an ordinary role sees tells then; but it cannot follow without a
+	// restart.
 	switch {
 	case d.ahead:
 		m.strayed = d.reign
@@ -447,8 +455,7 @@ func (m *monitor) fall(to health, cause error) {
 	p := m.peer
 	p.verdicts.Lock()
 	defer p.verdicts.Unlock()
-	m.before, m.strayed = replay{}, 0 // a standby that was down begins again, further back or as another's
-	p.behind.forget()
+	m.forgetReplay()
 	if to == healthDown {
 		p.breaker.trip()
 	}

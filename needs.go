@@ -15,12 +15,12 @@ const (
 	maxNeedBytes = 1 << 20 // of texts kept
 )
 
-// needs remembers what statements need, so that a text is refused once and scanned twice, not at every call. Its zero value
-// is ready for use by many goroutines. Memory is bounded; who reads waits for no lock, and allocates nothing.
+// needs remembers what statements need, so that a text is refused once and scanned twice, not at every call. Its zero
+// value is ready for use by many goroutines. Memory is bounded; who reads waits for no lock, and allocates nothing.
 //
-// It is an open hash table of pointers to entries that never change. A reader loads one pointer, usually; a writer stores one
-// under a lock, or a new table when this one is half full. A map that is copied for each new text would cost its whole size
-// each time, and one with a part under a lock would make every unknown text wait for it.
+// It is an open hash table of pointers to entries that never change. A reader loads one pointer, usually; a writer
+// stores one under a lock, or a new table when this one is half full. A map that is copied for each new text would cost
+// its whole size each time, and one with a part under a lock would make every unknown text wait for it.
 type needs struct {
 	table atomic.Pointer[needTable]
 
@@ -94,9 +94,9 @@ func (n *needs) put(h uint64, sql string, e needEntry) {
 	n.table.Store(t)
 }
 
-// shrink returns a table without what was only scanned, which a second scan brings back. What was learned cost a trip to a
-// standby and stays, up to half of the bounds, so that the next time is as many texts away. Which of the learned go is left to
-// chance.
+// shrink returns a table without what was only scanned, which a second scan brings back. What was learned cost a trip
+// to a standby and stays, up to half of the bounds, so that the next time is as many texts away. Which of the learned
+// go is left to chance.
 func (n *needs) shrink(t *needTable) *needTable {
 	texts, bytes := 0, 0
 	return n.refill(t, min(n.refused, maxNeedTexts/2), func(e *needEntry) bool {

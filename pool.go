@@ -392,8 +392,8 @@ func (p *MultiPool) query(ctx context.Context, sql string, args []any) (*rows, e
 	})
 }
 
-// rewrites reports whether a call's arguments begin, behind pgx's other options, with a pgx.QueryRewriter: then its text is
-// not what is sent. pgx's own rewriters put numbers in the place of names and leave the rest.
+// rewrites reports whether a call's arguments begin, behind pgx's other options, with a pgx.QueryRewriter: then its
+// text is not what is sent. pgx's own rewriters put numbers in the place of names and leave the rest.
 func rewrites(args []any) bool {
 	for _, arg := range args {
 		switch arg.(type) {

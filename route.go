@@ -73,10 +73,10 @@ type Route struct {
 	Peers []string
 	Retry Retry
 	// MaxLag restricts reads to replicas that are known to be no further behind; the primary serves where none is. The
-	// bound is hard: no read under it is served by a replica of which this is not known, by time at the moment of the call, by
-	// bytes as of the last look, at most 1.4 s old. Replicas are from then on looked at more often, three times within
-	// MaxLag.Time, at least every 700 ms; a bound on time much below that of a look and the
-	// replication's own delay sends every read to the primary.
+	// bound is hard: no read under it is served by a replica of which this is not known, by time at the moment of the
+	// call, by bytes as of the last look, at most 1.4 s old. Replicas are from then on looked at more often, three times
+	// within MaxLag.Time, at least every 700 ms; a bound on time much below that of a look and the replication's own delay
+	// sends every read to the primary.
 	MaxLag Lag
 }
 

@@ -11,10 +11,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Router sends each call to one of several MultiPools, by the model that its context names ([WithModel]): to the pool that
-// owns the model, and to the default where none does or no model is named. Each pool stands for a cluster of its own; one
-// that is down is noticed by its own callers alone. The methods have the signatures of [MultiPool]'s, so what takes an
-// interface of a pool's methods takes a Router. It is safe for concurrent use.
+// Router sends each call to one of several MultiPools, by the model that its context names ([WithModel]): to the pool
+// that owns the model, and to the default where none does or no model is named. Each pool stands for a cluster of its
+// own; one that is down is noticed by its own callers alone. The methods have the signatures of [MultiPool]'s, so what
+// takes an interface of a pool's methods takes a Router. It is safe for concurrent use.
 type Router struct {
 	def    *MultiPool
 	models map[string]*MultiPool

@@ -21,11 +21,11 @@ import (
 // A COMMIT whose answer was lost is asked about: the transaction's number is fetched before it is sent, which costs a
 // round trip unless AccessMode is pgx.ReadOnly, and the server is asked with pg_xact_status (PostgreSQL documentation,
 // 9.26.9) what became of it. The answer counts only from the same server on the same timeline, and "committed" only if
-// the server has not recovered from a crash meanwhile, because both give numbers out twice. A transaction that has no number,
-// because all it does is done elsewhere or by its COMMIT (foreign tables, notifications), cannot be asked about; and what a
-// foreign server has committed is not known here. Committed: RunTx returns nil.
-// Not committed: f is run again. No certain answer within Config.Wait: the error matches [ErrOutcomeUnknown] and unwraps
-// to the original. The same holds where a transaction has its own CommitQuery, or ctx has ended: nothing is asked then.
+// the server has not recovered from a crash meanwhile, because both give numbers out twice. A transaction that has no
+// number, because all it does is done elsewhere or by its COMMIT (foreign tables, notifications), cannot be asked
+// about; and what a foreign server has committed is not known here. Committed: RunTx returns nil. Not committed: f is
+// run again. No certain answer within Config.Wait: the error matches [ErrOutcomeUnknown] and unwraps to the original.
+// The same holds where a transaction has its own CommitQuery, or ctx has ended: nothing is asked then.
 //
 // It returns f's own error unchanged where that ended it, and what BeginTx and Commit return otherwise. ctx governs all
 // of it; f may run again only while ctx lasts.
@@ -128,8 +128,9 @@ func (p *MultiPool) runOnce(ctx context.Context, o pgx.TxOptions, f func(pgx.Tx)
 	return p.settleCommit(ctx, r, end.err)
 }
 
-// afterBegin decides what follows a BEGIN that failed. Where the pool has looked for a peer in vain it has waited already;
-// a connection that was lost under it is worth another, but where a BeginQuery, which may be anything, was lost with it.
+// afterBegin decides what follows a BEGIN that failed. Where the pool has looked for a peer in vain it has waited
+// already; a connection that was lost under it is worth another, but where a BeginQuery, which may be anything, was
+// lost with it.
 func afterBegin(ctx context.Context, err error) runStep {
 	var nobody *NoPeerError
 	var dial *pgconn.ConnectError

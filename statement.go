@@ -21,14 +21,14 @@ const (
 //   - more than blanks, comments and semicolons follow a semicolon;
 //   - it calls a function that acts on the server it runs on (see actsLocally).
 //
-// The errors are of different weight. A read taken for a write only loses its locality. A write taken for a read is refused
-// by the standby and then remembered (see needs). But nothing refuses pg_advisory_lock on a standby, so whatever may be a
-// call of such a function counts as one. What the text does not show, no scanner sees: a function of the user's that takes
-// the lock inside, or a query in a string that is executed there.
+// The errors are of different weight. A read taken for a write only loses its locality. A write taken for a read is
+// refused by the standby and then remembered (see needs). But nothing refuses pg_advisory_lock on a standby, so
+// whatever may be a call of such a function counts as one. What the text does not show, no scanner sees: a function of
+// the user's that takes the lock inside, or a query in a string that is executed there.
 //
-// The lexical rules are those of the PostgreSQL documentation, "Lexical Structure", with standard_conforming_strings on, its
-// default and what pgx insists on where it quotes. A text that ends inside a quote or a comment ends the scan there: no
-// server runs it. It allocates nothing, takes time linear in len(sql), and any bytes will do.
+// The lexical rules are those of the PostgreSQL documentation, "Lexical Structure", with standard_conforming_strings
+// on, its default and what pgx insists on where it quotes. A text that ends inside a quote or a comment ends the scan
+// there: no server runs it. It allocates nothing, takes time linear in len(sql), and any bytes will do.
 func needOf(sql string) need {
 	i := skipBlank(sql, 0, "(;")
 	var selects, with bool
@@ -149,8 +149,8 @@ func needOf(sql string) need {
 	return needReplica
 }
 
-// readKeyword returns what a word leaves behind for the next, and whether it makes the statement a write. body says that a
-// statement may begin at the word: elsewhere INSERT and its like are good names for columns.
+// readKeyword returns what a word leaves behind for the next, and whether it makes the statement a write. body says
+// that a statement may begin at the word: elsewhere INSERT and its like are good names for columns.
 func readKeyword(k keyword, prev token, body bool) (next token, writes bool) {
 	switch k {
 	case keywordAs, keywordMaterialized:
@@ -189,9 +189,9 @@ func callsLocally(prev token, name string) bool {
 	return prev == tokenEscaped // U&"\0070g_..." may spell any name, and nobody writes a read like that
 }
 
-// atomicText reports whether a text is one statement that is done as a whole or not at all: it begins with a command that
-// cannot commit on its way, as CALL and DO can, and has no semicolon but at its end. Doubt says no: a semicolon in a string,
-// the name of a prepared statement.
+// atomicText reports whether a text is one statement that is done as a whole or not at all: it begins with a command
+// that cannot commit on its way, as CALL and DO can, and has no semicolon but at its end. Doubt says no: a semicolon in
+// a string, the name of a prepared statement.
 func atomicText(sql string) bool {
 	i := skipBlank(sql, 0, "(")
 	var buf [8]byte
@@ -207,10 +207,11 @@ func atomicText(sql string) bool {
 	return false
 }
 
-// callsOthers reports whether a text that is a read may call something that writes: a name with an open parenthesis behind
-// it that is neither a word of the language nor a function of PostgreSQL's that is known to read only; and any text that
-// does not begin as a query does, as the name of a prepared statement, or an EXPLAIN ANALYZE. Strings and comments are not
-// skipped: doubt says yes. It is asked of reads that a server which accepts writes has lost, not before.
+// callsOthers reports whether a text that is a read may call something that writes: a name with an open parenthesis
+// behind it that is neither a word of the language nor a function of PostgreSQL's that is known to read only; and any
+// text that does not begin as a query does, as the name of a prepared statement, or an EXPLAIN ANALYZE. Strings and
+// comments are not skipped: doubt says yes. It is asked of reads that a server which accepts writes has lost, not
+// before.
 func callsOthers(sql string) bool {
 	begin := skipBlank(sql, 0, "(;")
 	if !queryWords[strings.ToLower(sql[begin:wordEnd(sql, begin)])] {

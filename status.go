@@ -6,9 +6,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Status is a snapshot of a pool and its peers. Values of different peers are read one after another. Calls are counted that
-// go through the MultiPool; what goes through a pool of its own (PeerPool, Primary, Replicas) shows in the judgement of the
-// peer and in that pool's Stat, and what goes through Primary and Replicas in InFlight too.
+// Status is a snapshot of a pool and its peers. Values of different peers are read one after another. Calls are counted
+// that go through the MultiPool; what goes through a pool of its own (PeerPool, Primary, Replicas) shows in the
+// judgement of the peer and in that pool's Stat, and what goes through Primary and Replicas in InFlight too.
 type Status struct {
 	Peers   []PeerStatus // in the order of the configuration
 	Primary string       // the primary's name; "" while there is none. One that is down is the primary until it is replaced

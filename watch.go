@@ -55,8 +55,8 @@ func (w *watch) run(ctx context.Context) {
 	}
 }
 
-// forgive has replicas tried again that have refused the program's set-up of a connection, which may be another by now, or
-// was one session's: if they still do, it costs one read a detour.
+// forgive has replicas tried again that have refused the program's set-up of a connection, which may be another by now,
+// or was one session's: if they still do, it costs one read a detour.
 func (w *watch) forgive() {
 	for _, p := range w.pool.peers() {
 		w.pool.observe(observation{peer: p, forgiven: true})

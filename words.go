@@ -154,10 +154,10 @@ func fold(b []byte, word string) {
 	}
 }
 
-// actsLocally reports whether a call of the function is bound to the primary, whatever its schema. Most of these succeed on
-// a standby and do the wrong thing there: they lock, signal, reset or write on a server that a draw has chosen. The others
-// are refused there, some with errors that do not say why, and are listed to save the way. What only looks at its server
-// (pg_stat_activity, pg_read_file, pg_is_in_recovery) is a read.
+// actsLocally reports whether a call of the function is bound to the primary, whatever its schema. Most of these
+// succeed on a standby and do the wrong thing there: they lock, signal, reset or write on a server that a draw has
+// chosen. The others are refused there, some with errors that do not say why, and are listed to save the way. What only
+// looks at its server (pg_stat_activity, pg_read_file, pg_is_in_recovery) is a read.
 //
 // An unquoted name folds to lower case, a quoted one is taken as it is ("Identifiers and Key Words", 4.1.1).
 func actsLocally(name string, folds bool) bool {
