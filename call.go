@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-
-	"github.com/jackc/puddle/v2"
 )
 
 // call is one Acquire of a pool that follows: the context under which it runs, and what it holds until it has a
@@ -78,7 +76,8 @@ func (c *call) take(q *peer, top *topology) error {
 		err = q.awaitPlace(c)
 	}
 	if err == nil {
-		if err = c.awaitTurn(q, top); err != nil && guest {
+		err = q.awaitTurn(c, f.kind, func(top *topology) bool { return f.keeps(top, q) })
+		if err != nil && guest {
 			<-q.guests
 		}
 	}
@@ -95,33 +94,6 @@ func (c *call) take(q *peer, top *topology) error {
 	c.quit()
 	c.at, c.guest = q, guest
 	return nil
-}
-
-func (c *call) awaitTurn(q *peer, top *topology) error {
-	f := c.follower
-	ticket := q.turns.ask(f.kind)
-	if ticket == nil {
-		return nil
-	}
-	var err error
-	for err == nil {
-		select {
-		case <-ticket:
-			return nil
-		case <-c.Done():
-			err = c.Err()
-		case <-q.era.Load().Done():
-			err = errPeerDown
-		case <-f.owner.done:
-			err = puddle.ErrClosedPool
-		case <-top.superseded:
-			if top = f.owner.topology.Load(); !f.keeps(top, q) {
-				err = errPeerDown
-			}
-		}
-	}
-	q.turns.withdraw(f.kind, ticket)
-	return err
 }
 
 // move takes the call to another peer if there is a turn to be had at once.

@@ -182,7 +182,7 @@ func (p *peer) draw(ctx context.Context) (*pgxpool.Conn, error) {
 	if !p.shared.Load() {
 		return p.pool.Acquire(ctx)
 	}
-	if err := p.awaitTurn(ctx); err != nil {
+	if err := p.awaitTurn(ctx, poolOwn, nil); err != nil {
 		return nil, err
 	}
 	c, err := p.pool.Acquire(ctx)
@@ -192,26 +192,6 @@ func (p *peer) draw(ctx context.Context) (*pgxpool.Conn, error) {
 	}
 	wireOf(c.Conn()).out.Store(outTurn)
 	return c, nil
-}
-
-func (p *peer) awaitTurn(ctx context.Context) error {
-	ticket := p.turns.ask(poolOwn)
-	if ticket == nil {
-		return nil
-	}
-	var err error
-	select {
-	case <-ticket:
-		return nil
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-p.era.Load().Done():
-		err = errPeerDown
-	case <-p.owner.done:
-		err = puddle.ErrClosedPool
-	}
-	p.turns.withdraw(poolOwn, ticket)
-	return err
 }
 
 // takeWhileUp waits for a connection no longer than the peer stands.

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/jackc/puddle/v2"
 )
 
 // A peer's own pool and the pools that follow share its server: together they have no more connections than the peer's
@@ -175,6 +177,36 @@ func (s *seats) of(k poolKind) int32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.taken[k]
+}
+
+// awaitTurn waits for a turn of pool k for as long as the peer stands and the pool keeps to it; errPeerDown: it does not any
+// more. keeps is nil where the pool is the peer's own, which keeps to it whatever the news.
+func (p *peer) awaitTurn(ctx context.Context, k poolKind, keeps func(*topology) bool) error {
+	ticket := p.turns.ask(k)
+	if ticket == nil {
+		return nil
+	}
+	var err error
+	for err == nil {
+		top := p.owner.topology.Load()
+		if keeps != nil && !keeps(top) {
+			err = errPeerDown
+			break
+		}
+		select {
+		case <-ticket:
+			return nil
+		case <-top.superseded:
+		case <-p.era.Load().Done():
+			err = errPeerDown
+		case <-p.owner.done:
+			err = puddle.ErrClosedPool
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	p.turns.withdraw(k, ticket)
+	return err
 }
 
 // sit takes a seat for a connection of pool k, an idle connection's if need be. Who has no turn may have to wait: for one
