@@ -80,8 +80,8 @@ const lookSolo = `select pg_catalog.pg_is_in_recovery()`
 
 // followers are the pools that follow. The zero value has made none.
 type followers struct {
-	mu     sync.Mutex // nothing blocks under it
-	made   [poolKinds]*follower
+	mu     sync.Mutex  // nothing blocks under it
+	made   []*follower // one of a kind
 	closed bool
 	ended  sync.WaitGroup
 }
@@ -93,15 +93,19 @@ func (f *followers) get(p *MultiPool, k poolKind) *pgxpool.Pool {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.made[k] == nil {
-		f.made[k] = newFollower(p, k)
-		if f.closed {
-			f.made[k].pool.Close()
-		} else {
-			f.ended.Go(f.made[k].run)
+	for _, one := range f.made {
+		if one.kind == k {
+			return one.pool
 		}
 	}
-	return f.made[k].pool
+	made := newFollower(p, k)
+	f.made = append(f.made, made)
+	if f.closed {
+		made.pool.Close()
+	} else {
+		f.ended.Go(made.run)
+	}
+	return made.pool
 }
 
 // close begins to close the pools and lets no other come up; wait waits for it to end. The owner's done is closed.
@@ -110,9 +114,7 @@ func (f *followers) close() {
 	defer f.mu.Unlock()
 	f.closed = true
 	for _, one := range f.made {
-		if one != nil {
-			f.ended.Go(one.pool.Close)
-		}
+		f.ended.Go(one.pool.Close)
 	}
 }
 
@@ -120,12 +122,7 @@ func (f *followers) close() {
 func (f *followers) inUse() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, one := range f.made {
-		if one != nil {
-			return true
-		}
-	}
-	return false
+	return len(f.made) > 0
 }
 
 func (f *followers) wait() { f.ended.Wait() }
@@ -134,9 +131,7 @@ func (f *followers) reset() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, one := range f.made {
-		if one != nil {
-			one.pool.Reset()
-		}
+		one.pool.Reset()
 	}
 }
 

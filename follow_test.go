@@ -525,7 +525,7 @@ func TestReplicasAreSpreadAndEvenedOut(t *testing.T) {
 		assert.Equal(t, even, spread())
 		made := x.replicas[0].Dials() + x.replicas[1].Dials() + x.replicas[2].Dials() - before
 		assert.LessOrEqual(t, made, 8, "no storm")
-		x.pool.followers.made[poolReplicas].surplus.Store(x.pool.named("replica1:5432"))
+		x.pool.followers.made[0].surplus.Store(x.pool.named("replica1:5432"))
 		burst()
 		assert.Equal(t, even, spread(), "what was too many when it was counted need not be so any more")
 		assert.Equal(t, made, x.replicas[0].Dials()+x.replicas[1].Dials()+x.replicas[2].Dials()-before)
