@@ -128,15 +128,40 @@ func (a *approach) next() error {
 	if err != nil {
 		return err
 	}
-	if c := a.call; c != nil && !c.move(q) {
-		if at := c.where(); at != nil && contains(f.candidates(top), at) && !a.trail.tried.has(at) {
-			q = at // all turns there are taken
-		} else if err := c.take(q, top); err != nil {
-			return err
-		}
+	a.want, err = a.bring(q, top)
+	return err
+}
+
+// bring takes the call to a peer, and returns the one where it has a turn then: its own, where all there are taken and its own
+// will do; nil: it has none.
+func (a *approach) bring(q *peer, top *topology) (*peer, error) {
+	c := a.call
+	if c == nil || c.move(q) {
+		return q, nil
 	}
-	a.want = q
-	return nil
+	if at := c.where(); at != nil && contains(a.follower.candidates(top), at) && !a.trail.tried.has(at) {
+		return at, nil
+	}
+	a.letGo()
+	if err := c.take(q, top); err != nil {
+		return nil, err
+	}
+	return q, nil
+}
+
+// letGo gives back all that is held of the last peer, before a wait: whoever is waited for may be waiting for just that.
+func (a *approach) letGo() {
+	a.retreat()
+	if a.call != nil {
+		a.call.letGo()
+	}
+}
+
+// retreat gives back what was prepared.
+func (a *approach) retreat() {
+	a.wire.shook()
+	a.wire.stand()
+	a.to = nil
 }
 
 // prepare prepares what it takes to connect to the peer that is wanted: the program's own part, a seat, a place among
@@ -146,9 +171,7 @@ func (a *approach) prepare() error {
 	if q == a.to {
 		return nil
 	}
-	w.shook()
-	w.stand()
-	a.to = nil
+	a.retreat()
 	ours := q.config.ConnConfig.Copy()
 	if before := a.follower.user.BeforeConnect; before != nil {
 		if err := before(a.base, ours); err != nil {

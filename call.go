@@ -127,6 +127,13 @@ func (c *call) quit() {
 	}
 }
 
+// letGo gives back what the call has, which goes on.
+func (c *call) letGo() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.quit()
+}
+
 func depart(q *peer, k poolKind, guest bool) {
 	q.turns.give(k)
 	q.load.out.Add(-1)

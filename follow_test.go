@@ -759,3 +759,59 @@ func TestNothingIsLostCountOfWhateverHappens(t *testing.T) {
 		})
 	}
 }
+
+// Each has its turn at one server and has been refused there: what the other one waits for, it must not keep.
+func TestConnectsThatMoveOnDoNotWaitForEachOther(t *testing.T) {
+	bubble(t, 2, func(c *Config) { c.Pool.MaxConns = 1; c.Wait = time.Second }, func(ctx context.Context, x *fakes) {
+		time.Sleep(3 * time.Second)
+		for _, r := range x.replicas {
+			r.Delay(10 * time.Millisecond)
+			r.StartupError("53300")
+		}
+		done := x.acquireAtOnce(ctx, 2)
+		time.Sleep(time.Second)
+		for _, r := range x.replicas {
+			r.StartupError("")
+			r.Delay(0)
+		}
+		time.Sleep(time.Minute)
+		assert.Len(t, done, 2, "a minute after the servers are well again")
+		var n int
+		assert.NoError(t, x.pool.QueryRow(withTimeout(x.t, 10*time.Second), "select 1").Scan(&n), "the pool's own reads")
+		x.atRest()
+	})
+}
+
+func TestABurstOnFullServersEndsWhenTheyHaveRoom(t *testing.T) {
+	bubble(t, 2, func(c *Config) { c.Wait = time.Second }, func(ctx context.Context, x *fakes) {
+		time.Sleep(3 * time.Second)
+		for _, r := range x.replicas {
+			r.StartupError("53300")
+		}
+		done := x.acquireAtOnce(ctx, 40)
+		time.Sleep(time.Second)
+		for _, r := range x.replicas {
+			r.StartupError("")
+		}
+		time.Sleep(time.Minute)
+		assert.Len(t, done, cap(done), "a minute after the servers are well again")
+		x.atRest()
+	})
+}
+
+// acquireAtOnce has n callers take a connection of Replicas and give it back. What is left of them ends with the test.
+func (x *fakes) acquireAtOnce(ctx context.Context, n int) (done chan error) {
+	ctx, cancel := context.WithCancel(ctx)
+	x.t.Cleanup(cancel)
+	done = make(chan error, n)
+	for range n {
+		go func() {
+			c, err := x.pool.Replicas().Acquire(ctx)
+			if err == nil {
+				c.Release()
+			}
+			done <- err
+		}()
+	}
+	return done
+}
