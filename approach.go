@@ -124,7 +124,7 @@ func (a *approach) next() error {
 		return nil
 	}
 	a.want, a.knocked = nil, false
-	q, top, err := f.seek(a.ctx, &a.trail, f.forConn)
+	q, top, err := f.seek(a.ctx, &a.trail, f.forConn, a.letGo)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func (c *call) enter() error {
 	f := c.follower
 	var t trail
 	for {
-		q, top, err := f.seek(c, &t, f.forCall)
+		q, top, err := f.seek(c, &t, f.forCall, c.letGo)
 		if err != nil {
 			return err
 		}

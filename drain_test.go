@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -79,5 +80,26 @@ func TestADrainedPeerStaysDrainedWhateverBecomesOfIt(t *testing.T) {
 		require.NoError(t, x.pool.Resume("replica1:5432"))
 		settled()
 		assert.Equal(t, "replica1:5432", x.read(ctx))
+	})
+}
+
+// Who waits for the end of a drain is not what the drain waits for.
+func TestADrainDoesNotWaitForThoseWhoWaitForItsEnd(t *testing.T) {
+	bubble(t, 1, func(c *Config) {
+		c.Wait = 30 * time.Second
+		c.Pool.AfterConnect = func(context.Context, *pgx.Conn) error { time.Sleep(50 * time.Millisecond); return nil } // as loading types does
+	}, func(ctx context.Context, x *fakes) {
+		time.Sleep(3 * time.Second)
+		pool := x.pool.Primary()
+		done := make(chan error, 1)
+		go func() { _, err := pool.Exec(ctx, "insert into t values (1)"); done <- err }()
+		time.Sleep(20 * time.Millisecond) // its connection is being made
+		begun := time.Now()
+		assert.NoError(t, x.pool.DrainPrimary(withTimeout(x.t, 20*time.Second)))
+		assert.Less(t, time.Since(begun), time.Second)
+		assert.Empty(t, done, "the call waits")
+		require.NoError(t, x.pool.Resume("primary:5432"))
+		assert.NoError(t, <-done)
+		x.atRest()
 	})
 }

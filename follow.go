@@ -204,8 +204,9 @@ func (f *follower) keeps(top *topology, q *peer) bool {
 	return f.kind == poolReplicas && m != nil && m.health == healthSuspect && m.role == RoleReplica
 }
 
-// seek returns the peer that a call, or a connection, is to go to, and waits for one where there is none.
-func (f *follower) seek(ctx context.Context, t *trail, choose func(*topology, *tried) *peer) (*peer, *topology, error) {
+// seek returns the peer that a call, or a connection, is to go to, and waits for one where there is none. Before it waits it has
+// the seeker let go what it holds.
+func (f *follower) seek(ctx context.Context, t *trail, choose func(*topology, *tried) *peer, letGo func()) (*peer, *topology, error) {
 	for {
 		top := f.owner.topology.Load()
 		if q := choose(top, &t.tried); q != nil {
@@ -214,6 +215,7 @@ func (f *follower) seek(ctx context.Context, t *trail, choose func(*topology, *t
 		}
 		// There may have been news since the last one was picked: then who has been tried may have been judged.
 		if t.picked == nil || t.picked == top {
+			letGo()
 			if err := f.owner.await(ctx, top, &f.intent, t); err != nil {
 				return nil, nil, err
 			}
