@@ -146,8 +146,11 @@ func depart(q *peer, k poolKind, guest bool) {
 func (c *call) handOver(w *wire) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w.guest = c.guest
-	w.out.Store(outTurn)
+	out := outCall | outTurn
+	if c.guest {
+		out |= outGuest
+	}
+	w.out.Store(out)
 	c.at, c.guest = nil, false
 }
 

@@ -815,3 +815,26 @@ func (x *fakes) acquireAtOnce(ctx context.Context, n int) (done chan error) {
 	}
 	return done
 }
+
+// A connection that the program has taken over counts until it is closed, and for nothing then.
+func TestAHijackedConnectionOfAGuestGivesItsPlaceBack(t *testing.T) {
+	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 4 }, func(ctx context.Context, x *fakes) {
+		settled()
+		x.replicas[0].Die()
+		_ = x.read(ctx)
+		time.Sleep(3 * time.Second)
+		guests := x.pool.named("primary:5432").guests
+		require.Equal(t, 3, cap(guests))
+		for range cap(guests) {
+			c, err := x.pool.Replicas().Acquire(ctx)
+			require.NoError(t, err)
+			require.Equal(t, "primary:5432", serverOf(c))
+			own := c.Hijack()
+			assert.NotEmpty(t, guests)
+			require.NoError(t, own.Close(ctx))
+		}
+		x.atRest()
+		var n int
+		assert.NoError(t, x.pool.QueryRow(withTimeout(x.t, 4*time.Second), "select 1").Scan(&n))
+	})
+}

@@ -317,10 +317,6 @@ func (w *wire) released() {
 	for use := w.use.Load(); use != useCut && !w.use.CompareAndSwap(use, rest); {
 		use = w.use.Load()
 	}
-	if w.guest {
-		w.guest = false
-		<-w.peer.guests
-	}
 	w.leave()
 }
 

@@ -160,7 +160,7 @@ func (p *peer) acquire(ctx context.Context, guest bool) (*pgxpool.Conn, *wire, e
 		return nil, nil, err
 	}
 	w := wireOf(c.Conn())
-	w.out.CompareAndSwap(outNone, outCall) // else it counts for its turn too
+	w.out.Or(outCall)
 	return c, w, nil
 }
 
@@ -190,7 +190,7 @@ func (p *peer) draw(ctx context.Context) (*pgxpool.Conn, error) {
 		p.turns.give(poolOwn)
 		return nil, err
 	}
-	wireOf(c.Conn()).out.Store(outTurn)
+	wireOf(c.Conn()).out.Or(outTurn)
 	return c, nil
 }
 
@@ -214,7 +214,7 @@ func (p *peer) takeAsGuest(ctx context.Context) (*pgxpool.Conn, error) {
 		<-p.guests
 		return nil, err
 	}
-	wireOf(c.Conn()).guest = true
+	wireOf(c.Conn()).out.Or(outGuest)
 	return c, nil
 }
 

@@ -97,7 +97,7 @@ func (w *watch) count(p *peer, void bool) {
 			}
 		}
 		c.seen = seq
-		if c.out.Load() != outNone {
+		if c.out.Load() != 0 {
 			have++
 		}
 	})

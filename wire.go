@@ -22,13 +22,12 @@ type wire struct {
 	// Read from other goroutines: by who cuts, by the watch, by whoever closes the socket.
 	seq atomic.Uint32 // statements begun and ended: odd while one is running
 	use atomic.Int32  // what the connection is used for
-	out atomic.Int32  // what the call that has it counts for with the peer
+	out atomic.Int32  // what the call that has it counts for with the peer, one or more
 
 	left    uint8  // of slab
 	standby bool   // a standby's, by the session's last report of in_hot_standby or, where the role is asked, see presume
 	writes  bool   // what it runs for a call may write
 	text    string // of that, if it is a read by its text
-	guest   bool   // holds a place among the reads that fell back to the primary
 
 	// The rest.
 	committing atomic.Bool // a transaction's COMMIT is on its way: it is not to be cancelled
@@ -58,11 +57,11 @@ const (
 	useCut               // closed, or being closed, by ourselves
 )
 
-// What a call that has the connection counts for.
+// What a call that has the connection counts for: each is a bit.
 const (
-	outNone int32 = iota
-	outCall       // in the peer's load
-	outTurn       // and for one of its turns
+	outCall  int32 = 1 << iota // in the peer's load
+	outTurn                    // for one of its turns
+	outGuest                   // for a place among the reads that fell back to it as the primary
 )
 
 // Whether the connection has a seat.
@@ -127,13 +126,16 @@ func (w *wire) presume() {
 	w.standby = Role(p.role.Load()) == RoleReplica && (p.hearsay.Load() || reportedRole(w.pg) != RolePrimary)
 }
 
-// leave ends the connection's part in the peer's load, once.
+// leave gives back what the connection counts for with the peer, once.
 func (w *wire) leave() {
-	switch w.out.Swap(outNone) {
-	case outTurn:
+	out := w.out.Swap(0)
+	if out&outGuest != 0 {
+		<-w.peer.guests
+	}
+	if out&outTurn != 0 {
 		w.peer.turns.give(w.pool)
-		fallthrough
-	case outCall:
+	}
+	if out&outCall != 0 {
 		w.peer.load.out.Add(-1)
 	}
 }
