@@ -132,11 +132,11 @@ func (a *approach) next() error {
 	return err
 }
 
-// bring takes the call to a peer, and returns the one where it has a turn then: its own, where all there are taken and its own
+// bring takes the call to a peer, and returns the one where it has a turn then: its own, where there is no room and its own
 // will do; nil: it has none.
 func (a *approach) bring(q *peer, top *topology) (*peer, error) {
 	c := a.call
-	if c == nil || c.move(q) {
+	if c == nil || c.move(q, top) {
 		return q, nil
 	}
 	if at := c.where(); at != nil && contains(a.follower.candidates(top), at) && !a.trail.tried.has(at) {

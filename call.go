@@ -70,7 +70,7 @@ func (c *call) enter() error {
 func (c *call) take(q *peer, top *topology) error {
 	f := c.follower
 	q.load.out.Add(1)
-	guest := q.guests != nil && top.fallback && f.kind == poolReplicas
+	guest := c.guestAt(q, top)
 	var err error
 	if guest {
 		err = q.awaitPlace(c)
@@ -96,19 +96,31 @@ func (c *call) take(q *peer, top *topology) error {
 	return nil
 }
 
-// move takes the call to another peer if there is a turn to be had at once.
-func (c *call) move(q *peer) bool {
+// guestAt reports whether the call is, at a peer, a read that has fallen back to the primary and leaves its reserve alone.
+func (c *call) guestAt(q *peer, top *topology) bool {
+	return q.guests != nil && top.fallback && c.follower.kind == poolReplicas
+}
+
+// move takes the call to another peer if all that it has to have there is to be had at once.
+func (c *call) move(q *peer, top *topology) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.at == q {
 		return true
 	}
-	if c.left || !q.turns.try(c.follower.kind) {
+	guest := c.guestAt(q, top)
+	if c.left || guest && !q.tryPlace() {
+		return false
+	}
+	if !q.turns.try(c.follower.kind) {
+		if guest {
+			<-q.guests
+		}
 		return false
 	}
 	q.load.out.Add(1)
 	c.quit()
-	c.at, c.guest = q, false
+	c.at, c.guest = q, guest
 	return true
 }
 

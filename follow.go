@@ -327,8 +327,8 @@ func (f *follower) prepareConn(say func(context.Context, *pgx.Conn) (bool, error
 			return false, nil
 		}
 		c, _ := ctx.(*call)
-		if c != nil && !c.move(w.peer) {
-			return false, nil // all turns there are taken: somebody is about to want its seat
+		if c != nil && !c.move(w.peer, top) {
+			return false, nil // no room for the call there: somebody is about to want its seat
 		}
 		ok, err := w.claim(ctx, conn, say)
 		if ok && err == nil && c != nil {

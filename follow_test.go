@@ -838,3 +838,29 @@ func TestAHijackedConnectionOfAGuestGivesItsPlaceBack(t *testing.T) {
 		assert.NoError(t, x.pool.QueryRow(withTimeout(x.t, 4*time.Second), "select 1").Scan(&n))
 	})
 }
+
+func TestReadsThatMoveToThePrimaryLeaveItsReserveAlone(t *testing.T) {
+	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 4 }, func(ctx context.Context, x *fakes) {
+		time.Sleep(3 * time.Second)
+		pool := x.pool.Replicas()
+		x.replicas[0].Hang()
+		got := make(chan *pgxpool.Conn, 4)
+		for range cap(got) {
+			go func() {
+				c, err := pool.Acquire(ctx)
+				assert.NoError(t, err)
+				got <- c
+			}()
+		}
+		time.Sleep(10 * time.Second)
+		assert.Len(t, got, 3, "a quarter is the writes'")
+		assert.Len(t, x.pool.named("primary:5432").guests, 3)
+		_, err := x.pool.Exec(withTimeout(x.t, time.Second), "insert into t values (1)")
+		assert.NoError(t, err)
+		for range cap(got) {
+			(<-got).Release()
+		}
+		x.replicas[0].Thaw()
+		x.atRest()
+	})
+}

@@ -239,6 +239,16 @@ func (p *peer) awaitPlace(ctx context.Context) error {
 	}
 }
 
+// tryPlace takes a place among them if one is free.
+func (p *peer) tryPlace() bool {
+	select {
+	case p.guests <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
 // reserve limits the connections that reads may use which have fallen back to this peer as the primary.
 func (p *peer) reserve(share float64) {
 	if share == 0 {
