@@ -25,6 +25,7 @@ func (p *peer) compose() *pgxpool.Config {
 		return p.wireUp(ctx, cc)
 	}
 	c.AfterConnect = afterConnect(user)
+	c.AfterRelease = afterRelease(user)
 	if !p.solo {
 		c.PrepareConn = prepareConn(user)
 	}
@@ -47,6 +48,23 @@ func afterConnect(user *pgxpool.Config) func(context.Context, *pgx.Conn) error {
 			w.use.CompareAndSwap(useNew, useNone)
 		}
 		return nil
+	}
+}
+
+// afterRelease ends a release, behind the program's own part in it: until then the connection is the program's. nil: it has no
+// part, and the release has ended; a hook would cost every release a goroutine.
+func afterRelease(user *pgxpool.Config) func(*pgx.Conn) bool {
+	own := user.AfterRelease
+	if own == nil {
+		return nil
+	}
+	return func(conn *pgx.Conn) bool {
+		ok := own(conn)
+		if w := wireOf(conn); ok && w != nil { // else it is closed, and gives back then what it has
+			w.use.CompareAndSwap(useNew, useNone)
+			w.leave()
+		}
+		return ok
 	}
 }
 

@@ -175,6 +175,7 @@ func (f *follower) compose() *pgxpool.Config {
 	c.ConnConfig.Tracer = &followTracer{poolTracer: newPoolTracer(f.owner, f.user.ConnConfig.Tracer), follower: f}
 	c.BeforeConnect = f.beforeConnect
 	c.AfterConnect = afterConnect(f.user)
+	c.AfterRelease = afterRelease(f.user)
 	c.PrepareConn = f.prepareConn(sayOf(f.user))
 	return c
 }

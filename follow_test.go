@@ -864,3 +864,70 @@ func TestReadsThatMoveToThePrimaryLeaveItsReserveAlone(t *testing.T) {
 		x.atRest()
 	})
 }
+
+// pgxpool calls AfterRelease behind the release: until it has ended the connection is the program's.
+func TestNobodyEvictsAConnectionFromUnderAfterRelease(t *testing.T) {
+	var failed atomic.Int64
+	bubble(t, 1, func(c *Config) {
+		c.Pool.MaxConns = 6
+		c.Pool.AfterRelease = func(conn *pgx.Conn) bool {
+			_, err := conn.Exec(context.Background(), "select 1")
+			if err != nil {
+				failed.Add(1)
+			}
+			return err == nil
+		}
+	}, func(ctx context.Context, x *fakes) {
+		time.Sleep(3 * time.Second)
+		x.primary.Delay(10 * time.Millisecond)
+		pool := x.pool.Primary()
+		var wg sync.WaitGroup
+		stop := time.Now().Add(10 * time.Second)
+		for range 12 {
+			for _, exec := range []func(context.Context, string, ...any) (pgconn.CommandTag, error){x.pool.Exec, pool.Exec} {
+				wg.Go(func() {
+					for time.Now().Before(stop) {
+						_, err := exec(withTimeout(x.t, 5*time.Second), "insert into t values (1)")
+						assert.NoError(t, err)
+					}
+				})
+			}
+		}
+		wg.Wait()
+		assert.Zero(t, failed.Load())
+		assert.Zero(t, x.peer("primary").Trips)
+		assert.Empty(t, x.peer("primary").LastFault)
+		x.primary.Delay(0)
+		time.Sleep(time.Second)
+		x.atRest()
+	})
+}
+
+// A connection that the program's AfterRelease is not asked about, or refuses, gives up all that its caller had.
+func TestAConnectionThatAfterReleaseDoesNotKeepHoldsNothing(t *testing.T) {
+	var keep atomic.Bool
+	keep.Store(true)
+	bubble(t, 1, func(c *Config) {
+		c.Pool.MaxConns = 2
+		c.Pool.AfterRelease = func(*pgx.Conn) bool { return keep.Load() }
+	}, func(ctx context.Context, x *fakes) {
+		for _, acquire := range []func(context.Context) (*pgxpool.Conn, error){x.pool.Primary().Acquire, x.pool.Acquire} {
+			use := func(as func(*pgxpool.Conn)) {
+				for range 3 {
+					c, err := acquire(withTimeout(x.t, time.Second))
+					require.NoError(t, err)
+					as(c)
+					c.Release()
+					settled()
+				}
+				x.atRest()
+			}
+			use(func(*pgxpool.Conn) {})
+			use(func(c *pgxpool.Conn) { require.NoError(t, c.Conn().Close(ctx)) })
+			use(func(c *pgxpool.Conn) { _, err := c.Exec(ctx, "begin"); require.NoError(t, err) })
+			keep.Store(false)
+			use(func(*pgxpool.Conn) {})
+			keep.Store(true)
+		}
+	})
+}

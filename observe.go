@@ -307,17 +307,21 @@ func farewell(c *pgx.Conn) {
 	_ = c.Close(ctx)
 }
 
-// released settles the connection's marks.
+// released settles the connection's marks. Where the program has an AfterRelease, which pgxpool calls next, the connection stays
+// what it was to the peer until that has ended.
 func (w *wire) released() {
 	w.settle()
+	closed, hook := w.pg.IsClosed(), w.peer.config.AfterRelease != nil
 	rest := useNone
-	if w.peer.shared.Load() && w.pg.IsClosed() {
-		rest = useNew // pgx is cleaning up behind it: it has its seat until it is closed
+	if hook || closed && w.peer.shared.Load() {
+		rest = useNew // the program has it, or pgx is cleaning up behind it: it has its seat until it is closed
 	}
 	for use := w.use.Load(); use != useCut && !w.use.CompareAndSwap(use, rest); {
 		use = w.use.Load()
 	}
-	w.leave()
+	if closed || !hook {
+		w.leave()
+	}
 }
 
 // tellRole publishes the session's report of the role where it is news. The report came with the end of a statement
