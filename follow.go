@@ -26,7 +26,8 @@ import (
 //   - A connection that is being made when its server dies is made to the next primary instead.
 //   - MaxConns holds for each server, whichever pools of the MultiPool use it. Where they want more together than there
 //     are, each gets as many as the others; one that wants less leaves the rest. A hijacked connection counts
-//     until it is closed. MinConns and MinIdleConns are not kept: connections are made when they are wanted.
+//     until it is closed. What Config and Stat of this pool tell as MaxConns has room for several servers and is no
+//     limit. MinConns and MinIdleConns are not kept: connections are made when they are wanted.
 //   - The program's hooks and tracers are called as for the peers' pools. BeforeConnect is called for each server
 //     that is tried; what it changes in the way of TLS holds for the first of them only.
 //
@@ -180,17 +181,14 @@ func (f *follower) compose() *pgxpool.Config {
 	return c
 }
 
-// maxConns is as many as there may be seats: of one peer at a time, or of all.
+// maxConns is room for the connections of all peers, and of more that there may be some day: the seats bound it in truth.
 func (f *follower) maxConns() int32 {
-	most, all := int32(1), int64(0)
+	most, all := int64(1), int64(0)
 	for _, q := range f.owner.peers() {
-		most, all = max(most, q.seats.limit), all+int64(q.seats.limit)
+		limit := int64(q.seats.limit)
+		most, all = max(most, limit), all+limit
 	}
-	if f.kind == poolReplicas { // seats bound it in truth: there may be more peers some day
-		all = max(all, maxDiscovered*int64(most))
-		return int32(min(all, math.MaxInt32))
-	}
-	return most
+	return int32(min(max(all, maxDiscovered*most), math.MaxInt32))
 }
 
 // candidates are the peers that a call of the pool may use: those of the own zone where any of them can serve.

@@ -628,7 +628,6 @@ func TestTheProgramsHooksAreCalledByAFollowingPool(t *testing.T) {
 		}, log.n)
 		config := pool.Config()
 		assert.Equal(t, "app", config.ConnConfig.Database)
-		assert.EqualValues(t, 10, config.MaxConns)
 		c, err := pool.Acquire(ctx)
 		require.NoError(t, err)
 		assert.Equal(t, "primary", c.Conn().Config().Host)
@@ -928,6 +927,41 @@ func TestAConnectionThatAfterReleaseDoesNotKeepHoldsNothing(t *testing.T) {
 			keep.Store(false)
 			use(func(*pgxpool.Conn) {})
 			keep.Store(true)
+		}
+	})
+}
+
+func TestAFollowingPoolHasRoomForAllThatTakeItsCalls(t *testing.T) {
+	bubble(t, 2, func(c *Config) { c.Mode = ModeEquivalent; c.Pool.MaxConns = 4 }, func(ctx context.Context, x *fakes) {
+		for _, r := range x.replicas {
+			r.Promote()
+		}
+		time.Sleep(6 * time.Second)
+		pool := x.pool.Primary()
+		var wg sync.WaitGroup
+		for range 11 {
+			wg.Go(func() {
+				c, err := pool.Acquire(ctx)
+				if assert.NoError(t, err) {
+					time.Sleep(3 * time.Second)
+					c.Release()
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		assert.EqualValues(t, 11, pool.Stat().AcquiredConns())
+		begun := time.Now()
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		assert.NoError(t, err)
+		assert.Less(t, time.Since(begun), time.Second, "eleven of twelve connections are in use")
+		wg.Wait()
+		x.atRest()
+	})
+	// A peer that comes later may be larger than all that were there.
+	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
+		settled()
+		for _, pool := range []*pgxpool.Pool{x.pool.Primary(), x.pool.Replicas()} {
+			assert.GreaterOrEqual(t, pool.Config().MaxConns, int32(20))
 		}
 	})
 }
