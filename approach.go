@@ -17,7 +17,9 @@ import (
 // approach is the making of one connection of a pool that follows. A pool returns the error of a connect to its caller
 // and does not try again, so a connect must bear that its server dies under it. pgx tries the addresses of a
 // configuration one after another: the approach lists all peers several times, each with its own way of TLS, and
-// decides at each dial whether this entry is the one to take. The others are passed over at once.
+// decides at each dial whether this entry is the one to take. The others are passed over at once. In front of each peer stands
+// an entry that leads nowhere: there it is decided who is next, as pgx gives each entry the connect timeout, and a wait is
+// not to be taken from that.
 type approach struct {
 	follower *follower
 	call     *call // for whom; nil: nobody's
@@ -41,7 +43,7 @@ type approach struct {
 
 // entry is one address in pgx's hands: a peer's, or its second with the other way of TLS (sslmode=prefer, allow).
 type entry struct {
-	peer   *peer
+	peer   *peer // nil: nobody's, a place to wait
 	second bool
 }
 
@@ -55,7 +57,7 @@ type visit struct {
 const (
 	// walkRounds is how often a peer can be tried in one approach, with a pause for news in between.
 	walkRounds = 6
-	// walkMost bounds the entries where there are very many peers.
+	// walkMost bounds the walk where there are very many peers.
 	walkMost = 1024
 )
 
@@ -204,6 +206,7 @@ func (a *approach) list() (all []*pgconn.FallbackConfig) {
 	}
 	for range max(2, min(walkRounds, walkMost/len(peers))) {
 		for _, q := range peers {
+			add(entry{}, nil)
 			own := q.config.ConnConfig
 			if q == a.to {
 				own = a.ours
@@ -227,19 +230,15 @@ func (a *approach) dial(ctx context.Context, network, addr string) (net.Conn, er
 		}
 		return nil, errElsewhere
 	}
-	first := len(a.visits) == 0
-	behind := !first && a.visits[len(a.visits)-1].peer == e.peer
 	a.visits = append(a.visits, visit{})
 	switch {
 	case a.failed != nil:
 		return nil, a.failed
-	case first:
-	case e.second && !behind:
+	case e.peer == nil:
+		a.turn()
 		return nil, errElsewhere
-	case !e.second:
-		if err := a.turnTo(e.peer); err != nil {
-			return nil, err
-		}
+	case e.peer != a.to, e.second != a.knocked:
+		return nil, errElsewhere
 	}
 	return a.knock(ctx, e)
 }
@@ -257,8 +256,8 @@ func (a *approach) entryOf(network, addr string) (e entry, is bool) {
 	return a.entries[n], true
 }
 
-// turnTo prepares another try, if it is q's turn.
-func (a *approach) turnTo(q *peer) error {
+// turn decides who is next, waits where it has to, and prepares the try.
+func (a *approach) turn() {
 	if a.knocked {
 		// pgx comes to another entry when the last has failed; why it does not say before the end.
 		a.want.doubt()
@@ -266,18 +265,14 @@ func (a *approach) turnTo(q *peer) error {
 		a.want, a.knocked = nil, false
 	}
 	err := a.next()
-	if err == nil && a.want != q {
-		return errElsewhere
-	}
 	if err == nil {
 		err = a.prepare()
 	}
 	if err == nil {
 		a.impersonate(a.config)
-	} else if !errors.Is(err, errPeerDown) { // it fell while we waited at its door: the next entry asks again
+	} else if !errors.Is(err, errPeerDown) { // it fell while we waited at its door: the next turn asks again
 		a.failed = err
 	}
-	return err
 }
 
 // impersonate puts the peer's identity into the configuration in pgx's hands, which reads it behind the dial.

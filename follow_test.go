@@ -965,3 +965,27 @@ func TestAFollowingPoolHasRoomForAllThatTakeItsCalls(t *testing.T) {
 		}
 	})
 }
+
+// Nobody is to blame for the time that a connect has spent in waiting for somebody to go to.
+func TestAWaitIsNotTakenFromTheConnectTimeout(t *testing.T) {
+	bubble(t, 2, func(c *Config) { c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
+		time.Sleep(3 * time.Second)
+		require.Equal(t, 5*time.Second, x.pool.Config().ConnConfig.ConnectTimeout)
+		pool := x.pool.Primary()
+		x.primary.Hang()
+		done := make(chan error, 8)
+		for range cap(done) {
+			go func() { done <- pool.Ping(ctx) }()
+		}
+		time.Sleep(20 * time.Second)
+		before := x.peer("primary")
+		require.Equal(t, "down", before.Health)
+		x.primary.Thaw()
+		for range cap(done) {
+			assert.NoError(t, <-done)
+		}
+		assert.Equal(t, before.FaultAt, x.peer("primary").FaultAt, x.peer("primary").LastFault)
+		assert.Equal(t, before.Trips, x.peer("primary").Trips)
+		x.atRest()
+	})
+}
