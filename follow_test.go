@@ -989,3 +989,26 @@ func TestAWaitIsNotTakenFromTheConnectTimeout(t *testing.T) {
 		x.atRest()
 	})
 }
+
+func TestNobodyStarvesWhereThreePoolsShareOneConnection(t *testing.T) {
+	all := turns{limit: 1}
+	require.Nil(t, all.ask(poolOwn))
+	var called [poolKinds]<-chan struct{}
+	for k := range poolKinds {
+		called[k] = all.ask(k)
+	}
+	served, at := map[poolKind]int{}, poolOwn
+	for range 300 {
+		all.give(at)
+		for k, turn := range called {
+			select {
+			case <-turn:
+				at = poolKind(k)
+				served[at]++
+				called[k] = all.ask(at)
+			default:
+			}
+		}
+	}
+	assert.Equal(t, map[poolKind]int{poolOwn: 100, poolPrimary: 100, poolReplicas: 100}, served)
+}

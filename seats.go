@@ -34,7 +34,14 @@ type turns struct {
 	mu    sync.Mutex // nothing blocks under it
 	limit int32
 	using [poolKinds]int32
-	queue [poolKinds][]chan struct{} // who waits, first come first served within a pool
+	queue [poolKinds][]ticket // who waits, first come first served within a pool
+	asked uint64              // tickets given out
+}
+
+// ticket is a place in the line.
+type ticket struct {
+	number uint64
+	called chan struct{} // closed when its turn has come
 }
 
 // ask takes a turn, or gets in line and returns what is closed when its turn has come.
@@ -45,9 +52,10 @@ func (t *turns) ask(k poolKind) <-chan struct{} {
 		t.using[k]++
 		return nil
 	}
-	ticket := make(chan struct{})
-	t.queue[k] = append(t.queue[k], ticket)
-	return ticket
+	t.asked++
+	called := make(chan struct{})
+	t.queue[k] = append(t.queue[k], ticket{t.asked, called})
+	return called
 }
 
 // try takes a turn if one is free.
@@ -62,10 +70,10 @@ func (t *turns) try(k poolKind) bool {
 }
 
 // withdraw leaves the line, or gives the turn back that has come meanwhile.
-func (t *turns) withdraw(k poolKind, ticket <-chan struct{}) {
+func (t *turns) withdraw(k poolKind, called <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i := slices.IndexFunc(t.queue[k], func(c chan struct{}) bool { return c == ticket })
+	i := slices.IndexFunc(t.queue[k], func(c ticket) bool { return c.called == called })
 	if i < 0 {
 		t.giveLocked(k)
 		return
@@ -86,17 +94,18 @@ func (t *turns) giveLocked(k poolKind) {
 		return
 	}
 	t.using[next]++
-	close(t.queue[next][0])
+	close(t.queue[next][0].called)
 	t.queue[next] = slices.Delete(t.queue[next], 0, 1)
 }
 
 // next chooses the pool that gets a turn which pool k gives back. It stays with k, whose connection has just become
 // free, unless another that waits has fewer or none: a turn that goes over costs a connection closed and one made, so
-// it goes over until all that wait have alike, and then no more.
+// it goes over until all that wait have alike, and then no more. Of two others that have alike the one that has waited longer
+// gets it.
 func (t *turns) next(k poolKind) (next poolKind, any bool) {
 	next = k
 	for o := range poolKinds {
-		if o != k && len(t.queue[o]) > 0 && (next == k || t.using[o] < t.using[next]) {
+		if o != k && len(t.queue[o]) > 0 && (next == k || t.before(o, next)) {
 			next = o
 		}
 	}
@@ -104,6 +113,14 @@ func (t *turns) next(k poolKind) (next poolKind, any bool) {
 		return next, true
 	}
 	return k, len(t.queue[k]) > 0
+}
+
+// before reports whether, of two pools that wait, a comes before b.
+func (t *turns) before(a, b poolKind) bool {
+	if t.using[a] != t.using[b] {
+		return t.using[a] < t.using[b]
+	}
+	return t.queue[a][0].number < t.queue[b][0].number
 }
 
 func (t *turns) sum() (n int32) {
@@ -182,8 +199,8 @@ func (s *seats) of(k poolKind) int32 {
 // awaitTurn waits for a turn of pool k for as long as the peer stands and the pool keeps to it; errPeerDown: it does not any
 // more. keeps is nil where the pool is the peer's own, which keeps to it whatever the news.
 func (p *peer) awaitTurn(ctx context.Context, k poolKind, keeps func(*topology) bool) error {
-	ticket := p.turns.ask(k)
-	if ticket == nil {
+	called := p.turns.ask(k)
+	if called == nil {
 		return nil
 	}
 	var err error
@@ -194,7 +211,7 @@ func (p *peer) awaitTurn(ctx context.Context, k poolKind, keeps func(*topology) 
 			break
 		}
 		select {
-		case <-ticket:
+		case <-called:
 			return nil
 		case <-top.superseded:
 		case <-p.era.Load().Done():
@@ -205,7 +222,7 @@ func (p *peer) awaitTurn(ctx context.Context, k poolKind, keeps func(*topology) 
 			err = ctx.Err()
 		}
 	}
-	p.turns.withdraw(k, ticket)
+	p.turns.withdraw(k, called)
 	return err
 }
 
