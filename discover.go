@@ -1,7 +1,6 @@
 package multipool
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -99,8 +98,8 @@ func (d *discovery) ask(ctx context.Context, p *MultiPool) ([]peerConfig, error)
 	}
 	configs := make([]peerConfig, 0, len(found))
 	known := map[string]bool{}
-	for _, peer := range found {
-		c, err := p.config.peerFrom(peer, cmp.Or(peer.Name, peer.Host))
+	for i, peer := range found {
+		c, err := p.config.peerFrom(peer, peer.called(fmt.Sprintf("#%d", i+1)))
 		if err != nil {
 			return nil, err
 		}
@@ -335,7 +334,7 @@ type discovering struct{}
 
 // standbyAt is where a standby is, by its application_name and the address it connects from.
 func standbyAt(name string, addr *string, port uint16) (Peer, error) {
-	if host, digits, err := net.SplitHostPort(name); err == nil && host != "" {
+	if host, digits, err := net.SplitHostPort(name); err == nil && host != "" && isHost(host) {
 		if own, err := strconv.ParseUint(digits, 10, 16); err == nil && own != 0 {
 			return Peer{Host: host, Port: uint16(own)}, nil
 		}

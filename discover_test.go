@@ -91,6 +91,7 @@ func TestAStandbyIsWhereItSaysOrWhereItComesFrom(t *testing.T) {
 	for name, want := range map[string]Peer{
 		"walreceiver": {Host: addr, Port: 5432}, "db7:6543": {Host: "db7", Port: 6543}, "[fd00::1]:6543": {Host: "fd00::1", Port: 6543},
 		"db7:": {Host: addr, Port: 5432}, ":6543": {Host: addr, Port: 5432}, "db7:0": {Host: addr, Port: 5432}, "db7:99999": {Host: addr, Port: 5432},
+		"backup of db7:6543": {Host: addr, Port: 5432}, "a/b:6543": {Host: addr, Port: 5432},
 	} {
 		got, err := standbyAt(name, &addr, 5432)
 		require.NoError(t, err)

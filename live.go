@@ -1,7 +1,6 @@
 package multipool
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 
@@ -23,7 +22,7 @@ func (p *MultiPool) AddPeer(peer Peer) error {
 	if p.solo {
 		return errSolo
 	}
-	c, err := p.config.peerFrom(peer, cmp.Or(peer.Name, peer.Host, "to be added"))
+	c, err := p.config.peerFrom(peer, peer.called("to be added"))
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -188,6 +189,24 @@ func TestAPoolFollowsWhatIsDiscovered(t *testing.T) {
 		time.Sleep(12 * time.Second)
 		assert.Contains(t, x.pool.Status().Discovery.Err, "64")
 		assert.Equal(t, []string{"primary:5432", "replica1:5432", "replica2:5432"}, names(), "nobody takes writes, so the configured ones are tried again")
+	})
+}
+
+func TestADiscoveryThatFindsAConnectionStringDoesNotTellIt(t *testing.T) {
+	const secret = "Kq7wZx93Vt"
+	list := &peerList{}
+	list.say(nil, "primary", "postgres://app:"+secret+"@replica1/app")
+	bubble(t, 1, func(c *Config) { c.Discover = list.discover }, func(ctx context.Context, x *fakes) {
+		x.read(ctx)
+		status, err := json.Marshal(x.pool.Status())
+		require.NoError(t, err)
+		assert.Contains(t, x.pool.Status().Discovery.Err, "peer #2: its Host must be")
+		assert.NotContains(t, string(status), secret)
+		list.mu.Lock()
+		list.found = []Peer{{Host: "primary"}, {}}
+		list.mu.Unlock()
+		time.Sleep(2 * time.Second)
+		assert.Contains(t, x.pool.Status().Discovery.Err, "peer #2: neither Host nor ConnString")
 	})
 }
 

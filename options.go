@@ -103,7 +103,8 @@ type Peer struct {
 	// and database replace those of Config.Pool.
 	ConnString string
 
-	// Host and Port, where set, replace those of Config.Pool or of ConnString. Port 0 keeps the template's.
+	// Host and Port, where set, replace those of Config.Pool or of ConnString. Port 0 keeps the template's. Host is a name,
+	// an address, or the absolute path of a Unix socket's directory.
 	Host string
 	Port uint16
 

@@ -597,6 +597,47 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 	}
 }
 
+// A host becomes a part of the peer's name, and that of every log and metric.
+func TestAHostThatMayHoldAPasswordIsRefusedAndNotShown(t *testing.T) {
+	withoutEnvironment(t)
+	const secret = "Kq7wZx93Vt"
+	pool, err := ParseConfig(threeHosts)
+	require.NoError(t, err)
+	p := openPool(t, Config{}, "postgres://app@127.0.0.1:1,127.0.0.1:2/app")
+	for _, host := range []string{
+		"postgres://app:" + secret + "@db2/app", "app:" + secret + "@db2", "postgres://db2?password=" + secret,
+		"host=db2 password=" + secret, "password=" + secret, "db2\t" + secret, "db2/" + secret, "db1,app:" + secret + "@db2",
+	} {
+		t.Run(strings.ReplaceAll(host, secret, "..."), func(t *testing.T) {
+			refused := func(err error, says string) {
+				t.Helper()
+				require.ErrorContains(t, err, says)
+				require.ErrorContains(t, err, "must be a name, an address, or the absolute path")
+				requireNoSecret(t, err, secret, host)
+			}
+			_, err := Open(context.Background(), Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {Host: host}}})
+			refused(err, "peer #2")
+			_, err = Open(context.Background(), Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {Name: "second", Host: host}}})
+			refused(err, "peer second")
+			words := "user=app host='" + host + "'"
+			if !strings.Contains(host, ",") {
+				_, err = Open(context.Background(), Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {Name: "second", ConnString: words}}})
+				refused(err, "peer second")
+			}
+			refused(p.AddPeer(Peer{Host: host}), "peer to be added")
+			_, err = ParseConfig(words)
+			refused(err, "host #")
+			_, err = ParseConfig("user=app sslmode=disable host='db8,db9," + host + "," + host + "'")
+			refused(err, "host #")
+		})
+	}
+	for _, host := range []string{"db4", "db-5.example.com.", "under_score", "10.0.0.1", "::1", "fe80::1%eth0", "/var/run/a b@c=d", "bücher.example"} {
+		_, peers := completed(t, Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {Host: host}}})
+		require.Equal(t, peerName(host, 5432), peers[1].Name)
+	}
+	require.ErrorContains(t, p.AddPeer(Peer{Host: "db1", Role: 99}), "peer db1: Role")
+}
+
 func TestTheConfigurationIsCopied(t *testing.T) {
 	withoutEnvironment(t)
 	given, err := ParseConfig("postgres://app@db1,db2/app?multipool_wait=1s&application_name=mine")

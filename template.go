@@ -3,11 +3,14 @@ package multipool
 import (
 	"cmp"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"math"
 	"net"
 	"slices"
 	"strconv"
+	"strings"
+	"unicode"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -60,14 +63,8 @@ func (c *Config) listedPeers() ([]peerConfig, error) {
 
 // peerFrom makes one peer's template; called is its name in errors.
 func (c *Config) peerFrom(p Peer, called string) (peerConfig, error) {
-	if p.ConnString == "" && p.Host == "" {
-		return peerConfig{}, fmt.Errorf("multipool: peer %s has neither Host nor ConnString", called)
-	}
-	if int(p.Role) >= len(roleNames) {
-		return peerConfig{}, fmt.Errorf("multipool: peer %s: Role is %d: unknown", called, p.Role)
-	}
-	if !(p.Weight <= maxWeight) || math.IsInf(p.Weight, -1) {
-		return peerConfig{}, fmt.Errorf("multipool: peer %s: Weight is %v: must be a finite number of at most %d", called, p.Weight, maxWeight)
+	if err := p.check(); err != nil {
+		return peerConfig{}, fmt.Errorf("multipool: peer %s: %w", called, err)
 	}
 	pool := c.Pool.Copy()
 	if p.ConnString != "" {
@@ -89,7 +86,7 @@ func (c *Config) peerFrom(p Peer, called string) (peerConfig, error) {
 	split, err := splitHosts(pool)
 	switch {
 	case err != nil:
-		return peerConfig{}, err
+		return peerConfig{}, fmt.Errorf("multipool: peer %s: %w", called, err)
 	case p.Host == "" && len(split) != 1:
 		return peerConfig{}, fmt.Errorf("multipool: peer %s: its connection string names %d hosts: must be one", called, len(split))
 	}
@@ -104,6 +101,44 @@ func (c *Config) peerFrom(p Peer, called string) (peerConfig, error) {
 		own.pool.MaxConns = p.MaxConns
 	}
 	return own, nil
+}
+
+// check names what cannot be of a peer.
+func (p Peer) check() error {
+	switch {
+	case p.ConnString == "" && p.Host == "":
+		return errors.New("neither Host nor ConnString is set")
+	case !isHost(p.Host):
+		return fmt.Errorf("its Host %w", errNoHost)
+	case int(p.Role) >= len(roleNames):
+		return fmt.Errorf("Role is %d: unknown", p.Role)
+	case !(p.Weight <= maxWeight) || math.IsInf(p.Weight, -1):
+		return fmt.Errorf("Weight is %v: must be a finite number of at most %d", p.Weight, maxWeight)
+	}
+	return nil
+}
+
+// called is what an error calls a peer that has no template yet: its name, or its host where that is one.
+func (p Peer) called(otherwise string) string {
+	if p.Name == "" && isHost(p.Host) {
+		return cmp.Or(p.Host, otherwise)
+	}
+	return cmp.Or(p.Name, otherwise)
+}
+
+// errNoHost does not say what was given: it is a connection string, more often than not.
+var errNoHost = errors.New("must be a name, an address, or the absolute path of a socket's directory " +
+	"(it is not shown, as it may hold a password; a connection string goes into ConnString)")
+
+// isHost reports whether a host may be one. It becomes a part of the peer's name, which is told everywhere.
+func isHost(host string) bool {
+	return isSocket(host) || !strings.ContainsAny(host, "@/=,") && !strings.ContainsFunc(host, unicode.IsSpace)
+}
+
+// isSocket reports whether a host is the directory of a Unix socket.
+func isSocket(host string) bool {
+	network, _ := pgconn.NetworkAddress(host, 0)
+	return network == "unix"
 }
 
 // adopt gives pool the server and the identity of own.
@@ -174,6 +209,9 @@ func splitHosts(config *pgxpool.Config) ([]peerConfig, error) {
 	var peers []peerConfig
 	entries := append([]*pgconn.FallbackConfig{{Host: cc.Host, Port: cc.Port, TLSConfig: cc.TLSConfig}}, cc.Fallbacks...)
 	for _, e := range entries {
+		if !isHost(e.Host) {
+			return nil, fmt.Errorf("multipool: host #%d %w", len(peers)+1, errNoHost)
+		}
 		name := peerName(e.Host, e.Port)
 		i := slices.IndexFunc(peers, func(p peerConfig) bool { return p.Name == name })
 		if i < 0 {
