@@ -3,8 +3,10 @@ package multipool
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -17,22 +19,34 @@ import (
 // there). pgx keeps neither the keys it knows nor whether a default was given.
 func lookup(connString, key, env string) (string, bool) {
 	value, found := "", false
-	if _, rest, isURL := cutURL(connString); isURL {
-		_, query, _ := strings.Cut(rest, "?")
-		for pair := range strings.SplitSeq(query, "&") {
-			name, v, _ := strings.Cut(pair, "=")
-			if decodeURI(name) == key {
-				value, found = decodeURI(v), true
-			}
+	for name, v := range pairs(connString) {
+		if name == key {
+			value, found = v, true
 		}
-	} else {
-		value, found = lookupKeyword(connString, key)
 	}
 	if !found && env != "" {
 		value = os.Getenv(env)
 		found = value != "" // as pgx has it
 	}
 	return value, found
+}
+
+// pairs are the keys of a connection string that has been parsed without error, and their values; of a URI those behind the
+// question mark.
+func pairs(connString string) iter.Seq2[string, string] {
+	_, rest, isURL := cutURL(connString)
+	if !isURL {
+		return keywordPairs(connString)
+	}
+	return func(yield func(string, string) bool) {
+		_, query, _ := strings.Cut(rest, "?")
+		for pair := range strings.SplitSeq(query, "&") {
+			name, v, is := strings.Cut(pair, "=")
+			if is && !yield(decodeURI(name), decodeURI(v)) {
+				return
+			}
+		}
+	}
 }
 
 // decodeURI decodes a part of a connection URI: no form, so a plus is a plus. What is malformed pgx has refused.
@@ -55,38 +69,44 @@ func cutURL(connString string) (head, rest string, ok bool) {
 	return "", "", false
 }
 
-// lookupKeyword finds the last value of key in a keyword/value connection string (PostgreSQL documentation, 34.1.1.1).
-func lookupKeyword(s, key string) (value string, found bool) {
-	const space = " \t\n\r\v\f"
-	for {
-		name, rest, ok := strings.Cut(s, "=")
-		if !ok {
-			return value, found
+const connSpace = " \t\n\r\v\f"
+
+// keywordPairs takes a keyword/value connection string apart (PostgreSQL documentation, 34.1.1.1).
+func keywordPairs(s string) iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for s := s; ; {
+			name, rest, ok := strings.Cut(s, "=")
+			if !ok {
+				return
+			}
+			value, behind := cutValue(strings.TrimLeft(rest, connSpace))
+			if !yield(strings.Trim(name, connSpace), value) {
+				return
+			}
+			s = behind
 		}
-		rest = strings.TrimLeft(rest, space)
-		end, quoted := 0, strings.HasPrefix(rest, "'")
-		if quoted {
-			rest = rest[1:]
+	}
+}
+
+// cutValue splits a keyword/value string behind its first value.
+func cutValue(s string) (value, rest string) {
+	s, quoted := strings.CutPrefix(s, "'")
+	var b strings.Builder
+	end := 0
+	for ; end < len(s); end++ {
+		ch := s[end]
+		if quoted && ch == '\'' || !quoted && strings.IndexByte(connSpace, ch) >= 0 {
+			break
 		}
-		var b strings.Builder
-		for ; end < len(rest); end++ {
-			ch := rest[end]
-			if quoted && ch == '\'' || !quoted && strings.IndexByte(space, ch) >= 0 {
+		if ch == '\\' {
+			if end++; end == len(s) {
 				break
 			}
-			if ch == '\\' {
-				if end++; end == len(rest) {
-					break
-				}
-				ch = rest[end]
-			}
-			b.WriteByte(ch)
+			ch = s[end]
 		}
-		if strings.Trim(name, space) == key {
-			value, found = b.String(), true
-		}
-		s = rest[min(end+1, len(rest)):]
+		b.WriteByte(ch)
 	}
+	return b.String(), s[min(end+1, len(s)):]
 }
 
 // withHost returns connString for another server.
@@ -105,6 +125,37 @@ func withHost(connString, host string, port uint16) string {
 	}
 	escape := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
 	return fmt.Sprintf("%s host='%s' port=%d", connString, escape.Replace(host), port)
+}
+
+// peerKeys are the keys of a peer's own connection string: which server it is, how it is known to be it, and who asks.
+var peerKeys = []string{
+	"host", "port", "dbname", "database", "user", "password", "passfile", "service", "servicefile",
+	"ssl", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcertmode", "sslnegotiation", "sslsni",
+	"channel_binding", "require_auth", "krbsrvname", "krbspn",
+}
+
+// checkPeerKeys names a key that a peer's own connection string cannot have: what is said there, and not heeded, would be
+// believed to hold.
+func checkPeerKeys(connString string) error {
+	behind := false // the password
+	for key := range pairs(connString) {
+		switch {
+		case slices.Contains(peerKeys, key):
+			behind = behind || strings.HasSuffix(key, "password")
+		case !isCommonKey(key) && (behind || holdsSecret(key, connString)):
+			// Where a password should have been quoted or encoded, what is taken for a key is a part of it.
+			return fmt.Errorf("ConnString has a key behind the password that is not a peer's own, or the password is not quoted (its own are %s)", strings.Join(peerKeys, ", "))
+		default:
+			return fmt.Errorf("ConnString: %s is not a peer's own: set it in Config.Pool (its own are %s)", key, strings.Join(peerKeys, ", "))
+		}
+	}
+	return nil
+}
+
+// isCommonKey reports whether a key is one beyond doubt, and no part of a password.
+func isCommonKey(key string) bool {
+	return slices.ContainsFunc(settings, func(s setting) bool { return s.key == key }) || strings.HasPrefix(key, "pool_") ||
+		slices.Contains([]string{"application_name", "connect_timeout", "options", "target_session_attrs"}, key)
 }
 
 // connStringError replaces pgconn.ParseConfigError, whose exported ConnString holds the password, and whose cause may
@@ -134,13 +185,15 @@ func newConnStringError(connString string, err error) error {
 		// It quotes the string where it is malformed, which may be behind what looks like the password's end.
 		text = text[:first] + "..." + text[last+1:]
 	}
-	for _, secret := range secretsOf(connString) {
-		if sharesRun(text, secret) {
-			text = "it is malformed near the password: percent-encode special characters in a URI, quote them in keyword/value form"
-			break
-		}
+	if holdsSecret(text, connString) {
+		text = "it is malformed near the password: percent-encode special characters in a URI, quote them in keyword/value form"
 	}
 	return &connStringError{"multipool: cannot parse the connection string: " + text}
+}
+
+// holdsSecret reports whether text may hold a part of connString's password.
+func holdsSecret(text, connString string) bool {
+	return slices.ContainsFunc(secretsOf(connString), func(secret string) bool { return sharesRun(text, secret) })
 }
 
 // secretsOf returns everything in a string, well-formed or not, that might be a password: too much rather than too
@@ -167,7 +220,7 @@ func secretsOf(connString string) []string {
 		if !ok {
 			return out
 		}
-		rest = strings.TrimLeft(rest, " \t\n\r\v\f=")
+		rest = strings.TrimLeft(rest, connSpace+"=")
 		end := strings.IndexAny(rest, "& \t\n")
 		if quoted, is := strings.CutPrefix(rest, "'"); is {
 			rest = quoted

@@ -100,7 +100,8 @@ type Peer struct {
 	Name string
 
 	// ConnString, where set, is a connection string of this peer's own (one host): its host, port, TLS, user, password
-	// and database replace those of Config.Pool.
+	// and database replace those of Config.Pool, its channel_binding, require_auth and Kerberos names where it has them.
+	// Another key in it is an error: the rest is Config.Pool's.
 	ConnString string
 
 	// Host and Port, where set, replace those of Config.Pool or of ConnString. Port 0 keeps the template's. Host is a name,

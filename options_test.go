@@ -597,6 +597,67 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 	}
 }
 
+func TestAPeersOwnConnectionStringHoldsInAllThatItMaySay(t *testing.T) {
+	withoutEnvironment(t)
+	one := func(template, own string) *pgconn.Config {
+		t.Helper()
+		pool, err := ParseConfig(template)
+		require.NoError(t, err)
+		_, peers := completed(t, Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {ConnString: own}}})
+		return &peers[1].pool.ConnConfig.Config
+	}
+	plain := "postgres://app@db1/app?sslmode=require"
+	strict := plain + "&channel_binding=require&require_auth=scram-sha-256&krbsrvname=pg&krbspn=pg/db1&sslcertmode=disable&sslnegotiation=direct"
+
+	cc := one(plain, strings.Replace(strict, "db1", "db2", 1))
+	require.Equal(t, []string{"db2", "direct", "disable", "require", "scram-sha-256", "pg", "pg/db1"},
+		[]string{cc.Host, cc.SSLNegotiation, cc.SSLCertMode, cc.ChannelBinding, cc.RequireAuth, cc.KerberosSrvName, cc.KerberosSpn})
+	require.Equal(t, []string{"postgresql"}, cc.TLSConfig.NextProtos)
+
+	cc = one(strict, "host=db2 user=app sslmode=require")
+	require.Empty(t, cc.SSLNegotiation, "a part of TLS, which is the peer's own")
+	require.Empty(t, cc.TLSConfig.NextProtos)
+	require.Equal(t, "allow", cc.SSLCertMode)
+	require.Equal(t, []string{"require", "scram-sha-256", "pg", "pg/db1"},
+		[]string{cc.ChannelBinding, cc.RequireAuth, cc.KerberosSrvName, cc.KerberosSpn}, "it says nothing else")
+
+	cc = one(strict, "host=db2 user=app channel_binding=prefer require_auth=''")
+	require.Equal(t, []string{"prefer", ""}, []string{cc.ChannelBinding, cc.RequireAuth})
+}
+
+// What is said in a place where it does not hold would be believed to.
+func TestAPeersOwnConnectionStringHasNoKeyThatDoesNotHold(t *testing.T) {
+	withoutEnvironment(t)
+	const secret = "Kq7wZx93Vt"
+	for key, value := range map[string]string{
+		"multipool_wait": "1s", "multipool_mode": "nonsense", "multipool_nonsense": "1", "pool_max_conns": "3", "pool_nonsense": "1",
+		"application_name": "a", "search_path": "a", "connect_timeout": "3", "target_session_attrs": "any", "options": "-c", "fallback": "",
+		"statement_cache_capacity": "1", "max_protocol_version": "3.2",
+	} {
+		for _, connString := range []string{
+			"postgres://app:" + secret + "@db2/app?" + key + "=" + value + "&sslmode=require",
+			"host=db2 user=app " + key + "='" + value + "' password=" + secret,
+			"host=db2 user=app password=" + secret + " " + key + "='" + value + "'",
+		} {
+			_, _, err := Config{Pool: plainPool(t), Peers: []Peer{{Name: "x", ConnString: connString}, {Host: "y"}}}.complete()
+			require.ErrorContains(t, err, "peer x: ConnString")
+			require.ErrorContains(t, err, "channel_binding", "what may be there")
+			requireNoSecret(t, err, secret, connString)
+			if strings.HasSuffix(connString, secret) || strings.Contains(connString, "://") || isCommonKey(key) {
+				require.ErrorContains(t, err, key+" is not a peer's own")
+			}
+		}
+	}
+	for _, connString := range []string{
+		"host=db2 password=correct " + secret + "=x", "postgres://db2/app?password=correct&" + secret + "=x",
+		"postgres://app:correct@db2?" + secret + "=@db2/app",
+	} {
+		_, _, err := Config{Pool: plainPool(t), Peers: []Peer{{Name: "x", ConnString: connString}, {Host: "y"}}}.complete()
+		require.ErrorContains(t, err, "behind the password")
+		requireNoSecret(t, err, secret, connString)
+	}
+}
+
 // A host becomes a part of the peer's name, and that of every log and metric.
 func TestAHostThatMayHoldAPasswordIsRefusedAndNotShown(t *testing.T) {
 	withoutEnvironment(t)
@@ -728,6 +789,10 @@ var secretForms = []string{
 	"host=db1 port=x passwd=y password=%s",
 	"host=db1,db1 user=app sslmode=disable password=%s",
 	"host=db1 user=app password=%s multipool_wait=x",
+	"host=postgres://app:%s@db1 user=app",
+	"host=db1 user=app password=correct %s=x",
+	"postgres://db1/app?user=app&password=correct&%s=x",
+	"postgres://app:correct@db1?%s=x@db1/app",
 }
 
 func requireNoSecret(t *testing.T, err error, secret, connString string) {

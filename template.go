@@ -68,11 +68,9 @@ func (c *Config) peerFrom(p Peer, called string) (peerConfig, error) {
 	}
 	pool := c.Pool.Copy()
 	if p.ConnString != "" {
-		own, err := pgxpool.ParseConfig(p.ConnString)
-		if err != nil {
-			return peerConfig{}, fmt.Errorf("multipool: peer %s: %w", called, newConnStringError(p.ConnString, err))
+		if err := adopt(&pool.ConnConfig.Config, p.ConnString); err != nil {
+			return peerConfig{}, fmt.Errorf("multipool: peer %s: %w", called, err)
 		}
-		adopt(pool, own)
 	}
 	if p.Host != "" {
 		setHost(pool, p.Host)
@@ -141,12 +139,29 @@ func isSocket(host string) bool {
 	return network == "unix"
 }
 
-// adopt gives pool the server and the identity of own.
-func adopt(pool, own *pgxpool.Config) {
-	to, from := pool.ConnConfig, own.ConnConfig
+// adopt gives to the server of a peer's own connection string, with its TLS, and the identity that is used there. How the
+// server has to prove its own stays as the template says where the string says nothing.
+func adopt(to *pgconn.Config, connString string) error {
+	from, err := pgconn.ParseConfig(connString)
+	if err != nil {
+		return newConnStringError(connString, err)
+	}
+	if err := checkPeerKeys(connString); err != nil {
+		return err
+	}
 	to.Host, to.Port, to.TLSConfig, to.Fallbacks = from.Host, from.Port, from.TLSConfig, from.Fallbacks
+	to.SSLNegotiation, to.SSLCertMode = from.SSLNegotiation, from.SSLCertMode
 	to.User, to.Password, to.Database = from.User, from.Password, from.Database
+	to.KerberosSrvName = cmp.Or(from.KerberosSrvName, to.KerberosSrvName)
+	to.KerberosSpn = cmp.Or(from.KerberosSpn, to.KerberosSpn)
+	if _, given := lookup(connString, "channel_binding", ""); given || from.ChannelBinding != "prefer" {
+		to.ChannelBinding = from.ChannelBinding
+	}
+	if _, given := lookup(connString, "require_auth", ""); given || from.RequireAuth != "" {
+		to.RequireAuth = from.RequireAuth
+	}
 	to.ValidateConnect = nil
+	return nil
 }
 
 // setHost points pool at one host, keeping its way of TLS: a certificate is checked for the new name.
