@@ -105,7 +105,8 @@ type Peer struct {
 	ConnString string
 
 	// Host and Port, where set, replace those of Config.Pool or of ConnString. Port 0 keeps the template's. Host is a name,
-	// an address, or the absolute path of a Unix socket's directory.
+	// an address, or the absolute path of a Unix socket's directory, which has no TLS. To a host beside a template of sockets
+	// TLS is as the template's connection string says.
 	Host string
 	Port uint16
 

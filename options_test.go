@@ -3,6 +3,7 @@ package multipool
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	gotoken "go/token"
 	"log/slog"
 	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -595,6 +597,116 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tlsOf is what a configuration says of TLS, way by way.
+func tlsOf(cc *pgconn.Config) (ways []string) {
+	for _, w := range waysOf(cc) {
+		way := fmt.Sprintf("%s without", peerName(w.Host, w.Port))
+		if c := w.TLSConfig; c != nil {
+			name := c.ServerName
+			if c.InsecureSkipVerify && net.ParseIP(name) != nil {
+				name = "" // it is neither checked nor sent
+			}
+			way = fmt.Sprintf("%s as %q, insecure %v, chain %v", peerName(w.Host, w.Port), name, c.InsecureSkipVerify, c.VerifyPeerCertificate != nil)
+		}
+		ways = append(ways, way)
+	}
+	return ways
+}
+
+// pgx has no TLS on a socket, whatever the string says: a peer that is none must not take that over.
+func TestAPeerBesideATemplateBySocketHasTheTLSOfTheConnectionString(t *testing.T) {
+	withoutEnvironment(t)
+	parse := func(t *testing.T, connString string) *pgxpool.Config {
+		t.Helper()
+		pool, err := ParseConfig(connString)
+		require.NoError(t, err)
+		return pool
+	}
+	for _, mode := range []string{"disable", "allow", "prefer", "require", "verify-ca", "verify-full"} {
+		as := func(t *testing.T, host string, port int) []string {
+			t.Helper()
+			return tlsOf(&parse(t, fmt.Sprintf("host=%s port=%d user=app sslmode=%s", host, port, mode)).ConnConfig.Config)
+		}
+		requirePeers := func(t *testing.T, peers []peerConfig) {
+			t.Helper()
+			require.Equal(t, as(t, "db1", 5432), tlsOf(&peers[0].pool.ConnConfig.Config))
+			require.Equal(t, as(t, "::1", 6000), tlsOf(&peers[1].pool.ConnConfig.Config))
+			require.Equal(t, []string{"/var/run/a:5432 without"}, tlsOf(&peers[2].pool.ConnConfig.Config))
+		}
+		listed := []Peer{{Host: "db1"}, {Host: "::1", Port: 6000}, {Host: "/var/run/a"}}
+		for _, template := range []string{
+			"host=/var/run/postgresql user=app sslmode=" + mode,
+			"host=/var/run/postgresql,/var/run/a user=app sslmode=" + mode,
+			"host=/var/run/postgresql,db9 port=5432,7000 user=app sslmode=" + mode,
+			"host=db9,/var/run/postgresql user=app sslmode=" + mode,
+			"host=db9 user=app sslmode=" + mode,
+			"postgres://app@%2Fvar%2Frun%2Fpostgresql/app?sslmode=" + mode,
+			"postgres:///app?user=app&host=/var/run/postgresql&sslmode=" + mode + "&",
+		} {
+			t.Run(template, func(t *testing.T) {
+				_, peers := completed(t, Config{Pool: parse(t, template), Peers: listed})
+				requirePeers(t, peers)
+			})
+		}
+		t.Run("neither host nor mode in the string "+mode, func(t *testing.T) {
+			t.Setenv("PGHOST", "/var/run/postgresql")
+			t.Setenv("PGSSLMODE", mode)
+			_, peers := completed(t, Config{Pool: parse(t, "user=app"), Peers: listed})
+			requirePeers(t, peers)
+		})
+		t.Run("a string of its own "+mode, func(t *testing.T) {
+			own := "host=/var/run/postgresql user=app sslmode=" + mode
+			_, peers := completed(t, Config{Pool: parse(t, "host=db9 user=app sslmode=disable"), Peers: []Peer{
+				{ConnString: own, Host: "db1"}, {ConnString: own, Host: "::1", Port: 6000}, {ConnString: own, Host: "/var/run/a"},
+			}})
+			requirePeers(t, peers)
+		})
+		t.Run("added later "+mode, func(t *testing.T) {
+			p := openPool(t, Config{}, "host=/nowhere/a,/nowhere/b user=app sslmode="+mode)
+			require.NoError(t, p.AddPeer(Peer{Host: "127.0.0.1", Port: 1}))
+			require.Equal(t, as(t, "127.0.0.1", 1), tlsOf(&p.peers()[2].config.ConnConfig.Config))
+		})
+	}
+	t.Run("a certificate's own name", func(t *testing.T) {
+		_, peers := completed(t, Config{Pool: parse(t, "host=/var/run/a user=app sslmode=verify-full"), Peers: []Peer{{Host: "10.0.0.1", ServerName: "db1"}}})
+		require.Equal(t, []string{`10.0.0.1:5432 as "db1", insecure false, chain false`}, tlsOf(&peers[0].pool.ConnConfig.Config))
+	})
+}
+
+func TestTLSThatTheProgramHasSetOnATemplateBySocketIsNotLost(t *testing.T) {
+	withoutEnvironment(t)
+	with := func(connString string, change func(*pgconn.Config)) error {
+		pool, err := ParseConfig(connString)
+		require.NoError(t, err)
+		change(&pool.ConnConfig.Config)
+		_, peers, err := Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {Name: "x", Host: "db2"}}}.complete()
+		if err != nil {
+			return err
+		}
+		require.Equal(t, []string{`db2:5432 as "pinned", insecure false, chain false`}, tlsOf(&peers[1].pool.ConnConfig.Config))
+		return nil
+	}
+	pinned := &tls.Config{ServerName: "pinned"}
+	require.NoError(t, with("host=/var/run/a user=app", func(cc *pgconn.Config) { cc.TLSConfig = pinned }))
+	require.NoError(t, with("host=/var/run/a,/var/run/b user=app", func(cc *pgconn.Config) { cc.Fallbacks[0].TLSConfig = pinned }))
+	require.NoError(t, with("host=/var/run/a,db9 user=app sslmode=require", func(cc *pgconn.Config) { cc.Fallbacks[0].TLSConfig = pinned }))
+
+	err := with("host=/var/run/a user=app", func(cc *pgconn.Config) { cc.SSLNegotiation = "direct" })
+	require.ErrorContains(t, err, `multipool: peer #1: the template's SSLNegotiation is "direct"`)
+	require.ErrorContains(t, err, "set sslnegotiation there")
+	err = with("host=/var/run/a user=app sslcertmode=disable", func(cc *pgconn.Config) { cc.SSLCertMode = "require" })
+	require.ErrorContains(t, err, `the template's SSLCertMode is "require"`)
+	require.ErrorContains(t, err, `says "disable"`)
+	same := func(*pgconn.Config) {}
+	err = with("host=/var/run/a user=app password=Kq7wZx93Vt sslrootcert=/nowhere/ca sslmode=verify-full", same)
+	require.ErrorContains(t, err, "peer #1")
+	require.ErrorContains(t, err, "CA file")
+	requireNoSecret(t, err, "Kq7wZx93Vt", "")
+	err = with(`host=/var/run/a user=app password=Kq7wZx93Vt\`, same) // which escapes what is appended
+	require.ErrorContains(t, err, "peer #1: what the connection string says of TLS cannot be told for another host")
+	requireNoSecret(t, err, "Kq7wZx93Vt", "")
 }
 
 func TestAPeersOwnConnectionStringHoldsInAllThatItMaySay(t *testing.T) {

@@ -73,7 +73,9 @@ func (c *Config) peerFrom(p Peer, called string) (peerConfig, error) {
 		}
 	}
 	if p.Host != "" {
-		setHost(pool, p.Host)
+		if err := setHost(&pool.ConnConfig.Config, cmp.Or(p.ConnString, c.Pool.ConnString()), p.Host); err != nil {
+			return peerConfig{}, fmt.Errorf("multipool: peer %s: %w", called, err)
+		}
 	}
 	if p.Port != 0 {
 		setPort(pool, p.Port)
@@ -164,20 +166,65 @@ func adopt(to *pgconn.Config, connString string) error {
 	return nil
 }
 
-// setHost points pool at one host, keeping its way of TLS: a certificate is checked for the new name.
-func setHost(pool *pgxpool.Config, host string) {
-	cc := pool.ConnConfig
-	old, port := cc.Host, cc.Port
-	cc.Host = host
-	cc.TLSConfig = renameTLS(cc.TLSConfig, old, host)
-	var same []*pgconn.FallbackConfig
-	for _, f := range cc.Fallbacks {
-		if f.Host == old && f.Port == port {
-			f.Host, f.TLSConfig = host, renameTLS(f.TLSConfig, old, host)
-			same = append(same, f)
-		}
+// setHost points cc, which has been made from connString, at one host, with its way of TLS: a certificate is checked for the
+// new name.
+func setHost(cc *pgconn.Config, connString, host string) error {
+	ways, err := waysTo(cc, connString, host)
+	if err != nil {
+		return err
 	}
-	cc.Fallbacks = same
+	for i, w := range ways {
+		ways[i] = &pgconn.FallbackConfig{Host: host, Port: cc.Port, TLSConfig: renameTLS(w.TLSConfig, w.Host, host)}
+	}
+	cc.Host, cc.TLSConfig, cc.Fallbacks = host, ways[0].TLSConfig, ways[1:]
+	return nil
+}
+
+// waysOf are a configuration's hosts in their order, each as often as there are ways to connect to it.
+func waysOf(cc *pgconn.Config) []*pgconn.FallbackConfig {
+	return append([]*pgconn.FallbackConfig{{Host: cc.Host, Port: cc.Port, TLSConfig: cc.TLSConfig}}, cc.Fallbacks...)
+}
+
+// waysTo are the ways to a host that cc does not list: those to the first that it lists of the same kind, socket or not.
+// There is no TLS on a socket, and pgx forgets there what the string says of it: where cc lists sockets only, and the program
+// has not given them TLS of its own, the string is asked again.
+func waysTo(cc *pgconn.Config, connString, host string) ([]*pgconn.FallbackConfig, error) {
+	all := waysOf(cc)
+	like := slices.IndexFunc(all, func(w *pgconn.FallbackConfig) bool { return isSocket(w.Host) == isSocket(host) })
+	if like < 0 && isSocket(host) {
+		return []*pgconn.FallbackConfig{{}}, nil
+	}
+	if like < 0 {
+		like = slices.IndexFunc(all, func(w *pgconn.FallbackConfig) bool { return w.TLSConfig != nil })
+	}
+	if like < 0 {
+		return saidWays(cc, connString, host)
+	}
+	to := *all[like]
+	return slices.DeleteFunc(all, func(w *pgconn.FallbackConfig) bool { return w.Host != to.Host || w.Port != to.Port }), nil
+}
+
+// saidWays are the ways to a host by what connString says. What cc says otherwise of TLS the program has set since: it would
+// be lost, or at odds with the rest.
+func saidWays(cc *pgconn.Config, connString, host string) ([]*pgconn.FallbackConfig, error) {
+	said, err := pgconn.ParseConfig(withHost(connString, host, cc.Port))
+	if err != nil {
+		return nil, newConnStringError(connString, err)
+	}
+	ways := waysOf(said)
+	switch {
+	case slices.ContainsFunc(ways, func(w *pgconn.FallbackConfig) bool { return w.Host != host }):
+		return nil, errors.New("what the connection string says of TLS cannot be told for another host: give the peer a ConnString")
+	case said.SSLNegotiation != cc.SSLNegotiation:
+		return nil, changedError("SSLNegotiation", "sslnegotiation", cc.SSLNegotiation, said.SSLNegotiation)
+	case said.SSLCertMode != cc.SSLCertMode:
+		return nil, changedError("SSLCertMode", "sslcertmode", cc.SSLCertMode, said.SSLCertMode)
+	}
+	return ways, nil
+}
+
+func changedError(field, key, set, said string) error {
+	return fmt.Errorf("the template's %s is %q, and its connection string, by which a host that is no socket has TLS, says %q: set %s there", field, set, said, key)
 }
 
 // setPort gives pool's one host another port, also where its way of TLS has a fallback.
@@ -222,8 +269,7 @@ func setServerName(pool *pgxpool.Config, name string) {
 func splitHosts(config *pgxpool.Config) ([]peerConfig, error) {
 	cc := config.ConnConfig
 	var peers []peerConfig
-	entries := append([]*pgconn.FallbackConfig{{Host: cc.Host, Port: cc.Port, TLSConfig: cc.TLSConfig}}, cc.Fallbacks...)
-	for _, e := range entries {
+	for _, e := range waysOf(&cc.Config) {
 		if !isHost(e.Host) {
 			return nil, fmt.Errorf("multipool: host #%d %w", len(peers)+1, errNoHost)
 		}
