@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"net/url"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -154,7 +156,7 @@ func checkPeerKeys(connString string) error {
 
 // isCommonKey reports whether a key is one beyond doubt, and no part of a password.
 func isCommonKey(key string) bool {
-	return slices.ContainsFunc(settings, func(s setting) bool { return s.key == key }) || strings.HasPrefix(key, "pool_") ||
+	return slices.ContainsFunc(settings, func(s setting) bool { return s.key == key }) || poolKeys[key] != nil ||
 		slices.Contains([]string{"application_name", "connect_timeout", "options", "target_session_attrs"}, key)
 }
 
@@ -189,6 +191,58 @@ func newConnStringError(connString string, err error) error {
 		text = "it is malformed near the password: percent-encode special characters in a URI, quote them in keyword/value form"
 	}
 	return &connStringError{"multipool: cannot parse the connection string: " + text}
+}
+
+// poolKeys are pgxpool's keys, each with what its value must be.
+var poolKeys = map[string]func(string) error{
+	"pool_max_conns":                wholeNumber(1),
+	"pool_min_conns":                wholeNumber(math.MinInt32),
+	"pool_min_idle_conns":           wholeNumber(math.MinInt32),
+	"pool_max_conn_lifetime":        duration,
+	"pool_max_conn_lifetime_jitter": duration,
+	"pool_max_conn_idle_time":       duration,
+	"pool_health_check_period":      duration,
+	"pool_ping_timeout":             duration,
+}
+
+func wholeNumber(least int64) func(string) error {
+	return func(v string) error {
+		if n, err := strconv.ParseInt(v, 10, 32); err != nil || n < least {
+			return fmt.Errorf("must be a whole number from %d to %d", least, math.MaxInt32)
+		}
+		return nil
+	}
+}
+
+var errNoDuration = errors.New("must be a duration such as 500ms or 5s")
+
+func duration(v string) error {
+	if _, err := time.ParseDuration(v); err != nil {
+		return errNoDuration
+	}
+	return nil
+}
+
+// poolKeyError is the error of a key at which pgxpool takes offence without saying what is wrong with which value; nil: it is
+// something else.
+func poolKeyError(connString string) error {
+	config, err := pgconn.ParseConfig(connString)
+	if err != nil {
+		return nil
+	}
+	for _, key := range sortedKeys(poolKeys) {
+		value, given := config.RuntimeParams[key]
+		if !given {
+			continue
+		}
+		if err := poolKeys[key](value); err != nil {
+			if !holdsSecret(value, connString) {
+				key = fmt.Sprintf("%s=%q", key, value)
+			}
+			return &connStringError{fmt.Sprintf("multipool: %s: %v", key, err)}
+		}
+	}
+	return nil
 }
 
 // holdsSecret reports whether text may hold a part of connString's password.

@@ -264,7 +264,7 @@ func setName[E ~uint8](field *E, names []string, v string) error {
 func setDuration(field *time.Duration, v string) error {
 	d, err := time.ParseDuration(v)
 	if err != nil {
-		return errors.New("must be a duration such as 500ms or 5s")
+		return errNoDuration
 	}
 	if d == 0 {
 		d = -1 // in the string 0 means none; in the struct it means the default
@@ -277,8 +277,8 @@ func setDuration(field *time.Duration, v string) error {
 // in ConnConfig.RuntimeParams until a constructor takes them. Where the string lists several hosts and is silent about
 // them it sets, visibly, ConnConfig.ConnectTimeout to 5 s and PingTimeout to 1 s (pgxpool's defaults, two minutes and
 // none, are for a program that has nowhere else to go), [ShouldPing] to look instead of ping, and ConnConfig.DialFunc to
-// a dialer with TCP keepalive and TCP_USER_TIMEOUT, by which a connection to a host that is gone ends within 15 s. An
-// error names the key, the value and the bound, and never a password.
+// a dialer with TCP keepalive and TCP_USER_TIMEOUT, by which a connection to a host that is gone ends within 15 s. The
+// error of a multipool_* or pool_* key names the key, the value and the bound; none holds a password.
 //
 //   - multipool_mode: replicated, equivalent, ordered (default replicated)
 //   - multipool_return_after: duration string (default 10s; 0: at once)
@@ -298,7 +298,7 @@ func setDuration(field *time.Duration, v string) error {
 func ParseConfig(connString string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(connString)
 	if err != nil {
-		return nil, newConnStringError(connString, err)
+		return nil, cmp.Or(poolKeyError(connString), newConnStringError(connString, err))
 	}
 	probe := Config{Pool: config}
 	if err := probe.takeKeys(maps.Clone(config.ConnConfig.RuntimeParams)); err != nil {

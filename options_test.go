@@ -187,6 +187,56 @@ func TestABadValueIsAnErrorThatNamesKeyValueAndBound(t *testing.T) {
 	}
 }
 
+func TestABadValueOfAPgxpoolKeyIsAnErrorThatNamesKeyValueAndBound(t *testing.T) {
+	withoutEnvironment(t)
+	for _, tc := range []struct{ key, value, bound string }{
+		{"pool_max_conns", "0", "from 1 to 2147483647"},
+		{"pool_max_conns", "-5", "from 1 to 2147483647"},
+		{"pool_max_conns", "many", "from 1 to 2147483647"},
+		{"pool_max_conns", "2147483648", "from 1 to 2147483647"},
+		{"pool_min_conns", "", "to 2147483647"},
+		{"pool_min_idle_conns", "1.5", "to 2147483647"},
+		{"pool_max_conn_lifetime", "3", "500ms"},
+		{"pool_max_conn_lifetime_jitter", "soon", "500ms"},
+		{"pool_max_conn_idle_time", "3", "500ms"},
+		{"pool_health_check_period", "3", "500ms"},
+		{"pool_ping_timeout", "3", "500ms"},
+	} {
+		t.Run(tc.key+"="+tc.value, func(t *testing.T) {
+			for _, connString := range []string{
+				threeHosts + "&pool_min_conns=-1&" + tc.key + "=" + tc.value,
+				"postgres://app:pool@db1/app?" + tc.key + "=" + tc.value, // a password that is a part of the key
+				"host=db1,db2 user=app password='pool max' " + tc.key + "='" + tc.value + "'",
+			} {
+				_, err := ParseConfig(connString)
+				require.ErrorContains(t, err, fmt.Sprintf("multipool: %s=%q: must be ", tc.key, tc.value))
+				require.ErrorContains(t, err, tc.bound)
+				var parse *pgconn.ParseConfigError
+				require.ErrorAs(t, err, &parse)
+				require.Empty(t, parse.ConnString)
+			}
+		})
+		require.NotNil(t, poolKeys[tc.key])
+	}
+	_, err := ParseConfig("host=db1 user=app password=Kq7wZx93Vt pool_max_conns=Kq7wZx93Vt")
+	require.ErrorContains(t, err, "multipool: pool_max_conns: must be a whole number")
+}
+
+// What pgxpool takes we take, and what it refuses we can explain.
+func TestThePgxpoolKeysAreThoseOfPgxpool(t *testing.T) {
+	withoutEnvironment(t)
+	for key := range poolKeys {
+		for _, value := range []string{"0", "-1", "1", "7", "2147483647", "2147483648", "1s", "-1s", "0s", "", "x"} {
+			connString := "postgres://app@db1/app?" + key + "=" + value
+			pool, err := pgxpool.ParseConfig(connString)
+			require.Equal(t, err == nil, poolKeyError(connString) == nil, "%s=%q: %v", key, value, err)
+			if err == nil {
+				require.NotContains(t, pool.ConnConfig.RuntimeParams, key)
+			}
+		}
+	}
+}
+
 func TestAnUnknownKeyOfOursIsAnErrorThatListsTheKnown(t *testing.T) {
 	withoutEnvironment(t)
 	_, err := ParseConfig(threeHosts + "&multipool_chek_interval=1s")
