@@ -353,6 +353,10 @@ func (c *Config) checkBounds() error {
 		return fmt.Errorf("multipool: StallAfter (multipool_stall_after) is %v: must be at least %v", c.StallAfter, minStallAfter)
 	case c.WriteReserve > maxWriteReserve || c.WriteReserve != c.WriteReserve:
 		return fmt.Errorf("multipool: WriteReserve (multipool_write_reserve) is %v: must be at most %v", c.WriteReserve, maxWriteReserve)
+	case c.Pool.MaxConns < 1: // of which puddle says that MaxSize must be
+		return fmt.Errorf("multipool: Pool.MaxConns (pool_max_conns) is %d: must be at least 1", c.Pool.MaxConns)
+	case c.Pool.HealthCheckPeriod <= 0: // at which pgxpool panics, in a goroutine of its own
+		return fmt.Errorf("multipool: Pool.HealthCheckPeriod (pool_health_check_period) is %v: must be more than 0", c.Pool.HealthCheckPeriod)
 	case int(c.Mode) >= len(modeNames):
 		return fmt.Errorf("multipool: Mode is %d: unknown", c.Mode)
 	case int(c.Route.Target) >= len(targetNames):

@@ -260,6 +260,7 @@ func TestFieldsOfAConfigHaveBoundsToo(t *testing.T) {
 		{"a target", Config{Pool: pool, Route: Route{Target: 99}}, "Target is 99"},
 		{"a retry", Config{Pool: pool, Route: Route{Retry: 99}}, "Retry is 99"},
 		{"no pool", Config{}, "Config.Pool"},
+		{"a negative interval", Config{Pool: pool, CheckInterval: -1}, "CheckInterval (multipool_check_interval) is -1ns: must be at least 10ms"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Open(context.Background(), tc.config)
@@ -267,6 +268,32 @@ func TestFieldsOfAConfigHaveBoundsToo(t *testing.T) {
 		})
 	}
 	require.Panics(t, func() { _, _ = NewWithConfig(context.Background(), &pgxpool.Config{}) }, "as pgxpool does")
+}
+
+// pgxpool says of the one that MaxSize must be >= 1, and panics at the other.
+func TestFieldsOfTheTemplateHaveBoundsToo(t *testing.T) {
+	withoutEnvironment(t)
+	for _, tc := range []struct {
+		change func(*pgxpool.Config)
+		says   string
+	}{
+		{func(c *pgxpool.Config) { c.MaxConns = 0 }, "multipool: Pool.MaxConns (pool_max_conns) is 0: must be at least 1"},
+		{func(c *pgxpool.Config) { c.MaxConns = -7 }, "multipool: Pool.MaxConns (pool_max_conns) is -7: must be at least 1"},
+		{func(c *pgxpool.Config) { c.HealthCheckPeriod = 0 }, "multipool: Pool.HealthCheckPeriod (pool_health_check_period) is 0s: must be more than 0"},
+		{func(c *pgxpool.Config) { c.HealthCheckPeriod = -1 }, "multipool: Pool.HealthCheckPeriod (pool_health_check_period) is -1ns: must be more than 0"},
+	} {
+		for _, connString := range []string{threeHosts, "postgres://app@127.0.0.1:1/app"} {
+			pool, err := ParseConfig(connString)
+			require.NoError(t, err)
+			tc.change(pool)
+			_, err = Open(context.Background(), Config{Pool: pool})
+			require.EqualError(t, err, tc.says)
+			_, err = NewWithConfig(context.Background(), pool)
+			require.EqualError(t, err, tc.says)
+		}
+	}
+	_, err := ParseConfig(threeHosts + "&pool_health_check_period=0")
+	require.EqualError(t, err, "multipool: Pool.HealthCheckPeriod (pool_health_check_period) is 0s: must be more than 0")
 }
 
 func TestAFieldWinsOverItsKey(t *testing.T) {
