@@ -17,7 +17,8 @@ import (
 )
 
 // Config is everything there is to set on a pool that [Open] makes. A zero field means its default, a negative number
-// means off. Open takes a copy; changing it afterwards has no effect.
+// means off; but CheckInterval cannot be off, and a negative one is an error. Open takes a copy; changing it afterwards has
+// no effect.
 type Config struct {
 	// Pool is the template of every peer's pool, from [ParseConfig] or pgxpool.ParseConfig. Required. Its MaxConns,
 	// MinConns and the other limits hold for each peer, not for all of them together. With several peers a
@@ -226,7 +227,7 @@ var settings = []setting{
 	}},
 	{"multipool_stall_after", func(c *Config, v string) error {
 		if d, err := time.ParseDuration(v); err == nil && d > 0 && d < minStallAfter {
-			return fmt.Errorf("must be 0 or at least %v", minStallAfter)
+			return fmt.Errorf("must be at least %v, or 0 or less for none", minStallAfter)
 		}
 		return setDuration(&c.StallAfter, v)
 	}},
@@ -281,7 +282,7 @@ func setDuration(field *time.Duration, v string) error {
 // error of a multipool_* or pool_* key names the key, the value and the bound; none holds a password.
 //
 //   - multipool_mode: replicated, equivalent, ordered (default replicated)
-//   - multipool_return_after: duration string (default 10s; 0: at once)
+//   - multipool_return_after: duration string (default 10s; 0 or less: at once)
 //   - multipool_discover: none, dns (all addresses of the hosts), srv (the host is the name of SRV records), replication (the
 //     primary's standbys) (default none)
 //   - multipool_target: auto, primary, prefer-replica, replica, any (default auto)
@@ -290,10 +291,10 @@ func setDuration(field *time.Duration, v string) error {
 //   - multipool_zone: the program's zone (default none)
 //   - multipool_max_lag: duration, size such as 16MB, or both with a comma between (default 0, none)
 //   - multipool_check_interval: duration string of at least 10ms (default 5s)
-//   - multipool_wait: duration string (default 5s; 0: a call does not wait)
-//   - multipool_max_waiting: integer (default 1000; 0: none)
-//   - multipool_stall_after: duration string of at least 100ms (default 500ms; 0: hangs are not looked for)
-//   - multipool_write_reserve: number from 0 to 0.9 (default 0.25)
+//   - multipool_wait: duration string (default 5s; 0 or less: a call does not wait)
+//   - multipool_max_waiting: integer (default 1000; 0 or less: none)
+//   - multipool_stall_after: duration string of at least 100ms (default 500ms; 0 or less: hangs are not looked for)
+//   - multipool_write_reserve: number from 0 to 0.9 (default 0.25; 0: none)
 //   - multipool_monitor_conns: true or false (default true)
 func ParseConfig(connString string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(connString)

@@ -84,6 +84,7 @@ func TestEveryKeySetsItsField(t *testing.T) {
 		{"multipool_discover", "replication", func(c Config) any { return c.Discover == nil }, false},
 		{"multipool_return_after", "3s", func(c Config) any { return c.ReturnAfter }, 3 * time.Second},
 		{"multipool_return_after", "0", func(c Config) any { return c.ReturnAfter }, time.Duration(0)},
+		{"multipool_return_after", "-1s", func(c Config) any { return c.ReturnAfter }, time.Duration(0)},
 		{"multipool_target", "auto", func(c Config) any { return c.Route.Target }, TargetAuto},
 		{"multipool_target", "primary", func(c Config) any { return c.Route.Target }, TargetPrimary},
 		{"multipool_target", "prefer-replica", func(c Config) any { return c.Route.Target }, TargetPreferReplica},
@@ -113,6 +114,7 @@ func TestEveryKeySetsItsField(t *testing.T) {
 		{"multipool_max_waiting", "-3", func(c Config) any { return c.MaxWaiting }, 0},
 		{"multipool_stall_after", "250ms", func(c Config) any { return c.StallAfter }, 250 * time.Millisecond},
 		{"multipool_stall_after", "0", func(c Config) any { return c.StallAfter < 0 }, true},
+		{"multipool_stall_after", "-1h", func(c Config) any { return c.StallAfter < 0 }, true},
 		{"multipool_write_reserve", "0.5", func(c Config) any { return c.WriteReserve }, 0.5},
 		{"multipool_write_reserve", "0", func(c Config) any { return c.WriteReserve }, 0.0},
 		{"multipool_monitor_conns", "true", func(c Config) any { return c.NoMonitorConns }, false},
@@ -365,6 +367,12 @@ func TestTheDocumentationOfParseConfigListsTheKeys(t *testing.T) {
 	require.Contains(t, lines["multipool_check_interval"], "at least "+minCheckInterval.String())
 	require.Contains(t, lines["multipool_wait"], "default "+defaultWait.String())
 	require.Contains(t, lines["multipool_max_waiting"], fmt.Sprintf("default %d", defaultMaxWaiting))
+	for _, s := range settings {
+		c := Config{Pool: plainPool(t)}
+		belowZero := s.set(&c, "-1s") == nil || s.set(&c, "-1") == nil
+		belowZero = belowZero && s.key != "multipool_zone" // which may be called anything
+		require.Equal(t, belowZero, strings.Contains(lines[s.key], "; 0 or less: "), s.key)
+	}
 }
 
 func TestHostsBecomePeers(t *testing.T) {
