@@ -279,6 +279,9 @@ func (a *approach) turn() {
 func (a *approach) impersonate(to *pgx.ConnConfig) {
 	from := a.ours
 	to.Host, to.Port, to.TLSConfig, to.Fallbacks = from.Host, from.Port, from.TLSConfig, from.Fallbacks
+	to.SSLNegotiation, to.SSLCertMode = from.SSLNegotiation, from.SSLCertMode
+	to.ChannelBinding, to.RequireAuth = from.ChannelBinding, from.RequireAuth
+	to.KerberosSrvName, to.KerberosSpn = from.KerberosSrvName, from.KerberosSpn
 	to.User, to.Password, to.Database, to.RuntimeParams = from.User, from.Password, from.Database, from.RuntimeParams
 }
 

@@ -160,8 +160,9 @@ func TestAConnectUnderWayMovesToTheNextPrimary(t *testing.T) {
 	bubble(t, 2, func(c *Config) {
 		c.Wait = time.Minute
 		for _, host := range []string{"primary", "replica1", "replica2"} {
-			c.Peers = append(c.Peers, Peer{ConnString: "postgres://" + host + "@" + host + "/" + host + "?sslmode=disable"})
+			c.Peers = append(c.Peers, Peer{ConnString: "postgres://" + host + "@" + host + "/" + host + "?sslmode=disable&krbsrvname=" + host})
 		}
+		c.Peers[1].ConnString += "&channel_binding=disable&sslcertmode=disable"
 	}, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.Hang()
@@ -179,6 +180,9 @@ func TestAConnectUnderWayMovesToTheNextPrimary(t *testing.T) {
 				results <- serverOf(c)
 				assert.Equal(t, "replica1", c.Conn().Config().User)
 				assert.Equal(t, "replica1", c.Conn().Config().Database)
+				assert.Equal(t, "replica1", c.Conn().Config().KerberosSrvName)
+				assert.Equal(t, "disable", c.Conn().Config().ChannelBinding)
+				assert.Equal(t, "disable", c.Conn().Config().SSLCertMode)
 				c.Release()
 			}()
 		}

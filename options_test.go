@@ -820,6 +820,12 @@ func TestAPeersOwnConnectionStringHoldsInAllThatItMaySay(t *testing.T) {
 
 	cc = one(strict, "host=db2 user=app channel_binding=prefer require_auth=''")
 	require.Equal(t, []string{"prefer", ""}, []string{cc.ChannelBinding, cc.RequireAuth})
+
+	pool, err := ParseConfig(plain)
+	require.NoError(t, err)
+	pool.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error { return nil }
+	_, peers := completed(t, Config{Pool: pool, Peers: []Peer{{ConnString: "host=db2 user=app"}, {Host: "db1"}}})
+	require.NotNil(t, peers[0].pool.ConnConfig.ValidateConnect, "the program's own check is of every server")
 }
 
 // What is said in a place where it does not hold would be believed to.

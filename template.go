@@ -162,7 +162,6 @@ func adopt(to *pgconn.Config, connString string) error {
 	if _, given := lookup(connString, "require_auth", ""); given || from.RequireAuth != "" {
 		to.RequireAuth = from.RequireAuth
 	}
-	to.ValidateConnect = nil
 	return nil
 }
 
