@@ -305,3 +305,9 @@ func TestPasswordsOfAFollowingPoolAreEachServersOwn(t *testing.T) {
 	_, err = p.Primary().Exec(testContext(t), "insert into t values (1)")
 	require.NoError(t, err)
 }
+
+func (s *seats) total() int32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sum()
+}

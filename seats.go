@@ -263,9 +263,3 @@ func (p *peer) sit(ctx context.Context, k poolKind) error {
 }
 
 const evictAgain = 10 * time.Millisecond
-
-func (s *seats) total() int32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.sum()
-}

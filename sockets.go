@@ -143,9 +143,3 @@ func (r *sockets) wires(f func(*wire)) {
 		}
 	}
 }
-
-func (r *sockets) len() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.all)
-}
