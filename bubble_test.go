@@ -1242,3 +1242,27 @@ func TestAPromotedReplicaThatCouldNotTellEverything(t *testing.T) {
 		assert.NoError(t, err)
 	})
 }
+
+// Calls that hold connections and run nothing, one after another, are no hang, though nothing ends and at each tick some wait.
+func TestWhoWaitsWhileOthersAreServedMakesNobodySuspect(t *testing.T) {
+	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 1 }, func(ctx context.Context, x *fakes) {
+		settled()
+		dials := x.primary.Dials()
+		end := time.Now().Add(10 * time.Second)
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				for time.Now().Before(end) {
+					c, err := x.pool.Acquire(ctx)
+					if !assert.NoError(t, err) {
+						return
+					}
+					time.Sleep(60 * time.Millisecond)
+					c.Release()
+				}
+			})
+		}
+		wg.Wait()
+		assert.Equal(t, dials+1, x.primary.Dials(), "no probe")
+	})
+}

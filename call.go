@@ -158,11 +158,11 @@ func depart(q *peer, k poolKind, guest bool) {
 func (c *call) handOver(w *wire) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := outCall | outTurn
+	out := outCall + outTurn + outOnce
 	if c.guest {
-		out |= outGuest
+		out += outGuest
 	}
-	w.out.Store(out)
+	w.out.Add(out)
 	c.at, c.guest = nil, false
 }
 

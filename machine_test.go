@@ -888,7 +888,7 @@ func (m *machine) leftovers() (wrong []string) {
 			add("%s: its share is %d of %d", q.name, share, fullShare)
 		}
 		q.sockets.wires(func(w *wire) {
-			if use, seq := w.use.Load(), w.seq.Load(); use != useNone || seq&1 == 1 || w.out.Load() != 0 || w.dialling {
+			if use, seq := w.use.Load(), w.seq.Load(); use != useNone || seq&1 == 1 || w.out.Load()&outAll != 0 || w.dialling {
 				add("%s: a connection at rest: use %d, seq %d, out %v, dialling %v", q.name, use, seq, w.out.Load(), w.dialling)
 			}
 		})

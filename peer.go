@@ -160,7 +160,7 @@ func (p *peer) acquire(ctx context.Context, guest bool) (*pgxpool.Conn, *wire, e
 		return nil, nil, err
 	}
 	w := wireOf(c.Conn())
-	w.out.Or(outCall)
+	w.out.Add(outCall + outOnce)
 	return c, w, nil
 }
 

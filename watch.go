@@ -85,7 +85,7 @@ type stall struct {
 func (w *watch) count(p *peer, void bool) {
 	var ended int64
 	var have int32 // calls that have a connection
-	running := false
+	running, served := false, false
 	p.sockets.wires(func(c *wire) {
 		seq := c.seq.Load()
 		ended += int64(seq>>1 - c.seen>>1)
@@ -97,16 +97,19 @@ func (w *watch) count(p *peer, void bool) {
 			}
 		}
 		c.seen = seq
-		if c.out.Load() != 0 {
+		out := c.out.Load()
+		if out&outAll != 0 {
 			have++
 		}
+		served = served || out>>outBits != c.calls
+		c.calls = out >> outBits
 	})
 	p.rate.add(ended)
 	stallAfter := w.pool.config.StallAfter
 	if stallAfter < 0 {
 		return // hangs are not looked for
 	}
-	waits := p.load.out.Load() > have // for a connection, to be made, pinged or cleaned up
+	waits := p.load.out.Load() > have && !served // for a connection, to be made, pinged or cleaned up, and nobody gets one
 	switch {
 	case void || ended > 0 || !running && !waits || !p.breaker.closed():
 		p.stall = stall{}

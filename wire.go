@@ -22,7 +22,7 @@ type wire struct {
 	// Read from other goroutines: by who cuts, by the watch, by whoever closes the socket.
 	seq atomic.Uint32 // statements begun and ended: odd while one is running
 	use atomic.Int32  // what the connection is used for
-	out atomic.Int32  // what the call that has it counts for with the peer, one or more
+	out atomic.Int32  // what the call that has it counts for with the peer, and above that how many have had it
 
 	left    uint8  // of slab
 	standby bool   // a standby's, by the session's last report of in_hot_standby or, where the role is asked, see presume
@@ -40,6 +40,7 @@ type wire struct {
 	eye      eye       // on the raw socket
 	noted    uint32    // seq of the last read that the watch has noted as long; the watch's alone
 	seen     uint32    // seq at the watch's last tick; the watch's alone
+	calls    int32     // out's upper part at the watch's last tick; the watch's alone
 
 	seat atomic.Int32
 	main atomic.Pointer[socket] // the connection itself, of several tries the last
@@ -62,6 +63,10 @@ const (
 	outCall  int32 = 1 << iota // in the peer's load
 	outTurn                    // for one of its turns
 	outGuest                   // for a place among the reads that fell back to it as the primary
+
+	outBits = iota
+	outOnce = 1 << outBits // counts a call
+	outAll  = outOnce - 1
 )
 
 // Whether the connection has a seat.
@@ -128,7 +133,7 @@ func (w *wire) presume() {
 
 // leave gives back what the connection counts for with the peer, once.
 func (w *wire) leave() {
-	out := w.out.Swap(0)
+	out := w.out.And(^int32(outAll))
 	if out&outGuest != 0 {
 		<-w.peer.guests
 	}
