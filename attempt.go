@@ -3,6 +3,7 @@ package multipool
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -90,7 +91,9 @@ func (p *MultiPool) lapsed(in *intent, t *trail, q *peer, w *wire) error {
 		return errPeerDown
 	case in.place == placePrimary && p.config.Mode != ModeOrdered && Role(q.role.Load()) == RoleReplica:
 		return errLapsed // it came back as a replica, and its first new connection was the first to say so
-	case top != t.picked && (in.place == placePrimary && !contains(top.writes, q) || top.replaced(q)):
+	case top == t.picked:
+		return nil
+	case in.place == placePrimary && !contains(top.writes, q), !in.reads && top.withholds(q), top.replaced(q):
 		return errLapsed
 	}
 	return nil
@@ -222,6 +225,9 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 		e.standby = seenAs == RoleReplica
 	}
 	v := classify(e)
+	if v.class == classRefused && e.asks && refusedWhole(in.sql) {
+		v.executed = executedNo
+	}
 	if v.class == classClosed && !f.sent && !p.closed.Load() {
 		v.class = classPeer // the peer was removed after it had been chosen
 	}
@@ -306,7 +312,7 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 		t.until = now.Add(p.config.Wait)
 	}
 	left := t.until.Sub(now)
-	waiting := p.waits()
+	waiting := p.waits(&p.waiting)
 	defer p.waiting.Add(-1)
 	if top.unseen {
 		// First looks are under way: nobody is lost yet, so even a call that is not to wait waits for them, and however
@@ -341,15 +347,18 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 	}
 }
 
-// waits counts one that waits, and returns how many there are. While there is no primary, peers are looked at eagerly
-// from the first on.
-func (p *MultiPool) waits() int64 {
-	waiting := p.waiting.Add(1)
+// waits counts one that waits, and returns how many of the kind there are. While there is no primary, peers are looked at
+// eagerly from the first on.
+func (p *MultiPool) waits(kind *atomic.Int64) int64 {
+	waiting := kind.Add(1)
 	if waiting == 1 && len(p.topology.Load().writes) == 0 {
 		p.nudgeAll()
 	}
 	return waiting
 }
+
+// awaited reports whether anybody waits.
+func (p *MultiPool) awaited() bool { return p.waiting.Load() > 0 || p.attending.Load() > 0 }
 
 func (p *MultiPool) noPeer(top *topology, in *intent, t *trail, ended error) error {
 	e := &NoPeerError{Intent: in.target(), Peers: top.causes(in)}

@@ -119,6 +119,69 @@ func TestWhoWaitedForAConnectionOfADrainedPrimaryWaitsForTheNext(t *testing.T) {
 	})
 }
 
+// A route says where, and a primary to which nobody writes is nowhere: not for who waits for its connection, nor for who comes.
+func TestAContestedPrimaryGetsNoWriteByAnyRoute(t *testing.T) {
+	const waits, comes = "insert into t values (1)", "insert into t values (2)"
+	for name, route := range map[string]Route{
+		"plain": {}, "named": {Peers: []string{"primary:5432"}}, "to the primary": {Target: TargetPrimary},
+		"to a replica if there is one": {Target: TargetPreferReplica},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 1; c.CheckInterval = time.Second; c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
+				settled()
+				if route.Target == TargetPreferReplica {
+					x.replicas[0].Die()
+					time.Sleep(5 * time.Second)
+				}
+				routed := WithRoute(ctx, route)
+				held, err := x.pool.Acquire(WithPrimary(ctx))
+				require.NoError(t, err)
+				done := make(chan error, 2)
+				go func() { _, err := x.pool.Exec(routed, waits); done <- err }()
+				settled()
+				stranger := pgfake.New(pgfake.Options{})
+				stranger.Handle(answering(nil))
+				stranger.SetTimeline(2)
+				x.network["stranger:5432"] = stranger
+				require.NoError(t, x.pool.AddPeer(Peer{Host: "stranger"}))
+				time.Sleep(5 * time.Second)
+				require.True(t, x.pool.Status().Split)
+				held.Release()
+				go func() { _, err := x.pool.Exec(routed, comes); done <- err }()
+				time.Sleep(5 * time.Second)
+				assert.Zero(t, x.primary.Applied(waits))
+				assert.Zero(t, x.primary.Applied(comes))
+				stranger.Die()
+				assert.NoError(t, <-done)
+				assert.NoError(t, <-done)
+				assert.Equal(t, 1, x.primary.Applied(waits))
+				assert.Equal(t, 1, x.primary.Applied(comes))
+			})
+		})
+	}
+}
+
+// Behind a pooler a refusal of one command is an address that has moved: it was not executed, and waits for a primary.
+func TestACommandThatIsRefusedBehindAPoolerIsSentAgain(t *testing.T) {
+	for sql, times := range map[string]int{"insert into t values (1)": 2, "create table u (id int)": 2, "call p()": 1, "do $$ begin end $$": 1} {
+		bubble(t, 1, func(c *Config) {
+			c.Peers = []Peer{{Host: "primary", Proxy: true}, {Host: "replica1", Proxy: true}}
+		}, func(ctx context.Context, x *fakes) {
+			settled()
+			var refused atomic.Bool
+			x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+				if s.SQL != sql || s.Preparing || !refused.CompareAndSwap(false, true) {
+					return nil
+				}
+				return &pgfake.Response{Err: &pgfake.Error{Code: "25006", Message: "cannot execute in a read-only transaction"}}
+			}))
+			_, err := x.pool.Exec(ctx, sql)
+			assert.Equal(t, times == 1, err != nil, "%s: %v", sql, err)
+			assert.Equal(t, times, x.primary.Count(sql), sql)
+		})
+	}
+}
+
 // stallingTracer holds a caller between its connection and its statement, as a busy processor may.
 type stallingTracer struct{ at func(host string) }
 

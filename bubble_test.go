@@ -1125,6 +1125,22 @@ func TestWaitForPrimaryHasThePeersLookedAt(t *testing.T) {
 	})
 }
 
+func TestWaitForPrimaryTakesNoPlaceOfACall(t *testing.T) {
+	bubble(t, 1, func(c *Config) { c.MaxWaiting = 1 }, func(ctx context.Context, x *fakes) {
+		settled()
+		require.NoError(t, x.pool.DrainPrimary(ctx))
+		ctx, cancel := context.WithCancel(ctx)
+		done := make(chan error)
+		go func() { done <- x.pool.WaitForPrimary(ctx) }()
+		settled()
+		go func() { time.Sleep(time.Second); assert.NoError(t, x.pool.Resume("primary:5432")) }()
+		_, err := x.pool.Exec(ctx, "insert into t values (3)")
+		assert.NoError(t, err)
+		cancel()
+		<-done
+	})
+}
+
 // A hard bound in bytes, said by a context for the first time: the replica's last measure is seconds old.
 func TestABoundInBytesIsNotKeptByAnOldMeasure(t *testing.T) {
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {

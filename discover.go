@@ -192,8 +192,14 @@ func missesOf(q *peer) int {
 func (p *MultiPool) fallBack() {
 	p.changing.Lock()
 	defer p.changing.Unlock()
-	since := p.orphaned.Load() // 0: there was no primary yet, so there is nobody to wait for
-	if len(p.topology.Load().writes) > 0 || since != 0 && p.orphanedFor() < fallBackAfter {
+	if len(p.topology.Load().writes) > 0 {
+		return
+	}
+	if p.orphaned.Load() == 0 { // there was no primary yet: there may be none among those that serve
+		if p.anybodyServes() {
+			return
+		}
+	} else if p.orphanedFor() < fallBackAfter {
 		return
 	}
 	for _, c := range p.seeds {

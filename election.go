@@ -21,10 +21,10 @@ func (t *topology) elect() {
 	case best == incumbent:
 	case rivals:
 		t.split = t.settled
-		if incumbent != nil && incumbent.role == RoleReplica {
+		if incumbent != nil && (incumbent.role == RoleReplica || incumbent.timeline < t.timeline) {
 			t.primary = nil // else it is who they have to be trusted against, when one of them goes
 		}
-	case incumbent != nil && !t.trusts(best) && (incumbent.claims() || t.streams(best)):
+	case t.elected && !t.trusts(best) && (incumbent != nil && incumbent.claims() || t.streams(best)):
 		// A higher timeline is what a promotion leaves, and a point-in-time recovery of a copy: while the incumbent
 		// answers, one is not told from the other. Writing to neither can cost time, writing to either more.
 		t.split = true
@@ -43,8 +43,8 @@ func (t *topology) elect() {
 	}
 }
 
-// bestClaimant returns the claimant of the highest timeline, the incumbent where several have it; rivals says that
-// several have it and none of them is the incumbent.
+// bestClaimant returns the claimant of the highest timeline: the incumbent where several have it, else one that is known
+// for the cluster's. rivals says that several have it which are as credible, and none of them is the incumbent.
 func (t *topology) bestClaimant() (best *member, rivals bool) {
 	for i := range t.members {
 		m := &t.members[i]
@@ -52,16 +52,22 @@ func (t *topology) bestClaimant() (best *member, rivals bool) {
 			continue
 		}
 		switch {
-		case best == nil || m.timeline > best.timeline:
+		case best == nil || m.timeline > best.timeline, m.timeline == best.timeline && t.outranks(m, best):
 			best, rivals = m, false
-		case m.timeline == best.timeline:
+		case m.timeline == best.timeline && !t.outranks(best, m):
 			rivals = true
-			if m.peer == t.primary {
-				best = m
-			}
 		}
 	}
 	return best, rivals
+}
+
+// outranks reports whether, of two claimants of one timeline, a is more credible than b: the incumbent than any other, one
+// that is known for the cluster's than one that is not, which may be the same server by another name.
+func (t *topology) outranks(a, b *member) bool {
+	if b.peer == t.primary {
+		return false
+	}
+	return a.peer == t.primary || a.ours && !b.ours
 }
 
 // contested reports whether somebody claims the timeline of a primary that is out of sight, and has done so beside it.

@@ -50,8 +50,8 @@ func (p *MultiPool) Replicas() *pgxpool.Pool { return p.followers.get(p, poolRep
 func (p *MultiPool) WaitForPrimary(ctx context.Context) error {
 	in := wantsOf(poolPrimary)
 	var t trail
-	p.waits()
-	defer p.waiting.Add(-1)
+	p.waits(&p.attending)
+	defer p.attending.Add(-1)
 	for {
 		top := p.topology.Load()
 		var again <-chan time.Time

@@ -383,6 +383,25 @@ func TestAPoolThatNeverHadAPrimaryTriesTheConfiguredPeersAgain(t *testing.T) {
 	})
 }
 
+// A pool of replicas has none, and does not miss it at the first look-up that fails.
+func TestAPoolOfReplicasKeepsToWhatWasDiscovered(t *testing.T) {
+	var l peerList
+	l.say(nil, "replica1", "replica2")
+	bubble(t, 2, func(c *Config) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
+		names := func() (all []string) {
+			for _, ps := range x.pool.Status().Peers {
+				all = append(all, ps.Name)
+			}
+			return all
+		}
+		time.Sleep(time.Minute)
+		require.ElementsMatch(t, []string{"replica1:5432", "replica2:5432"}, names())
+		l.say(errors.New("the name server is down"))
+		time.Sleep(time.Minute)
+		require.ElementsMatch(t, []string{"replica1:5432", "replica2:5432"}, names())
+	})
+}
+
 func TestADrainedPeerIsKeptWhetherItIsFoundOrNot(t *testing.T) {
 	var l peerList
 	l.say(nil, "primary", "replica1", "replica2")

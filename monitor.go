@@ -181,7 +181,7 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 // may be the next.
 func (m *monitor) pauseWhileWell() time.Duration {
 	switch lost := m.peer.owner.orphanedFor(); {
-	case lost > lastPatience, lost > patientAfter && m.peer.owner.waiting.Load() == 0:
+	case lost > lastPatience, lost > patientAfter && !m.peer.owner.awaited():
 		return min(m.interval, patientLook)
 	case lost > 0:
 		return min(m.interval, eagerLook)

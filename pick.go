@@ -32,8 +32,17 @@ func (t *topology) otherwise(pl place) (then, last *roster) {
 
 var nobody roster
 
-// pick chooses the peer of one attempt, nil if no candidate is left.
+// pick chooses the peer of one attempt, nil if no candidate is left. A call that may write does not get a primary to which
+// nobody writes now, whatever its route says.
 func (t *topology) pick(in *intent, tried *tried) (*peer, Reason) {
+	p, reason := t.pickAny(in, tried)
+	if !in.reads && t.withholds(p) {
+		return nil, reason
+	}
+	return p, reason
+}
+
+func (t *topology) pickAny(in *intent, tried *tried) (*peer, Reason) {
 	if in.place == placeNamed {
 		return t.pickNamed(in, tried), in.reason
 	}

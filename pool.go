@@ -47,9 +47,10 @@ type MultiPool struct {
 
 	followers followers // the pools that follow
 
-	waiting  atomic.Int64
-	orphaned atomic.Int64 // when the last primary was lost, in Unix nanoseconds
-	settle   *time.Timer  // ends the time in which nobody is elected before all have answered
+	waiting   atomic.Int64
+	attending atomic.Int64 // calls of WaitForPrimary under way
+	orphaned  atomic.Int64 // when the last primary was lost, in Unix nanoseconds
+	settle    *time.Timer  // ends the time in which nobody is elected before all have answered
 
 	closed    atomic.Bool
 	closeOnce sync.Once
@@ -304,7 +305,10 @@ func (p *MultiPool) orphanedFor() time.Duration {
 	}
 	since := p.orphaned.Load()
 	if since == 0 { // there was none yet
-		return time.Duration(min(p.waiting.Load(), 1))
+		if p.awaited() {
+			return 1
+		}
+		return 0
 	}
 	return max(time.Since(time.Unix(0, since)), 1)
 }

@@ -217,9 +217,17 @@ func callsOthers(sql string) bool {
 	if !queryWords[strings.ToLower(sql[begin:wordEnd(sql, begin)])] {
 		return true
 	}
+	commented := false // this line holds what may be a comment
 	for i := begin; i < len(sql); i++ {
-		if sql[i] == '(' && !readsOnly(sql[:i]) {
-			return true
+		switch sql[i] {
+		case '\n', '\r':
+			commented = false
+		case '-':
+			commented = commented || strings.HasPrefix(sql[i:], "--")
+		case '(':
+			if commented || !readsOnly(sql[:i]) {
+				return true
+			}
 		}
 	}
 	return false
@@ -228,8 +236,7 @@ func callsOthers(sql string) bool {
 // readsOnly reports whether a parenthesis behind the text is for certain no call of what may write.
 func readsOnly(before string) bool {
 	text := strings.TrimRight(before, " \t\n\r\v\f")
-	line := text[strings.LastIndexAny(text, "\n\r")+1:]
-	if strings.HasSuffix(text, "*/") || strings.Contains(line, "--") {
+	if blank := before[len(text):]; strings.HasSuffix(text, "*/") || strings.ContainsAny(blank, "\n\r") && endsInComment(text) {
 		return false // what stands before the comment?
 	}
 	begin := len(text)
@@ -237,8 +244,30 @@ func readsOnly(before string) bool {
 		begin--
 	}
 	word, rest := strings.ToLower(text[begin:]), text[:begin]
-	if schema, qualified := strings.CutSuffix(rest, "."); qualified && !strings.HasSuffix(strings.ToLower(schema), "pg_catalog") {
+	if schema, qualified := strings.CutSuffix(rest, "."); qualified && !hasSuffixFold(schema, "pg_catalog") {
 		return false
 	}
 	return readWords[word] || word == "" && !strings.HasSuffix(text, `"`)
+}
+
+// endsInComment reports whether the last line of a text holds what may be a comment.
+func endsInComment(text string) bool {
+	return strings.Contains(text[strings.LastIndexAny(text, "\n\r")+1:], "--")
+}
+
+// hasSuffixFold reports whether a text ends with a suffix in any case.
+func hasSuffixFold(text, suffix string) bool {
+	return len(text) >= len(suffix) && strings.EqualFold(text[len(text)-len(suffix):], suffix)
+}
+
+// refusedWhole reports whether a text that a standby refuses has done nothing: it is one command, and none that commits on
+// its way, as CALL and DO can, or that may be any other, as the name of a prepared statement.
+func refusedWhole(sql string) bool {
+	i := skipBlank(sql, 0, "(")
+	word := strings.ToLower(sql[i:wordEnd(sql, i)])
+	switch {
+	case word == "call", word == "do", word == "execute", commandOf(word) == commandReads && !queryWords[word]:
+		return false
+	}
+	return !strings.Contains(strings.TrimRight(sql[i:], "; \t\n\r\v\f"), ";")
 }

@@ -833,6 +833,14 @@ func TestAReadThatCallsNothingOfTheProgramsIsNoWrite(t *testing.T) {
 	}
 }
 
+func TestALongLineIsReadOnce(t *testing.T) {
+	t.Parallel()
+	sql := "select * from t where (a, b) in ((1, 2)" + strings.Repeat(", (1, 2)", 1<<17) + ")"
+	begun := time.Now()
+	require.False(t, callsOthers(sql))
+	require.Less(t, time.Since(begun), 5*time.Second, "a megabyte; a minute if each parenthesis read the line")
+}
+
 // learned returns how many texts are remembered because a standby refused them.
 func (n *needs) learned() int {
 	n.mu.Lock()

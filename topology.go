@@ -167,6 +167,11 @@ func newTopology(mode Mode, peers []*peer, believed []Role) *topology {
 	return t
 }
 
+// withholds reports whether a peer is the primary, and gets no writes: it is contested, or drained.
+func (t *topology) withholds(p *peer) bool {
+	return t.mode == ModeReplicated && p == t.primary && p != nil && !contains(t.writes, p)
+}
+
 // soloTopology is that of a pool with one peer: it takes everything, whatever it is and however it feels, as a pgxpool
 // would.
 func soloTopology(p *peer) *topology {

@@ -943,6 +943,13 @@ func TestAClusterIsFollowedThroughItsLife(t *testing.T) {
 			"reads:b writes: replicas:b any:b,a primary:a rivals:c settled split"},
 		{"... and a replica follows it", []news{look("c", RoleReplica, 1, 1, 1), look("c", RolePrimary, 1, 1, 0), turned("c", healthDown), look("c", RolePrimary, 1, 2, 0), look("b", RoleReplica, 1, 2, 2)},
 			"reads:b writes:c replicas:b any:b,c primary:c rivals:a settled"},
+		{"a second name of the primary is seen as the next before the next is", []news{turned("c", healthDown), look("c", RolePrimary, 1, 1, 0), turned("a", healthDown), turned("c", healthDown),
+			look("c", RolePrimary, 1, 2, 0), look("b", RolePrimary, 1, 2, 0)},
+			"reads:b writes:b replicas: any:b primary:b rivals:c fallback settled"},
+		{"two strangers dispute, and a replica follows their timeline", []news{turned("c", healthDown), turned("d", healthDown), look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), look("b", RoleReplica, 1, 2, 2)},
+			"reads:b writes: replicas:b any:b primary: rivals:a,c,d settled split"},
+		{"a stranger claims a timeline beyond the one that a replica follows", []news{turned("c", healthDown), look("b", RoleReplica, 1, 2, 2), look("c", RolePrimary, 1, 3, 0)},
+			"reads:b writes: replicas:b any:b primary: rivals:a,c settled split"},
 		{"a replica that had strayed is rebuilt", []news{look("c", RoleReplica, 1, 1, 1), look("c", RoleReplica, 1, 2, 2), look("c", RoleReplica, 1, 1, 1)},
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
 	} {
