@@ -12,18 +12,14 @@ func (t *topology) elect() {
 	t.split = false
 	best, rivals := t.bestClaimant()
 	incumbent := t.member(t.primary)
+	// Once the incumbent has left its office, nobody holds it: who claims it is to be trusted against the replicas.
+	left := incumbent != nil && (incumbent.role == RoleReplica || incumbent.timeline < t.timeline)
 	switch {
 	case best == nil:
-		if incumbent != nil && (incumbent.role == RoleReplica || incumbent.timeline < t.timeline) {
-			t.primary = nil
-		}
 		t.split = t.contested()
 	case best == incumbent:
 	case rivals:
 		t.split = t.settled
-		if incumbent != nil && (incumbent.role == RoleReplica || incumbent.timeline < t.timeline) {
-			t.primary = nil // else it is who they have to be trusted against, when one of them goes
-		}
 	case t.elected && !t.trusts(best) && (incumbent != nil && incumbent.claims() || t.streams(best)):
 		// A higher timeline is what a promotion leaves, and a point-in-time recovery of a copy: while the incumbent
 		// answers, one is not told from the other. Writing to neither can cost time, writing to either more.
@@ -31,6 +27,9 @@ func (t *topology) elect() {
 	case t.primary == nil && !t.settled:
 	default:
 		t.primary = best.peer
+	}
+	if left && t.primary == incumbent.peer {
+		t.primary = nil
 	}
 	t.recognise()
 	t.rivals = nil
