@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -356,7 +357,9 @@ func TestEqualTimelinesAreDecidedByTheIncumbentOrNotAtAll(t *testing.T) {
 	_, _ = writers.dismiss()
 	assert.Empty(t, l.failed)
 	assert.Zero(t, entriesFrom(t, other, 1), "the incumbent stays")
-	heard := events.list()
+	heard := slices.DeleteFunc(events.list(), func(e PrimaryEvent) bool {
+		return e.Primary == "" // a look may find the promoted one between its timeline and its role
+	})
 	require.Len(t, heard, 3, "the first primary, the second, and a rival once: %+v", heard)
 	assert.Equal(t, []string{other.Addr()}, heard[2].Rivals)
 	assert.False(t, heard[2].Split)
