@@ -71,8 +71,6 @@ func cutURL(connString string) (head, rest string, ok bool) {
 	return "", "", false
 }
 
-const connSpace = " \t\n\r\v\f"
-
 // keywordPairs takes a keyword/value connection string apart (PostgreSQL documentation, 34.1.1.1).
 func keywordPairs(s string) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
@@ -81,8 +79,8 @@ func keywordPairs(s string) iter.Seq2[string, string] {
 			if !ok {
 				return
 			}
-			value, behind := cutValue(strings.TrimLeft(rest, connSpace))
-			if !yield(strings.Trim(name, connSpace), value) {
+			value, behind := cutValue(strings.TrimLeft(rest, blanks))
+			if !yield(strings.Trim(name, blanks), value) {
 				return
 			}
 			s = behind
@@ -97,7 +95,7 @@ func cutValue(s string) (value, rest string) {
 	end := 0
 	for ; end < len(s); end++ {
 		ch := s[end]
-		if quoted && ch == '\'' || !quoted && strings.IndexByte(connSpace, ch) >= 0 {
+		if quoted && ch == '\'' || !quoted && strings.IndexByte(blanks, ch) >= 0 {
 			break
 		}
 		if ch == '\\' {
@@ -274,7 +272,7 @@ func secretsOf(connString string) []string {
 		if !ok {
 			return out
 		}
-		rest = strings.TrimLeft(rest, connSpace+"=")
+		rest = strings.TrimLeft(rest, blanks+"=")
 		end := strings.IndexAny(rest, "& \t\n")
 		if quoted, is := strings.CutPrefix(rest, "'"); is {
 			rest = quoted

@@ -38,6 +38,9 @@ const (
 	lexOther
 )
 
+// blanks are the bytes of lexBlank.
+const blanks = " \t\n\r\v\f"
+
 var lexClass = func() (t [256]uint8) {
 	for i := range t {
 		switch c := byte(i); {

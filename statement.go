@@ -193,18 +193,22 @@ func callsLocally(prev token, name string) bool {
 // that cannot commit on its way, as CALL and DO can, and has no semicolon but at its end. Doubt says no: a semicolon in
 // a string, the name of a prepared statement.
 func atomicText(sql string) bool {
-	i := skipBlank(sql, 0, "(")
-	var buf [8]byte
-	word := sql[i:wordEnd(sql, i)]
-	if len(word) > len(buf) {
-		return false
-	}
-	fold(buf[:], word)
-	switch string(buf[:len(word)]) {
+	switch verbOf(sql) {
 	case "delete", "insert", "merge", "select", "table", "truncate", "update", "values", "with":
-		return !strings.Contains(strings.TrimRight(sql[i:], "; \t\n\r\v\f"), ";")
+		return !holdsMore(sql)
 	}
 	return false
+}
+
+// verbOf returns the word that a text begins with, in lower case.
+func verbOf(sql string) string {
+	i := skipBlank(sql, 0, "(")
+	return strings.ToLower(sql[i:wordEnd(sql, i)])
+}
+
+// holdsMore reports whether a text may hold more than one statement: a semicolon that is not at its end.
+func holdsMore(sql string) bool {
+	return strings.Contains(strings.TrimRight(sql[skipBlank(sql, 0, "("):], ";"+blanks), ";")
 }
 
 // callsOthers reports whether a text that is a read may call something that writes: a name with an open parenthesis
@@ -235,7 +239,7 @@ func callsOthers(sql string) bool {
 
 // readsOnly reports whether a parenthesis behind the text is for certain no call of what may write.
 func readsOnly(before string) bool {
-	text := strings.TrimRight(before, " \t\n\r\v\f")
+	text := strings.TrimRight(before, blanks)
 	if blank := before[len(text):]; strings.HasSuffix(text, "*/") || strings.ContainsAny(blank, "\n\r") && endsInComment(text) {
 		return false // what stands before the comment?
 	}
@@ -263,11 +267,10 @@ func hasSuffixFold(text, suffix string) bool {
 // refusedWhole reports whether a text that a standby refuses has done nothing: it is one command, and none that commits on
 // its way, as CALL and DO can, or that may be any other, as the name of a prepared statement.
 func refusedWhole(sql string) bool {
-	i := skipBlank(sql, 0, "(")
-	word := strings.ToLower(sql[i:wordEnd(sql, i)])
-	switch {
-	case word == "call", word == "do", word == "execute", commandOf(word) == commandReads && !queryWords[word]:
+	switch word := verbOf(sql); word {
+	case "call", "do", "execute":
 		return false
+	default:
+		return (commandOf(word) != commandReads || queryWords[word]) && !holdsMore(sql)
 	}
-	return !strings.Contains(strings.TrimRight(sql[i:], "; \t\n\r\v\f"), ";")
 }

@@ -41,19 +41,22 @@ func (w *watch) run(ctx context.Context) {
 		if w.pool.config.Mode == ModeOrdered {
 			w.steady(now)
 		}
-		if n%int(compareEach/watchTick) == 0 {
+		if due(n, compareEach) {
 			w.compare()
 		}
-		if n%int(time.Second/watchTick) == 0 {
+		if due(n, time.Second) {
 			for _, p := range w.pool.peers() {
 				p.rate.next()
 			}
 		}
-		if n%int(forgiveAfter/watchTick) == 0 {
+		if due(n, forgiveAfter) {
 			w.forgive()
 		}
 	}
 }
+
+// due reports whether what is done each so often is done at the n-th tick.
+func due(n int, each time.Duration) bool { return n%int(each/watchTick) == 0 }
 
 // forgive has replicas tried again that have refused the program's set-up of a connection, which may be another by now,
 // or was one session's: if they still do, it costs one read a detour.
