@@ -20,7 +20,7 @@ type link struct {
 	server *net.TCPConn  // nil until dialled
 	down   chan struct{} // closed when both sockets are
 
-	cut atomic.Bool // both sides were told EOF; what they still send is dropped
+	cut atomic.Bool // the last bytes are on their way; what either side still sends is dropped
 	tls atomic.Bool // bytes have no messages any more
 	// asked says that the client waits for the single byte that answers a request for encryption.
 	asked atomic.Bool
@@ -149,7 +149,6 @@ func (l *link) end(rst bool) {
 
 // finish tells both sides EOF. The sockets stay open behind it: a kernel turns a close with unread input into an RST.
 func (l *link) finish() {
-	l.cut.Store(true)
 	l.client.CloseWrite()
 	l.server.CloseWrite()
 }
@@ -172,6 +171,10 @@ func (l *link) pump(from Side, src, dst *net.TCPConn, moved *atomic.Int64) {
 		}
 		if n > 0 {
 			send, v := f.next(chunk[:n])
+			if v.cut {
+				// Before the last bytes are on their way: their answer may be back sooner than this goroutine.
+				l.cut.Store(true)
+			}
 			k, writeErr := dst.Write(send)
 			f.sent()
 			moved.Add(int64(k))
