@@ -174,10 +174,12 @@ func (l *link) pump(from Side, src, dst *net.TCPConn, moved *atomic.Int64) {
 			if v.cut {
 				// Before the last bytes are on their way: their answer may be back sooner than this goroutine.
 				l.cut.Store(true)
+				l.relay.fired.Add(1)
 			}
+			moved.Add(int64(len(send))) // before the receiver can have them
 			k, writeErr := dst.Write(send)
+			moved.Add(int64(k - len(send)))
 			f.sent()
-			moved.Add(int64(k))
 			switch {
 			case v.cut && v.rst:
 				l.end(true)
@@ -187,8 +189,10 @@ func (l *link) pump(from Side, src, dst *net.TCPConn, moved *atomic.Int64) {
 				// The reader is gone, and the source is to hear of it as it would without a relay.
 				l.end(true)
 			}
+			if v.rule != nil {
+				close(v.rule.done)
+			}
 			if v.cut {
-				l.relay.record(v)
 				continue
 			}
 		}

@@ -66,6 +66,7 @@ type Relay struct {
 	accepted           atomic.Int64
 	toServer, toClient atomic.Int64
 	watching           atomic.Bool // whether any message may be cut, to spare the lock
+	fired              atomic.Int64
 
 	mu       sync.Mutex
 	closed   bool
@@ -75,7 +76,6 @@ type Relay struct {
 	changed  chan struct{} // closed when mode changes
 	delay    time.Duration
 	rules    []*rule
-	fired    int
 	share    float64
 	random   *rand.Rand
 	wg       sync.WaitGroup
@@ -260,12 +260,8 @@ func (r *Relay) Disarm() {
 	r.watching.Store(false)
 }
 
-// Fired returns how many connections were cut at a message.
-func (r *Relay) Fired() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.fired
-}
+// Fired returns how many connections were cut at a message, or are about to be.
+func (r *Relay) Fired() int { return int(r.fired.Load()) }
 
 // Conns returns how many connections are open, those that wait for the server included.
 func (r *Relay) Conns() int {
@@ -328,14 +324,4 @@ func (r *Relay) judge(l *link, from Side, typ byte, msg []byte) verdict {
 		l.doomed = true
 	}
 	return verdict{}
-}
-
-// record is called when the connection has been cut.
-func (r *Relay) record(v verdict) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.fired++
-	if v.rule != nil {
-		close(v.rule.done)
-	}
 }
