@@ -334,7 +334,7 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 		return nil
 	case <-ctx.Done():
 		return p.noPeer(top, in, t, ctx.Err())
-	case <-p.done:
+	case <-p.lifetime.Done():
 		return puddle.ErrClosedPool
 	case <-timer.C:
 		if left < until {

@@ -72,7 +72,7 @@ func (c Candidates) InFlight(i int) int { return int(c.list[i].load.busy()) }
 func (c Candidates) Latency(i int) time.Duration { return c.list[i].latency.typical() }
 
 // RoundTrip is what the looks of the peer's monitor take, smoothed; 0: not known.
-func (c Candidates) RoundTrip(i int) time.Duration { return c.list[i].trip.known() }
+func (c Candidates) RoundTrip(i int) time.Duration { return c.list[i].roundTrip.known() }
 
 // Usable reports whether the peer may take the call: whether it has not failed it already, is named by the route if that
 // names peers, and is within the route's MaxLag if the call is a read.

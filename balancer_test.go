@@ -122,7 +122,7 @@ func TestCandidatesTellWhatIsKnown(t *testing.T) {
 	c.load.share.Store(fullShare / 4)
 	c.load.out.Store(3)
 	c.role.Store(int32(RoleReplica))
-	c.trip.note(3 * time.Millisecond)
+	c.roundTrip.note(3 * time.Millisecond)
 	for range latencySample {
 		c.latency.note(5 * time.Millisecond)
 	}
@@ -275,7 +275,7 @@ func TestNearestTakesTheNearestAndOfThoseAsNearTheLessBusy(t *testing.T) {
 				p := top.members[i+1].peer
 				p.load.out.Store(tc.busy[i])
 				if tc.trips[i] > 0 {
-					p.trip.note(tc.trips[i])
+					p.roundTrip.note(tc.trips[i])
 				}
 			}
 			for _, m := range top.members {
@@ -295,9 +295,9 @@ func TestNearestTakesTheNearestAndOfThoseAsNearTheLessBusy(t *testing.T) {
 func TestNearestComparesFewOfMany(t *testing.T) {
 	t.Parallel()
 	p := idlePool(1024, Nearest(), func(i int, q *peer) {
-		q.trip.smooth.Store(int64(time.Second))
+		q.roundTrip.smooth.Store(int64(time.Second))
 		if i > 1024/4 {
-			q.trip.smooth.Store(int64(time.Millisecond))
+			q.roundTrip.smooth.Store(int64(time.Millisecond))
 		}
 	})
 	asked := 0
@@ -311,7 +311,7 @@ func TestNearestComparesFewOfMany(t *testing.T) {
 		asked = 0
 		q, _ := top.pick(&intent{place: placeReads, reads: true}, &tried{})
 		require.LessOrEqual(t, asked, nearestSample)
-		if q.trip.known() == time.Second {
+		if q.roundTrip.known() == time.Second {
 			far++
 		}
 	}
@@ -438,7 +438,7 @@ func TestBalancersBesideChanges(t *testing.T) {
 		for i := range 600 {
 			q := p.peers()[i%12]
 			p.observe(observation{peer: q, health: []health{healthUp, healthDown, healthSuspect}[rand.IntN(3)]})
-			q.trip.note(time.Duration(rand.IntN(1e6)))
+			q.roundTrip.note(time.Duration(rand.IntN(1e6)))
 			q.load.easeIn()
 		}
 		callers.Wait()

@@ -28,7 +28,7 @@ func idlePool(n int, b Balancer, change func(i int, q *peer)) *MultiPool {
 		q := &peer{name: fmt.Sprintf("p%d", i), owner: p}
 		q.load.limit = 100
 		q.load.share.Store(fullShare)
-		q.trip.note(time.Duration(i%3+1) * time.Millisecond)
+		q.roundTrip.note(time.Duration(i%3+1) * time.Millisecond)
 		if change != nil {
 			change(i, q)
 		}

@@ -18,8 +18,8 @@ import (
 
 // discovery asks for the peers that there are, and has the pool follow.
 type discovery struct {
-	asked  chan discovered // of the call that is under way; nil: none is. Of run's goroutine
-	missed map[string]int  // how often in a row a peer was left out; under the owner's changing
+	pending chan discovered // of the call that is under way; nil: none is. Of run's goroutine
+	missed  map[string]int  // how often in a row a peer was left out; under the owner's changing
 
 	mu   sync.Mutex
 	last DiscoveryStatus
@@ -113,17 +113,17 @@ func (d *discovery) ask(ctx context.Context, p *MultiPool) ([]peerConfig, error)
 
 // call calls Config.Discover, and leaves it where it does not heed its context: it is not called again before it has ended.
 func (d *discovery) call(ctx context.Context, p *MultiPool) ([]Peer, error) {
-	if d.asked == nil {
+	if d.pending == nil {
 		answer := make(chan discovered, 1)
-		d.asked = answer
+		d.pending = answer
 		go func() {
 			peers, err := p.config.Discover(ctx)
 			answer <- discovered{peers, err}
 		}()
 	}
 	select {
-	case found := <-d.asked:
-		d.asked = nil
+	case found := <-d.pending:
+		d.pending = nil
 		return found.peers, found.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
@@ -169,7 +169,7 @@ func (p *MultiPool) comply(found []peerConfig) error {
 	for _, q := range p.peers() {
 		switch {
 		case wanted[q.name], p.indispensable(q), q.drained.Load():
-		case !q.attended, p.discovery.missed[q.name] >= missesOf(q):
+		case q.leave == nil, p.discovery.missed[q.name] >= missesOf(q):
 			p.part(q)
 		default:
 			missed[q.name] = p.discovery.missed[q.name] + 1

@@ -70,7 +70,7 @@ func (p *MultiPool) WaitForPrimary(ctx context.Context) error {
 		select {
 		case <-top.superseded:
 		case <-again:
-		case <-p.done:
+		case <-p.lifetime.Done():
 		case <-ctx.Done():
 			return p.noPeer(top, &in, &t, ctx.Err())
 		}
@@ -267,7 +267,7 @@ func (f *follower) run() {
 				same = false
 			case <-tick:
 				f.surplus.Store(f.overfull(top))
-			case <-f.owner.done:
+			case <-f.owner.lifetime.Done():
 				return
 			}
 		}

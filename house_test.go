@@ -97,6 +97,7 @@ var imports = map[string][]string{
 	"pool.go":       {pgxPath, pgconnPath, poolPath, puddlePath},
 	"attempt.go":    {pgxPath, pgconnPath, poolPath, puddlePath},
 	"budget.go":     {},
+	"news.go":       {},
 	"options.go":    {pgxPath, pgconnPath, poolPath},
 	"template.go":   {pgxPath, pgconnPath, poolPath},
 	"connstring.go": {pgconnPath},

@@ -42,7 +42,7 @@ func (p *MultiPool) join(c peerConfig) error {
 	case len(all) >= maxPeers:
 		return fmt.Errorf("multipool: peer %s is one too many: a pool has at most %d", c.Name, maxPeers)
 	}
-	q, err := p.makePeer(p.lifetime, c)
+	q, err := p.makePeer(c)
 	if err != nil {
 		return err
 	}
@@ -96,12 +96,12 @@ func (p *MultiPool) RemovePeer(ctx context.Context, name string) error {
 func (p *MultiPool) part(q *peer) {
 	p.observe(observation{peer: q, leaves: true})
 	p.reroute()
-	attended := q.attended
+	leave := q.leave
 	p.monitors.Go(func() {
 		defer close(q.retired)
 		_ = q.emptied(p.lifetime) // or the pool closes, and waits for what the program holds as it does elsewhere
-		if attended {
-			q.leave()
+		if leave != nil {
+			leave()
 			<-q.unattended
 		}
 		q.sockets.cut(useNone, true) // also of the pools that follow

@@ -66,7 +66,7 @@ const (
 func (m *monitor) look(ctx context.Context, timeout time.Duration) (sight, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if !m.shared {
+	if !m.borrows {
 		return m.ask(ctx, m.conn.PgConn())
 	}
 	if m.peer.lends() {
@@ -100,7 +100,7 @@ func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, erro
 	m.took = time.Since(begun)
 	m.modesty.Store(0) // rights may have changed, or the server
 	seen, err := m.ask(ctx, c.PgConn())
-	if err != nil || m.shared {
+	if err != nil || m.borrows {
 		hangUp(c)
 		return seen, err
 	}

@@ -21,7 +21,7 @@ import (
 type monitor struct {
 	peer     *peer
 	interval time.Duration
-	shared   bool // look through an idle connection of the pool
+	borrows  bool // look through an idle connection of the pool
 
 	nudged  chan struct{}                      // capacity 1: a nudge is never lost and never waits
 	waking  atomic.Pointer[context.CancelFunc] // ends a rest
@@ -64,7 +64,7 @@ const (
 
 func newMonitor(p *peer, c *Config) *monitor {
 	return &monitor{
-		peer: p, interval: c.CheckInterval, shared: c.NoMonitorConns,
+		peer: p, interval: c.CheckInterval, borrows: c.NoMonitorConns,
 		nudged: make(chan struct{}, 1), hold: firstRetry,
 	}
 }
@@ -116,7 +116,7 @@ func (m *monitor) rest(ctx context.Context, pause time.Duration) bool {
 	if m.peer.drained.Load() {
 		m.hangUp() // it would hold a smart shutdown up
 	}
-	if m.conn != nil && !m.shared {
+	if m.conn != nil && !m.borrows {
 		m.listen(waiting)
 	} else {
 		<-waiting.Done()
@@ -187,7 +187,7 @@ func (m *monitor) pauseWhileWell() time.Duration {
 		return min(m.interval, eagerLook)
 	case m.peer.leftOut():
 		return min(m.interval, time.Second, m.peer.owner.lagLooks())
-	case m.peer.owner.config.Balancer != nil && m.peer.trip.known() == 0:
+	case m.peer.owner.config.Balancer != nil && m.peer.roundTrip.known() == 0:
 		return min(m.interval, time.Second) // it may ask, and the first look has told a dial's time
 	}
 	return min(m.interval, m.peer.owner.lagLooks())
@@ -228,7 +228,7 @@ func (m *monitor) regular(ctx context.Context) error {
 	if m.peer.suspected.Load() {
 		return m.probe(ctx) // since we last asked
 	}
-	if m.conn == nil && !m.shared {
+	if m.conn == nil && !m.borrows {
 		// The first look, or the last connection has ended: to connect takes its time, and nobody waits for it.
 		m.answers = m.peer.answers.Load()
 		seen, err := m.fresh(looking, m.connectTimeout())
@@ -240,7 +240,7 @@ func (m *monitor) regular(ctx context.Context) error {
 	begun := time.Now()
 	seen, err := m.look(looking, lookTimeout)
 	if err == nil {
-		m.peer.trip.note(seen.came - seen.asked)
+		m.peer.roundTrip.note(seen.came - seen.asked)
 		if m.peer.leftOut() {
 			m.peer.latency.replace(time.Since(begun))
 		}
@@ -284,7 +284,7 @@ func (m *monitor) askTwice(ctx context.Context) (sight, error) {
 	}
 	session := make(chan answer, 1)
 	old := m.conn
-	if old != nil && !m.shared {
+	if old != nil && !m.borrows {
 		go func() {
 			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()

@@ -35,10 +35,9 @@ type peer struct {
 	shared     atomic.Bool // other pools use the server too: those that follow
 	breaker    *breaker
 	monitor    *monitor
-	leave      func()        // ends the monitor
+	leave      func()        // ends the monitor; nil: it was not set going; under the owner's changing
 	retired    chan struct{} // closed when a peer that was removed is closed
-	attended   bool          // has a monitor; under the owner's changing
-	unattended chan struct{} // closed when it has ended
+	unattended chan struct{} // closed when the monitor has ended
 	sockets    sockets
 	address    addressPin
 	era        atomic.Pointer[era]
@@ -67,12 +66,12 @@ type peer struct {
 	faults faultLog
 	rate   faultRate
 
-	latency latencies
-	trip    roundTrip // of the monitor's looks
-	stall   stall     // the watch's
-	behind  behind    // the monitor's
-	health  atomic.Int32
-	rose    atomic.Int64 // when it was last put back into use, in Unix nanoseconds
+	latency   latencies
+	roundTrip roundTrip // of the monitor's looks
+	stall     stall     // the watch's
+	behind    behind    // the monitor's
+	health    atomic.Int32
+	rose      atomic.Int64 // when it was last put back into use, in Unix nanoseconds
 }
 
 // called returns the peer's name; nobody's is "".
@@ -120,20 +119,20 @@ func (l *faultLog) last() (when time.Time, err error) {
 }
 
 // newPeer makes a peer and its pool. The pool dials in the background if the template has minimum sizes.
-func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*peer, error) {
+func newPeer(owner *MultiPool, c peerConfig) (*peer, error) {
 	p := &peer{
-		name: c.Name, host: c.Host, port: c.Port, owner: owner, solo: solo,
+		name: c.Name, host: c.Host, port: c.Port, owner: owner, solo: owner.solo,
 		asked:  c.Proxy || c.Role != RoleUnknown,
 		proxy:  c.Proxy,
 		vouch:  c.Role,
 		config: c.pool,
-		picks:  owner.tallyOf(c.Name), leave: func() {}, unattended: make(chan struct{}), retired: make(chan struct{}),
+		picks:  owner.tallyOf(c.Name), unattended: make(chan struct{}), retired: make(chan struct{}),
 		zone:  c.Zone,
 		away:  owner.config.Zone != "" && c.Zone != owner.config.Zone,
 		given: c.Weight,
 		spare: c.Weight < 0,
 	}
-	if !solo {
+	if !p.solo {
 		p.monitor = newMonitor(p, &owner.config)
 	}
 	p.era.Store(newEra())
@@ -146,7 +145,7 @@ func newPeer(ctx context.Context, owner *MultiPool, c peerConfig, solo bool) (*p
 	p.breaker = newBreaker(p.name, &p.rate, &p.picks.trips)
 	p.address.offset = rand.Uint32()
 	var err error
-	p.pool, err = pgxpool.NewWithConfig(ctx, p.compose())
+	p.pool, err = pgxpool.NewWithConfig(owner.lifetime, p.compose())
 	return p, err
 }
 
@@ -231,7 +230,7 @@ func (p *peer) awaitPlace(ctx context.Context) error {
 		case <-top.superseded:
 		case <-p.era.Load().Done():
 			return errPeerDown
-		case <-p.owner.done:
+		case <-p.owner.lifetime.Done():
 			return puddle.ErrClosedPool
 		case <-ctx.Done():
 			return ctx.Err()

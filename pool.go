@@ -28,15 +28,15 @@ type (
 // MultiPool is a pool of connections to the peers of one replicated PostgreSQL: one pgxpool per peer, and the routing
 // between them. It has every method of pgxpool.Pool with the same signature. It is safe for concurrent use.
 type MultiPool struct {
-	given  *pgxpool.Config // what came in
-	config Config          // complete
-	solo   bool            // one peer: a pgxpool with routes and statistics
-	shared atomic.Bool     // a Router's: names of models that are not its own are none of its business
-	route  atomic.Pointer[resolution]
-	hooks  Hooks
-	herald *herald
-	needs  needs
-	budget budget
+	given    *pgxpool.Config // what came in
+	config   Config          // complete
+	solo     bool            // one peer: a pgxpool with routes and statistics
+	ofRouter atomic.Bool     // a Router's: names of models that are not its own are none of its business
+	route    atomic.Pointer[resolution]
+	hooks    Hooks
+	herald   *herald
+	needs    needs
+	budget   budget
 
 	begun     time.Time // of the pool's clock
 	positions positions // of the primary
@@ -61,7 +61,6 @@ type MultiPool struct {
 	tallied   int             // how many
 	discovery discovery
 	seeds     []peerConfig // the peers of the configuration
-	done      chan struct{}
 	stop      context.CancelFunc
 	monitors  sync.WaitGroup
 }
@@ -96,17 +95,16 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 	}
 	p := &MultiPool{
 		given: config.Pool.Copy(), config: complete, hooks: *complete.Hooks,
-		solo: len(peers) == 1 && complete.Discover == nil, done: make(chan struct{}), begun: time.Now(),
+		solo: len(peers) == 1 && complete.Discover == nil, begun: time.Now(),
 	}
 	p.lagEvery.Store(math.MaxInt64)
 	p.lookFor(complete.MaxLag)
-	ctx, p.stop = context.WithCancel(context.WithoutCancel(ctx))
+	p.lifetime, p.stop = context.WithCancel(context.WithoutCancel(ctx))
 	p.budget.reserve = max(minReserve, 2*int64(complete.Pool.MaxConns))
 	p.budget.reads = p.readsSoFar
 	p.herald = newHerald(complete.Hooks)
-	p.lifetime = ctx
 	p.seeds = peers
-	if err := p.addPeers(ctx, peers); err != nil {
+	if err := p.addPeers(peers); err != nil {
 		p.Close()
 		return nil, err
 	}
@@ -114,17 +112,17 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 		p.Close()
 		return nil, err
 	}
-	p.start(ctx)
+	p.start()
 	return p, nil
 }
 
 // addPeers makes the peers and the first topology.
-func (p *MultiPool) addPeers(ctx context.Context, configs []peerConfig) error {
+func (p *MultiPool) addPeers(configs []peerConfig) error {
 	var peers []*peer
 	var believed []Role
 	var failed error
 	for _, c := range configs {
-		q, err := p.makePeer(ctx, c)
+		q, err := p.makePeer(c)
 		if err != nil {
 			failed = err
 			break
@@ -141,8 +139,8 @@ func (p *MultiPool) addPeers(ctx context.Context, configs []peerConfig) error {
 	return failed
 }
 
-func (p *MultiPool) makePeer(ctx context.Context, c peerConfig) (*peer, error) {
-	q, err := newPeer(ctx, p, c, p.solo)
+func (p *MultiPool) makePeer(c peerConfig) (*peer, error) {
+	q, err := newPeer(p, c)
 	if err != nil {
 		return nil, err
 	}
@@ -177,19 +175,19 @@ func (p *MultiPool) resolveConfigured() error {
 }
 
 // start sets the monitors going.
-func (p *MultiPool) start(ctx context.Context) {
+func (p *MultiPool) start() {
 	if p.solo {
 		return
 	}
 	if p.config.Discover == nil {
 		p.launch()
 	} else {
-		p.monitors.Go(func() { p.discovery.run(ctx, p) }) // it launches them
+		p.monitors.Go(func() { p.discovery.run(p.lifetime, p) }) // it launches them
 	}
 	w := &watch{pool: p}
-	p.monitors.Go(func() { w.run(ctx) })
+	p.monitors.Go(func() { w.run(p.lifetime) })
 	if p.herald != nil {
-		p.monitors.Go(func() { p.herald.run(ctx) })
+		p.monitors.Go(func() { p.herald.run(p.lifetime) })
 	}
 }
 
@@ -197,7 +195,7 @@ func (p *MultiPool) start(ctx context.Context) {
 func (p *MultiPool) launch() {
 	p.settle = time.AfterFunc(settleTime, func() { p.observe(observation{settle: true}) })
 	for _, q := range p.peers() {
-		if !q.attended { // one that has been discovered may be
+		if q.leave == nil { // one that has been discovered may have one
 			p.attend(q)
 		}
 	}
@@ -205,7 +203,6 @@ func (p *MultiPool) launch() {
 
 // attend sets a peer's monitor going.
 func (p *MultiPool) attend(q *peer) {
-	q.attended = true
 	var ctx context.Context
 	ctx, q.leave = context.WithCancel(p.lifetime)
 	p.monitors.Go(func() {
@@ -214,104 +211,8 @@ func (p *MultiPool) attend(q *peer) {
 	})
 }
 
-// observe takes a piece of news into the topology and publishes it. It is the only place where the topology changes.
-func (p *MultiPool) observe(o observation) {
-	old, next := p.publish(o)
-	if old == next {
-		return
-	}
-	if was, is := old.member(o.peer), next.member(o.peer); was != nil && is != nil && was.role == RolePrimary && is.role == RoleReplica {
-		o.peer.demoted()
-	}
-	if next.replaced(old.primary) {
-		old.primary.replaced()
-	}
-}
-
-// publish is observe under the lock. It returns the topologies before and after.
-func (p *MultiPool) publish(o observation) (old, next *topology) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	old = p.topology.Load()
-	if old == nil {
-		return nil, nil // the pool is being made; its monitors begin with a look
-	}
-	next = old.apply(o)
-	if next == old {
-		return old, old
-	}
-	if m := next.member(o.peer); m != nil {
-		if Role(o.peer.role.Swap(int32(m.role))) != m.role {
-			o.peer.generation.Add(1)
-		}
-		o.peer.health.Store(int32(m.health))
-	}
-	p.topology.Store(next)
-	close(old.superseded)
-	p.herald.tell(old, next, o)
-	if len(next.writes) == 0 && len(old.writes) > 0 {
-		p.orphaned.Store(time.Now().UnixNano())
-		p.nudgeAll() // one of them may be promoted any moment
-	}
-	return old, next
-}
-
 // clock is the time since the pool was made.
 func (p *MultiPool) clock() time.Duration { return time.Since(p.begun) }
-
-const (
-	// Where a lag is bounded each peer is looked at this often. A replica's crossing of a bound shows when the primary
-	// has been looked at after it, and the replica after that; each look may come a fifth late.
-	maxLagLook = 700 * time.Millisecond
-	minLagLook = 50 * time.Millisecond
-	lagLooks   = 3 // within a bound on time
-)
-
-// lookFor has the peers looked at as often as a bound on lag needs.
-func (p *MultiPool) lookFor(l Lag) {
-	if !l.bounds() || p.solo {
-		return
-	}
-	every := maxLagLook
-	if l.Time > 0 {
-		every = min(max(l.Time/lagLooks, minLagLook), maxLagLook)
-	}
-	for {
-		now := p.lagEvery.Load()
-		if now <= int64(every) {
-			return
-		}
-		if p.lagEvery.CompareAndSwap(now, int64(every)) {
-			break
-		}
-	}
-	p.nudgeAll()
-}
-
-func (p *MultiPool) nudgeAll() {
-	for _, q := range p.peers() {
-		q.monitor.nudge()
-	}
-}
-
-// lagLooks is how often each peer is looked at because of a bound on lag.
-func (p *MultiPool) lagLooks() time.Duration { return time.Duration(p.lagEvery.Load()) }
-
-// orphanedFor is how long there has been no primary that takes writes; 0: there is one, or there was none yet and nobody
-// waits for one.
-func (p *MultiPool) orphanedFor() time.Duration {
-	if len(p.topology.Load().writes) > 0 {
-		return 0
-	}
-	since := p.orphaned.Load()
-	if since == 0 { // there was none yet
-		if p.awaited() {
-			return 1
-		}
-		return 0
-	}
-	return max(time.Since(time.Unix(0, since)), 1)
-}
 
 // Close closes all connections of all peers and rejects further calls with puddle.ErrClosedPool. It blocks until every
 // connection that the program holds has been returned, as pgxpool's does, and until every goroutine of the pool has
@@ -321,7 +222,6 @@ func (p *MultiPool) Close() {
 		p.changing.Lock()
 		p.closed.Store(true)
 		p.changing.Unlock()
-		close(p.done)
 		p.stop()
 		if p.settle != nil {
 			p.settle.Stop()

@@ -184,7 +184,7 @@ func (p *MultiPool) routeOf(ctx context.Context) *resolution {
 
 func (p *MultiPool) resolve(w *wishes) *resolution {
 	m, ok := p.config.Models[w.model]
-	if !ok && w.model != "" && !p.shared.Load() {
+	if !ok && w.model != "" && !p.ofRouter.Load() {
 		return &resolution{pool: p, version: p.version.Load(), err: unknownName("model", w.model, sortedKeys(p.config.Models))}
 	}
 	r := p.resolveRoute(w.route.over(m).over(p.config.Route))

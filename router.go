@@ -37,7 +37,7 @@ func NewRouter(def *MultiPool, models map[string]*MultiPool) (*Router, error) {
 	}
 	r := &Router{def: def, models: maps.Clone(models)}
 	for p := range r.pools() {
-		p.shared.Store(true)
+		p.ofRouter.Store(true)
 	}
 	return r, nil
 }

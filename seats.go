@@ -216,7 +216,7 @@ func (p *peer) awaitTurn(ctx context.Context, k poolKind, keeps func(*topology) 
 		case <-top.superseded:
 		case <-p.era.Load().Done():
 			err = errPeerDown
-		case <-p.owner.done:
+		case <-p.owner.lifetime.Done():
 			err = puddle.ErrClosedPool
 		case <-ctx.Done():
 			err = ctx.Err()

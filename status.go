@@ -108,7 +108,7 @@ func (p *MultiPool) Status() Status {
 			Drained: m.drained,
 			Unfit:   m.unfit(),
 			System:  m.system,
-			Zone:    q.zone, Weight: q.weight(), RoundTrip: q.trip.known(),
+			Zone:    q.zone, Weight: q.weight(), RoundTrip: q.roundTrip.known(),
 			Serves:   contains(top.reads, q) || contains(top.writes, q),
 			InFlight: int64(q.load.busy()), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),
 			Retries: q.picks.retries.Load(), Trips: q.breaker.trips.Load(),
