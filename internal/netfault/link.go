@@ -74,13 +74,14 @@ func (l *link) admit() bool {
 		if m == black {
 			l.lost = true
 		}
+		lost := l.lost
 		r.mu.Unlock()
-		switch m {
-		case open:
-			return true
-		case black: // what ends the blackhole ends this connection
+		switch {
+		case lost: // what ends the blackhole ends this connection
 			<-l.down
 			return false
+		case m == open:
+			return true
 		}
 		select {
 		case <-changed:
@@ -208,7 +209,8 @@ func (l *link) pump(from Side, src, dst *net.TCPConn, moved *atomic.Int64) {
 	}
 }
 
-// pass waits until bytes may move, and until they have been delayed. It marks what a blackhole takes.
+// pass waits until bytes may move, and until they have been delayed. It marks what a blackhole takes. What has a hole is
+// not passed on either once the blackhole is over, and its connection not yet reset.
 func (l *link) pass(bytes bool) (mode, bool) {
 	r := l.relay
 	var delayed bool
@@ -218,8 +220,11 @@ func (l *link) pass(bytes bool) (mode, bool) {
 		if m == black && !l.cut.Load() {
 			l.lost = true
 		}
+		lost := l.lost
 		r.mu.Unlock()
 		switch {
+		case lost && m != black:
+			return m, false
 		case m == frozen:
 			select {
 			case <-changed:

@@ -133,7 +133,9 @@ func (r *Relay) accept(client *net.TCPConn) {
 		return
 	}
 	r.accepted.Add(1)
-	l := &link{relay: r, client: client, down: make(chan struct{})}
+	// What a blackhole has taken in is lost from then on, not from when its goroutine gets to look: the end of the
+	// blackhole may be first.
+	l := &link{relay: r, client: client, down: make(chan struct{}), lost: r.mode == black}
 	r.links[l] = struct{}{}
 	r.wg.Go(l.run)
 }
@@ -269,7 +271,7 @@ func (r *Relay) Conns() int {
 	defer r.mu.Unlock()
 	n := 0
 	for l := range r.links {
-		if !l.cut.Load() {
+		if !l.cut.Load() && !l.ended() { // their goroutines may be about to find that out
 			n++
 		}
 	}

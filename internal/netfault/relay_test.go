@@ -133,6 +133,7 @@ func TestReset(t *testing.T) {
 	c := raw(t, r)
 	<-accepted
 	r.Reset()
+	require.Zero(t, r.Conns(), "though their goroutines may not have found out yet")
 	_, err := c.Read(make([]byte, 1))
 	require.ErrorIs(t, err, syscall.ECONNRESET)
 	raw(t, r)
