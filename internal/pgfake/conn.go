@@ -27,6 +27,7 @@ type conn struct {
 	outRead  int
 	started  bool // past the startup
 	pumping  bool // some goroutine is answering
+	owes     bool // it has taken in what it has not answered yet
 	backlog  bool // the session holds input or output back because the peer hangs
 	closed   bool // by the client
 	ended    bool // by the server
@@ -53,7 +54,6 @@ func (c *conn) runnable() bool {
 
 // serve goes on after the client has left: a real backend executes what is in its receive buffer first.
 func (c *conn) serve() {
-	defer c.peer.forget(c)
 	for {
 		c.mu.Lock()
 		for !c.ended && !c.runnable() && (!c.closed || len(c.in) > 0 || c.backlog) {
@@ -81,13 +81,14 @@ func (c *conn) pump() {
 		c.session.take(c.in)
 		c.in = c.in[:0]
 		c.backlog = false
+		c.owes = true
 		c.mu.Unlock()
 		held, done := c.session.run()
 		if done {
 			c.cut(orderly, nil)
 		}
 		c.mu.Lock()
-		c.backlog = held
+		c.backlog, c.owes = held, false
 		if held && c.session.stuck {
 			break
 		}
@@ -114,7 +115,6 @@ func (c *conn) retire() {
 	c.mu.Unlock()
 	if over {
 		c.cut(orderly, nil)
-		c.peer.forget(c)
 	}
 }
 
@@ -127,8 +127,10 @@ const (
 	abort                 // RST
 )
 
-// cut ends the server's side, with a last word to a session.
+// cut ends the server's side, with a last word to a session. A client that reads the end may ask the peer at once: so the
+// peer forgets the connection first, and nothing is executed on it from then on.
 func (c *conn) cut(how ending, last *Error) {
+	c.peer.forget(c)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
@@ -149,8 +151,35 @@ func (c *conn) wasReset() bool {
 	return c.reset
 }
 
-// deliver hands b to the client unless the peer hangs, and reports whether it did.
-func (c *conn) deliver(b []byte) bool {
+// see counts a statement that is to be executed, and reports false where the server's side has ended.
+func (c *conn) see(st *statement) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return false
+	}
+	c.peer.executed.Add(1)
+	st.tally.seen.Add(1)
+	return true
+}
+
+// apply counts a statement that takes effect, and moves the log where that moves it; false as with see.
+func (c *conn) apply(st *statement, moves bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return false
+	}
+	st.tally.applied.Add(1)
+	if moves {
+		c.peer.lsn.Add(64)
+	}
+	return true
+}
+
+// deliver hands b to the client unless the peer hangs, and reports whether it did. all says that the client has asked
+// for nothing else yet.
+func (c *conn) deliver(b []byte, all bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.peer.set.Load().hung {
@@ -158,6 +187,7 @@ func (c *conn) deliver(b []byte) bool {
 	}
 	if !c.ended && !c.closed {
 		c.out = append(c.out, b...)
+		c.owes = c.owes && !all
 		c.cond.Broadcast()
 	}
 	return true
@@ -172,7 +202,7 @@ func (c *conn) begun() {
 func (c *conn) waiting() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.started && !c.ended && (c.pumping || c.backlog || len(c.in) > 0)
+	return c.started && !c.ended && (c.owes || c.backlog || len(c.in) > 0)
 }
 
 func (c *conn) Read(b []byte) (int, error) {

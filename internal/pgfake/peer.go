@@ -251,7 +251,6 @@ func (p *Peer) forget(c *conn) {
 func (p *Peer) cutAll(how ending, last *Error) {
 	for _, c := range p.snapshot() {
 		c.cut(how, last)
-		p.forget(c)
 	}
 }
 
@@ -461,15 +460,17 @@ func (p *Peer) tallyOf(text string) *tally {
 	return t
 }
 
-func (p *Peer) record(c *conn, st *statement) {
-	p.executed.Add(1)
-	st.tally.seen.Add(1)
-	if c.inline {
-		return
+// record notes a statement that is to be executed, and reports false where its connection has ended.
+func (p *Peer) record(c *conn, st *statement) bool {
+	if !c.see(st) {
+		return false
 	}
-	p.mu.Lock()
-	p.log = append(p.log, st.sql)
-	p.mu.Unlock()
+	if !c.inline {
+		p.mu.Lock()
+		p.log = append(p.log, st.sql)
+		p.mu.Unlock()
+	}
+	return true
 }
 
 func (p *Peer) cancel(pid uint32) {

@@ -423,6 +423,52 @@ func TestDieAndRevive(t *testing.T) {
 	})
 }
 
+// What was sent together with the statement that the server died of is not executed, and the statement neither where its
+// Handler had not returned.
+func TestNothingTakesEffectAfterTheEnd(t *testing.T) {
+	bubble(t, pgfake.Options{}, func(t *testing.T, p *pgfake.Peer, pool *pgxpool.Pool) {
+		p.Handle(func(s pgfake.Statement) *pgfake.Response {
+			if s.SQL == "insert into t values (1)" && !s.Preparing {
+				p.Die()
+			}
+			return nil
+		})
+		before := p.LSN()
+		_, err := pool.Exec(t.Context(), "insert into t values (1); insert into t values (2)", pgx.QueryExecModeSimpleProtocol)
+		require.Error(t, err)
+		synctest.Wait()
+		require.Equal(t, []string{"insert into t values (1)"}, p.Statements())
+		require.Zero(t, p.Applied("insert into t values (1)"))
+		require.Equal(t, before, p.LSN())
+	})
+}
+
+// Whoever has read an answer, or the end, may ask at once.
+func TestWhatAClientCanKnowOfIsSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := pgfake.New(pgfake.Options{})
+		defer p.Close()
+		conn, err := p.Dial(t.Context(), "tcp", "db1:5432")
+		require.NoError(t, err)
+		_, err = conn.Write(message(0, "\x04\xd2\x16\x2e\x00\x00\x00\x01\x00\x00\x00\x00")) // CancelRequest
+		require.NoError(t, err)
+		_, err = conn.Read(make([]byte, 1))
+		require.ErrorIs(t, err, io.EOF)
+		require.Equal(t, 1, p.Cancels())
+		require.Zero(t, p.Conns())
+
+		conn, err = p.Dial(t.Context(), "tcp", "db1:5432")
+		require.NoError(t, err)
+		for _, sent := range []string{string(message(0, "\x00\x03\x00\x00user\x00app\x00\x00")), string(message('Q', "select 1\x00"))} {
+			_, err = conn.Write([]byte(sent))
+			require.NoError(t, err)
+			_, err = conn.Read(make([]byte, 4096))
+			require.NoError(t, err)
+			require.Zero(t, p.InFlight())
+		}
+	})
+}
+
 func TestDieInMidStatement(t *testing.T) {
 	bubble(t, pgfake.Options{}, func(t *testing.T, p *pgfake.Peer, pool *pgxpool.Pool) {
 		require.NoError(t, pool.Ping(t.Context()))

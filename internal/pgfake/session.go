@@ -31,6 +31,8 @@ type session struct {
 	out  []byte // output not yet delivered
 	owed bool   // out was to be delivered, but the peer hung
 
+	answered bool // with out, all of the input is
+
 	started  bool
 	asked    bool // a password was asked for
 	stuck    bool // an inline session that is never to answer again
@@ -119,11 +121,11 @@ func (s *session) flush() bool {
 	if len(s.out) == 0 {
 		return true
 	}
-	if !s.c.deliver(s.out) {
+	if !s.c.deliver(s.out, s.answered) {
 		return false
 	}
 	s.out = s.out[:0]
-	s.owed = false
+	s.owed, s.answered = false, false
 	return true
 }
 
@@ -218,6 +220,7 @@ func (s *session) ready() {
 		}
 	}
 	s.out = append(s.out, 'Z', 0, 0, 0, 5, s.tx)
+	s.answered = s.off == len(s.work)
 	s.push()
 }
 
@@ -475,7 +478,10 @@ func (s *session) asks(st *statement, set *settings) Statement {
 // nil in the simple protocol.
 func (s *session) execute(st *statement, po *portal, simple bool) bool {
 	set := s.p.set.Load()
-	s.p.record(s.c, st)
+	if !s.p.record(s.c, st) {
+		s.cut()
+		return false
+	}
 	if s.tx == 'E' && !st.endsTx() {
 		return s.fail(errAborted)
 	}
@@ -508,11 +514,9 @@ func (s *session) execute(st *statement, po *portal, simple bool) bool {
 	} else {
 		refused = s.refuses(st, set)
 	}
-	if refused == nil && st.kind != kindCopy {
-		st.tally.applied.Add(1)
-		if st.writes && !set.standby {
-			s.p.lsn.Add(64)
-		}
+	if refused == nil && st.kind != kindCopy && !s.c.apply(st, st.writes && !set.standby) {
+		s.cut()
+		return false
 	}
 	if r.Cut == CutBeforeAnswer {
 		s.cut()
@@ -646,8 +650,10 @@ func (s *session) copyData(typ byte, body []byte) {
 	case 'c':
 		st := s.copying
 		s.copying = nil
-		st.tally.applied.Add(1)
-		s.p.lsn.Add(64)
+		if !s.c.apply(st, true) {
+			s.cut()
+			return
+		}
 		s.out = appendTag(s.out, "COPY "+strconv.Itoa(s.copyRows))
 		s.copied()
 	case 'f':
