@@ -218,9 +218,10 @@ func (p *peer) takeAsGuest(ctx context.Context) (*pgxpool.Conn, error) {
 }
 
 // awaitPlace waits for a place among the reads that fell back to the primary: no longer than there is no replica to go to.
+// One that is free is taken whatever the news, since the replica that is up again may be one that has just failed the call.
 func (p *peer) awaitPlace(ctx context.Context) error {
 	top := p.owner.topology.Load()
-	for was := top; ; top = p.owner.topology.Load() {
+	for was := top; !p.tryPlace(); top = p.owner.topology.Load() {
 		if was.fallback && !top.fallback {
 			return errPeerDown // it is not, but a replica is up
 		}
@@ -236,6 +237,7 @@ func (p *peer) awaitPlace(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+	return nil
 }
 
 // tryPlace takes a place among them if one is free.
