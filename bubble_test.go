@@ -1233,6 +1233,11 @@ func TestABoundHoldsForACallThatHasWaited(t *testing.T) {
 
 // A replica that cannot be asked everything, beside a primary that can, is promoted.
 func TestAPromotedReplicaThatCouldNotTellEverything(t *testing.T) {
+	t.Run("a look is the first to see it", func(t *testing.T) { testAPromotedModestReplica(t, false) })
+	t.Run("a session is the first to tell", func(t *testing.T) { testAPromotedModestReplica(t, true) })
+}
+
+func testAPromotedModestReplica(t *testing.T, bySession bool) {
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
 		modest := answering(nil)
 		var once atomic.Bool
@@ -1249,9 +1254,21 @@ func TestAPromotedReplicaThatCouldNotTellEverything(t *testing.T) {
 		})
 		x.pool.Reset()
 		time.Sleep(6 * time.Second)
-		t.Logf("modest: %v modesty=%d", once.Load(), x.pool.peers()[1].monitor.modesty.Load())
-		x.primary.Die()
-		x.replicas[0].Promote()
+		require.True(t, once.Load())
+		require.EqualValues(t, 2, x.pool.peers()[1].monitor.modesty.Load())
+		if bySession {
+			_, err := x.pool.Exec(WithPeer(ctx, "replica1:5432"), "select 1")
+			require.NoError(t, err)
+			x.replicas[0].Promote()
+			_, err = x.pool.Exec(WithPeer(ctx, "replica1:5432"), "select 1")
+			require.NoError(t, err)
+			settled()
+			require.Equal(t, RolePrimary, x.peer("replica1").Role)
+			x.primary.Die()
+		} else {
+			x.primary.Die()
+			x.replicas[0].Promote()
+		}
 		time.Sleep(time.Minute)
 		_, err := x.pool.Exec(ctx, "insert into t values (1)")
 		t.Logf("a minute after the promotion: %v; status %+v", err, x.peer("replica1").Timeline)

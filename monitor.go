@@ -30,6 +30,7 @@ type monitor struct {
 	conn     *pgx.Conn     // the monitor's own; nil: none at the moment
 	took     time.Duration // what the last connect that succeeded took
 	modesty  atomic.Int32  // which of looks the server answers
+	saw      Role          // what the last look saw
 	before   replay        // what the last look saw of a replica's replay
 	strayed  uint64        // the reign in which the replica was ahead of its primary; 0: it was not
 	warmed   int64         // which loss of a primary a connection was made for
@@ -381,9 +382,11 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case err == nil:
-		if was := Role(p.role.Load()); seen.role != was && was != RoleUnknown && m.modesty.Swap(0) > 0 {
+		// Not p.role: a session may have told of the new one before this look.
+		if was := m.saw; seen.role != was && was != RoleUnknown && m.modesty.Swap(0) > 0 {
 			m.nudge() // a primary may tell what a replica could not
 		}
+		m.saw = seen.role
 		if !p.rise(m.tell(seen), !seen.undialled) {
 			return errHeld // faults have opened the breaker while we asked
 		}
