@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -280,12 +281,20 @@ func TestBeyondMaxWaitingCallsFailAtOnce(t *testing.T) {
 }
 
 func TestTheFirstCallsWaitForTheFirstUsableAnswer(t *testing.T) {
-	bubble(t, 2, func(c *Config) {}, func(ctx context.Context, x *fakes) {
-		// Nobody has answered yet: the bubble's goroutines run when this one waits.
+	var ready chan struct{}
+	bubble(t, 2, func(c *Config) {
+		ready = make(chan struct{})
+		dial := c.Pool.ConnConfig.DialFunc
+		c.Pool.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			<-ready // the monitors begin when the pool is opened, and may be quicker than what follows here
+			return dial(ctx, network, addr)
+		}
+	}, func(ctx context.Context, x *fakes) {
 		for _, p := range append(x.replicas, x.primary) {
 			p.Delay(100 * time.Millisecond)
 		}
 		x.replicas[1].Hang()
+		close(ready)
 		begun := time.Now()
 		assert.Equal(t, "replica1:5432", x.read(ctx))
 		assert.Less(t, time.Since(begun), 250*time.Millisecond, "a read goes to the first replica that answers")
