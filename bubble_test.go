@@ -160,7 +160,7 @@ func TestABreakerOpensOnADeathAndTheMonitorAloneClosesIt(t *testing.T) {
 		assert.Equal(t, "closed", x.peer("replica1").Breaker)
 		assert.EqualValues(t, 1, x.peer("replica1").Trips)
 		served := map[string]int{}
-		for range 100 {
+		for range 400 { // it is new, and gets one in eleven: a hundred may all pass it by
 			served[x.read(ctx)]++
 		}
 		assert.Positive(t, served["replica1:5432"])
