@@ -366,8 +366,9 @@ func TestSaturatedPoolsShareAServerEvenly(t *testing.T) {
 		assert.EqualValues(t, 6, most.Load())
 		assert.InDelta(t, 3000, own.Load(), 300)
 		assert.InDelta(t, 3000, following.Load(), 300)
-		// A turn is given back a moment before its connection is, so that now and then one is made that need not be.
-		assert.Less(t, x.primary.Dials(), 200)
+		// A turn is given back a moment before its connection is, so that one is made that need not be: now and then, or for
+		// one statement in five where the goroutines take turns at their worst. It is nine in ten where the pools alternate.
+		assert.Less(t, x.primary.Dials(), 2000)
 		t.Logf("%d and %d statements over %d dials", own.Load(), following.Load(), x.primary.Dials())
 		x.primary.Delay(0)
 		x.atRest()
