@@ -127,6 +127,43 @@ func hangs(b *pgproto3.Backend) {
 	}
 }
 
+// overdue is a context whose deadline passes when done is closed.
+type overdue struct {
+	context.Context
+	done chan struct{}
+}
+
+func (o overdue) Done() <-chan struct{} { return o.done }
+
+func (o overdue) Err() error {
+	select {
+	case <-o.done:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+// timesOut is what a statement ends with whose deadline passes when the server has all of it.
+func timesOut(t *testing.T) error {
+	t.Helper()
+	ctx := overdue{context.Background(), make(chan struct{})}
+	pg, _ := session(t, func(b *pgproto3.Backend) {
+		for {
+			m, err := b.Receive()
+			if err != nil {
+				return
+			}
+			if _, all := m.(*pgproto3.Sync); all {
+				close(ctx.done)
+			}
+		}
+	})
+	err := extended(ctx, pg)
+	require.True(t, pgconn.Timeout(err), "pgx: %v", err)
+	return err
+}
+
 // simple and extended are the errors of one statement under either protocol.
 func simple(ctx context.Context, pg *pgconn.PgConn) error {
 	_, err := pg.Exec(ctx, "select 1").ReadAll()
@@ -263,11 +300,7 @@ func TestAContextErrorOfAHookDoesNotBlameThePeer(t *testing.T) {
 // A statement of AfterConnect that hangs ends by a deadline which pgx puts on the connection: the peer's fault.
 func TestASetUpThatTimesOutOnThePeerBlamesThePeer(t *testing.T) {
 	t.Parallel()
-	pg, _ := session(t, hangs)
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
-	defer cancel()
-	err := extended(ctx, pg)
-	require.True(t, pgconn.Timeout(err), "pgx: %v", err)
+	err := timesOut(t)
 	require.Equal(t, verdict{classPeer, executedNo}, classify(evidence{err: err, ctx: context.Background(), phase: phaseAcquire}))
 }
 
@@ -448,20 +481,8 @@ func TestClassifyLostConnections(t *testing.T) {
 			require.ErrorContains(t, err, "conn busy")
 			return err
 		}, live, verdict{classApplication, executedNo}},
-		{"the caller's deadline in flight", func(t *testing.T) error {
-			pg, _ := session(t, hangs)
-			ctx, cancel := context.WithTimeout(live, 10*time.Millisecond)
-			defer cancel()
-			err := extended(ctx, pg)
-			require.True(t, pgconn.Timeout(err), "pgx: %v", err)
-			return err
-		}, ended, verdict{classCaller, executedUnknown}},
-		{"the same as seen by one whose own context lives", func(t *testing.T) error {
-			pg, _ := session(t, hangs)
-			ctx, cancel := context.WithTimeout(live, 10*time.Millisecond)
-			defer cancel()
-			return extended(ctx, pg)
-		}, live, verdict{classPeer, executedUnknown}},
+		{"the caller's deadline in flight", timesOut, ended, verdict{classCaller, executedUnknown}},
+		{"the same as seen by one whose own context lives", timesOut, live, verdict{classPeer, executedUnknown}},
 		{"a context that had ended before", func(t *testing.T) error {
 			pg, _ := session(t, hangs)
 			return extended(ended, pg)
