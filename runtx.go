@@ -71,11 +71,13 @@ type runEnd struct {
 	readOnly   bool // by its options
 	lost       bool // its connection was gone before COMMIT was sent
 	committing bool // COMMIT was sent
+	gone       bool // ... and its connection is gone since
 }
 
 // next decides what follows. It is pure but for reading ctx.
 func (e runEnd) next(ctx context.Context) runStep {
-	v := classify(evidence{err: e.err, ctx: ctx, phase: phaseRun, standby: e.standby, batch: e.committing})
+	told := evidence{err: e.err, ctx: ctx, phase: phaseRun, standby: e.standby, lost: e.gone, batch: e.committing}
+	v := classify(told)
 	var pgErr *pgconn.PgError
 	var noReceipts *noReceiptError
 	if errors.As(e.err, &pgErr) {
@@ -89,7 +91,7 @@ func (e runEnd) next(ctx context.Context) runStep {
 	switch {
 	case e.lost && v.blamesPeer():
 		return runAgain
-	case e.committing && (v.blamesPeer() || v.class == classCaller):
+	case e.committing && (v.blamesPeer() || v.class == classCaller || told.silent()):
 		if v.executed == executedNo {
 			return runAgain
 		}
@@ -118,7 +120,7 @@ func (p *MultiPool) runOnce(ctx context.Context, o pgx.TxOptions, f func(pgx.Tx)
 	if end.err != nil {
 		return p.learnFrom(ctx, tx, end), end.err
 	}
-	if end.err = tx.commit(ctx); end.err == nil {
+	if end.gone, end.err = tx.commit(ctx); end.err == nil {
 		return runStop, nil
 	}
 	end.committing = !end.lost

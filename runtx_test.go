@@ -53,6 +53,10 @@ func TestARunIsRepeatedOnlyWhereItIsCertainlyNotCommitted(t *testing.T) {
 		{"lost before COMMIT, as COMMIT finds", nil, runEnd{err: pgconn.ErrConnClosed, lost: true}, runAgain},
 		{"lost in COMMIT", nil, runEnd{err: io.ErrUnexpectedEOF, committing: true}, runUnknown},
 		{"terminated in COMMIT", nil, runEnd{err: &pgconn.PgError{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: "57P01"}, committing: true}, runUnknown},
+		{"given up in COMMIT without the server's word", nil, runEnd{err: errors.New("unexpected message"), committing: true, gone: true}, runUnknown},
+		{"ended in COMMIT for want of memory", nil, runEnd{err: &pgconn.PgError{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: "53200"}, committing: true, gone: true}, runUnknown},
+		{"an error in COMMIT for want of space", nil, runEnd{err: serverError("53100"), committing: true}, runStop},
+		{"the same, and then the connection is lost", nil, runEnd{err: serverError("53100"), committing: true, gone: true}, runStop},
 		{"f's own deadline", nil, runEnd{err: context.DeadlineExceeded, lost: true}, runStop},
 		{"the caller has gone", done, runEnd{err: context.Canceled, lost: true}, runStop},
 		{"the caller has gone in COMMIT", done, runEnd{err: io.ErrUnexpectedEOF, committing: true}, runUnknown},
@@ -530,5 +534,26 @@ func TestRunTxDoesNotRepeatABeginQueryThatWasLost(t *testing.T) {
 		err := x.pool.RunTx(ctx, pgx.TxOptions{BeginQuery: insert + "; begin"}, func(pgx.Tx) error { return nil })
 		assert.ErrorIs(t, err, ErrOutcomeUnknown)
 		assert.Equal(t, 1, x.primary.Count(insert))
+	})
+}
+
+// A server that gives up in a COMMIT may have done it, whatever it says of the reason.
+func TestRunTxSaysSoWhereTheServerGaveUpInItsCommit(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+			if s.SQL != "commit" {
+				return nil
+			}
+			return &pgfake.Response{Err: &pgfake.Error{Severity: "FATAL", Code: "53200"}} // out of memory
+		}))
+		runs := 0
+		err := x.pool.RunTx(ctx, pgx.TxOptions{CommitQuery: "commit"}, func(pgx.Tx) error { runs++; return nil }) // it is not asked about
+		require.ErrorIs(t, err, ErrOutcomeUnknown)
+		require.Equal(t, 1, runs)
+
+		tx, err := x.pool.Begin(ctx)
+		require.NoError(t, err)
+		require.ErrorIs(t, tx.Commit(ctx), ErrOutcomeUnknown, "as Commit does")
 	})
 }

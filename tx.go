@@ -49,11 +49,12 @@ func (tx *Tx) Rollback(ctx context.Context) error {
 	return err
 }
 
-// commit is Commit without the mark.
-func (tx *Tx) commit(ctx context.Context) error {
-	err := tx.send(ctx)
+// commit is Commit without the mark. It reports whether the connection is gone.
+func (tx *Tx) commit(ctx context.Context) (gone bool, err error) {
+	err = tx.send(ctx)
+	gone = tx.wire.pg.IsClosed() // now: a moment later the connection is somebody else's
 	tx.release()
-	return err
+	return gone, err
 }
 
 // send commits, and lets nobody cancel it. A connection that is given up in its COMMIT is cut: pgx would read on for 15 s
