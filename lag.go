@@ -146,8 +146,8 @@ type positions struct {
 	samples  []sample // ascending
 }
 
-// sample is one position of the primary's. What had been committed by the time last lies before it, and by the time
-// first the primary was there.
+// sample is one position of the primary's, as it told it. What had been committed by the time last lies before it, and by
+// the time first the primary was there.
 type sample struct {
 	position    lsn
 	first, last time.Duration
@@ -221,7 +221,7 @@ func (p *positions) measure(now, before replay) distance {
 	d := distance{known: true, fresh: -1, reign: p.reign, at: min(now.asked, latest.last)}
 	d.ahead = before.position > latest.position && latest.last > before.came
 	d.moved = now.position > before.position
-	lacking := sort.Search(n, func(i int) bool { return p.samples[i].position > now.position })
+	lacking := sort.Search(n, func(i int) bool { return p.samples[i].position.replayable() > now.position })
 	if lacking > 0 {
 		d.fresh = min(p.samples[lacking-1].last, now.asked)
 	}

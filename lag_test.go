@@ -57,6 +57,25 @@ func TestAPositionBehindAHeaderIsReplayedBeforeIt(t *testing.T) {
 	require.Equal(t, lsn(0x4002000), lsn(0x4002000).replayable())
 }
 
+// What may stand behind a header is where a record ended, too: at a megabyte that begins no segment, as 15 of 16 do not by
+// PostgreSQL's default. A replica that has replayed it is not ahead.
+func TestAReplicaIsNeverAheadOfWhatItsPrimaryTold(t *testing.T) {
+	t.Parallel()
+	primary := idlePeers("a")[0]
+	for told, replayed := range map[lsn]lsn{
+		0x4100028: 0x4100028, 0x4000028: 0x4000000, 0x4100018: 0x4100000, 0x4102018: 0x4102000, 0x4102028: 0x4102028,
+	} {
+		var s sight
+		require.NoError(t, s.read([][][]byte{{[]byte("f"), []byte("1"), []byte(told.String()), []byte("f"), nil, nil, nil}}))
+		var p positions
+		p.note(primary, 1, s.position, tick, tick)
+		p.note(primary, 1, s.position, 3*tick, 3*tick)
+		d := p.measure(replay{replayed, 4 * tick, 4 * tick}, replay{replayed, 2 * tick, 2 * tick})
+		require.Equal(t, distance{known: true, fresh: 3 * tick, reign: 1, at: 3 * tick}, d, told)
+		require.Positive(t, p.measure(replay{replayed - 64, 4 * tick, 4 * tick}, replay{}).bytes, told)
+	}
+}
+
 const tick = time.Second
 
 // wrote notes a position of the primary's for each second from the first on.

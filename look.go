@@ -165,9 +165,6 @@ func (s *sight) read(rows [][][]byte) (err error) {
 	s.alone, s.paused = string(row[3]) == "t", string(row[4]) == "t"
 	s.system = number(row[5], 10, 64)
 	s.shown = uint32(number(row[6], 10, 32))
-	if s.role == RolePrimary {
-		s.position = s.position.replayable()
-	}
 	return err
 }
 
