@@ -65,13 +65,13 @@ func (p *MultiPool) drainable(name string) (*peer, error) {
 func (p *MultiPool) drain(ctx context.Context, q *peer) error {
 	q.setDrained(true)
 	q.monitor.nudge() // it hangs up
-	if err := q.emptied(ctx); err != nil {
+	if err := q.emptied(ctx, false); err != nil {
 		return err
 	}
 	if !q.shutOut() {
 		return errResumed
 	}
-	return q.emptied(ctx) // one that chose the peer before may have taken the last idle connection
+	return q.emptied(ctx, false) // one that chose the peer before may have taken the last idle connection
 }
 
 var errResumed = errors.New("multipool: the peer was resumed while it was being drained")
@@ -107,11 +107,15 @@ func (p *peer) shutOut() bool {
 // drainTick is how often a draining peer is asked whether it is free: it has been counted already, and nobody hurries.
 const drainTick = 5 * time.Millisecond
 
-// emptied waits until no call has or wants a connection of the peer, and the program holds none.
-func (p *peer) emptied(ctx context.Context) error {
+// emptied waits until no call has or wants a connection of the peer, and the program holds none. Where the peer is not
+// leaving for good it may be resumed meanwhile, and then perhaps is never free: errResumed.
+func (p *peer) emptied(ctx context.Context, leaving bool) error {
 	tick := time.NewTicker(drainTick)
 	defer tick.Stop()
 	for p.load.busy() > 0 || p.pool.Stat().AcquiredConns() > 0 || p.sockets.used() {
+		if !leaving && !p.drained.Load() {
+			return errResumed
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -99,7 +99,7 @@ func (p *MultiPool) part(q *peer) {
 	leave := q.leave
 	p.monitors.Go(func() {
 		defer close(q.retired)
-		_ = q.emptied(p.lifetime) // or the pool closes, and waits for what the program holds as it does elsewhere
+		_ = q.emptied(p.lifetime, true) // or the pool closes, and waits for what the program holds as it does elsewhere
 		if leave != nil {
 			leave()
 			<-q.unattended
