@@ -11,6 +11,7 @@ import (
 type call struct {
 	context.Context
 	end      context.CancelFunc
+	traced   context.Context // the caller's, as the program's tracer has returned it: it does not end with the call
 	follower *follower
 
 	mu     sync.Mutex // a connection's making may outlive its call

@@ -354,7 +354,7 @@ type followTracer struct {
 // that. Where there is none to be had the call goes on with a context that has ended, with the error.
 func (t *followTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireStartData) context.Context {
 	ctx = t.tellAcquire(ctx, pool, d)
-	c := &call{follower: t.follower}
+	c := &call{follower: t.follower, traced: ctx}
 	c.Context, c.end = context.WithCancel(ctx)
 	if err := c.enter(); err != nil {
 		c.fail(err)
@@ -366,6 +366,7 @@ func (t *followTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool
 func (t *followTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireEndData) {
 	if c, ok := ctx.(*call); ok {
 		c.leave()
+		ctx = c.traced
 	}
 	t.tellAcquired(ctx, pool, d)
 }

@@ -648,6 +648,31 @@ func TestTheProgramsHooksAreCalledByAFollowingPool(t *testing.T) {
 	})
 }
 
+// endTracer notes whether the context that TraceAcquireEnd gets has ended.
+type endTracer struct {
+	hookLog
+	ended []error
+}
+
+func (e *endTracer) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireEndData) {
+	e.ended = append(e.ended, ctx.Err())
+}
+
+// The tracer may go on with the context that it has returned, as under a pgxpool: a metric, a statement on the connection.
+func TestAnAcquireEndsWithTheContextThatItBeganWith(t *testing.T) {
+	tracer := &endTracer{hookLog: hookLog{n: map[string]int{}}}
+	bubble(t, 1, func(c *Config) { c.Pool.ConnConfig.Tracer = tracer; c.Wait = -1 }, func(ctx context.Context, x *fakes) {
+		settled()
+		require.NoError(t, x.pool.Ping(ctx))
+		require.NoError(t, x.pool.Primary().Ping(ctx))
+		require.NoError(t, x.pool.Replicas().Ping(ctx))
+		x.primary.Die()
+		time.Sleep(10 * time.Second)
+		require.ErrorIs(t, x.pool.Primary().Ping(ctx), ErrNoPrimary)
+		assert.Equal(t, []error{nil, nil, nil, nil}, tracer.ended)
+	})
+}
+
 // Statements through a pool that follows are judged as all others are.
 func TestAFollowingPoolFeedsTheBreakerAndIsCutByItsVerdict(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
