@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"sync"
+
+	"github.com/jackc/puddle/v2"
 )
 
 // call is one Acquire of a pool that follows: the context under which it runs, and what it holds until it has a
@@ -54,6 +56,9 @@ func (c *call) fail(err error) {
 // enter waits for a peer and for a turn there.
 func (c *call) enter() error {
 	f := c.follower
+	if f.owner.closed.Load() {
+		return puddle.ErrClosedPool
+	}
 	var t trail
 	for {
 		q, top, err := f.seek(c, &t, f.forCall, c.letGo)

@@ -62,6 +62,20 @@ func TestTheSamePoolAtEveryCallAndAClosedOneAfterClose(t *testing.T) {
 		assert.ErrorIs(t, x.pool.Replicas().Ping(ctx), puddle.ErrClosedPool)
 		assert.ErrorIs(t, x.pool.WaitForPrimary(ctx), puddle.ErrClosedPool)
 	})
+	bubble(t, 1, func(c *Config) { c.Wait = -1 }, func(ctx context.Context, x *fakes) {
+		settled()
+		pools := []*pgxpool.Pool{x.pool.Primary(), x.pool.Replicas()}
+		x.primary.Die()
+		x.replicas[0].Die()
+		time.Sleep(10 * time.Second)
+		for _, pool := range pools {
+			require.ErrorAs(t, pool.Ping(ctx), new(*NoPeerError))
+		}
+		x.pool.Close()
+		for _, pool := range pools {
+			assert.ErrorIs(t, pool.Ping(ctx), puddle.ErrClosedPool, "whoever is up")
+		}
+	})
 	bubble(t, 0, nil, func(ctx context.Context, x *fakes) {
 		assert.Same(t, x.pool.PeerPool("primary:5432"), x.pool.Primary())
 		assert.Same(t, x.pool.Primary(), x.pool.Replicas())

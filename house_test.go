@@ -115,7 +115,7 @@ var imports = map[string][]string{
 	"receipt.go":    {pgxPath, pgconnPath, poolPath},
 	"router.go":     {pgxPath, pgconnPath, poolPath},
 	"follow.go":     {pgxPath, poolPath, puddlePath},
-	"call.go":       {},
+	"call.go":       {puddlePath},
 	"approach.go":   {pgxPath, pgconnPath},
 	"drain.go":      {},
 	"live.go":       {puddlePath},
