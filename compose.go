@@ -59,8 +59,14 @@ func afterRelease(user *pgxpool.Config) func(*pgx.Conn) bool {
 		return nil
 	}
 	return func(conn *pgx.Conn) bool {
+		w := wireOf(conn)
+		if w != nil && w.swept {
+			w.swept = false
+			w.use.CompareAndSwap(useNew, useNone)
+			return true
+		}
 		ok := own(conn)
-		if w := wireOf(conn); ok && w != nil { // else it is closed, and gives back then what it has
+		if ok && w != nil { // else it is closed, and gives back then what it has
 			w.use.CompareAndSwap(useNew, useNone)
 			w.leave()
 		}

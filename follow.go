@@ -287,7 +287,8 @@ func (f *follower) sweep(top *topology, before []*peer) {
 	}
 }
 
-// sweeping is the context of a sweep: the program is not asked for its say about connections that it will not get.
+// sweeping is the context of a sweep: the program is not asked for its say about connections that it will not get, nor told
+// of their release.
 type sweeping struct{ context.Context }
 
 // overfull returns the peer that has one connection too many where another has one too few; nil: none has.
@@ -320,6 +321,7 @@ func (f *follower) prepareConn(say func(context.Context, *pgx.Conn) (bool, error
 		top := f.owner.topology.Load()
 		if _, swept := ctx.(sweeping); swept {
 			w.quiet = f.keeps(top, w.peer)
+			w.swept = w.quiet
 			return w.quiet && w.use.CompareAndSwap(useNone, useHeld), nil
 		}
 		if !contains(f.candidates(top), w.peer) || f.shed(top, w.peer) {

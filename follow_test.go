@@ -687,6 +687,39 @@ func TestAnAcquireEndsWithTheContextThatItBeganWith(t *testing.T) {
 	})
 }
 
+// What is swept is not the program's: its hooks come in pairs.
+func TestASweepIsNoReleaseOfTheProgram(t *testing.T) {
+	var prepared, released atomic.Int64
+	bubble(t, 2, func(c *Config) {
+		c.Pool.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { prepared.Add(1); return true, nil }
+		c.Pool.AfterRelease = func(*pgx.Conn) bool { released.Add(1); return true }
+	}, func(ctx context.Context, x *fakes) {
+		settled()
+		pool := x.pool.Replicas()
+		use := func() {
+			var held []*pgxpool.Conn
+			for range 6 {
+				c, err := pool.Acquire(ctx)
+				require.NoError(t, err)
+				held = append(held, c)
+			}
+			for _, c := range held {
+				c.Release()
+			}
+			settled()
+		}
+		use()
+		require.NoError(t, x.pool.Drain(ctx, "replica1:5432"))
+		settled()
+		assert.NotZero(t, pool.Stat().IdleConns(), "of the other")
+		assert.EqualValues(t, 6, released.Load())
+		use()
+		assert.EqualValues(t, 12, released.Load(), "of what the sweep has left, too")
+		assert.GreaterOrEqual(t, prepared.Load(), released.Load())
+		x.atRest()
+	})
+}
+
 // Statements through a pool that follows are judged as all others are.
 func TestAFollowingPoolFeedsTheBreakerAndIsCutByItsVerdict(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {

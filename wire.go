@@ -35,6 +35,7 @@ type wire struct {
 	reported bool      // the running statement's fault has been
 	dialling bool      // holds a place among the peer's handshakes
 	quiet    bool      // taken and released by ourselves: the program's tracer is not told
+	swept    bool      // by a sweep, for which the program's PrepareConn was not asked: nor is its AfterRelease
 	pool     poolKind  // whose connection it is
 	approach *approach // how a connection of a pool that follows is being made; nil: it is not
 	eye      eye       // on the raw socket
