@@ -720,6 +720,50 @@ func TestASweepIsNoReleaseOfTheProgram(t *testing.T) {
 	})
 }
 
+// panicTracer panics where an acquire begins, once it is told to.
+type panicTracer struct {
+	hookLog
+	panics bool
+}
+
+func (p *panicTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ pgxpool.TraceAcquireStartData) context.Context {
+	if p.panics {
+		panic("the program's tracer")
+	}
+	return ctx
+}
+
+// A server of HTTP recovers from a panic and goes on: a pgxpool has taken nothing by then.
+func TestAPanicOfTheTracerHoldsNothing(t *testing.T) {
+	tracer := &panicTracer{hookLog: hookLog{n: map[string]int{}}}
+	bubble(t, 1, func(c *Config) { c.Pool.ConnConfig.Tracer = tracer; c.Pool.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
+		settled()
+		calls := []func(context.Context) error{
+			x.pool.Ping,
+			func(ctx context.Context) error { return x.pool.QueryRow(ctx, "select 1").Scan(new(int)) },
+		}
+		check := func() {
+			tracer.panics = true
+			for range 3 {
+				for _, call := range calls {
+					assert.Panics(t, func() { _ = call(withTimeout(x.t, time.Second)) })
+				}
+			}
+			tracer.panics = false
+			for _, call := range calls {
+				assert.NoError(t, call(withTimeout(x.t, time.Second)))
+			}
+			x.atRest()
+		}
+		check()
+		calls = append(calls, x.pool.Primary().Ping, x.pool.Replicas().Ping)
+		check()
+		x.replicas[0].Die()
+		time.Sleep(10 * time.Second)
+		check()
+	})
+}
+
 // Statements through a pool that follows are judged as all others are.
 func TestAFollowingPoolFeedsTheBreakerAndIsCutByItsVerdict(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {

@@ -151,14 +151,17 @@ func newPeer(owner *MultiPool, c peerConfig) (*peer, error) {
 
 // acquire takes a connection from the peer's pool for a call. guest says that the call is a read that has fallen back to
 // the primary: such reads leave a reserve of its connections alone.
-func (p *peer) acquire(ctx context.Context, guest bool) (*pgxpool.Conn, *wire, error) {
+func (p *peer) acquire(ctx context.Context, guest bool) (c *pgxpool.Conn, w *wire, err error) {
 	n := p.load.out.Add(1)
-	c, err := p.take(ctx, n, guest)
-	if err != nil {
-		p.load.out.Add(-1)
+	defer func() {
+		if c == nil { // by an error, or a panic of the program's tracer
+			p.load.out.Add(-1)
+		}
+	}()
+	if c, err = p.take(ctx, n, guest); err != nil {
 		return nil, nil, err
 	}
-	w := wireOf(c.Conn())
+	w = wireOf(c.Conn())
 	w.out.Add(outCall + outOnce)
 	return c, w, nil
 }
@@ -177,16 +180,19 @@ func (p *peer) take(ctx context.Context, n int32, guest bool) (*pgxpool.Conn, er
 }
 
 // draw takes a connection from the pool, in turn where other pools use the server too.
-func (p *peer) draw(ctx context.Context) (*pgxpool.Conn, error) {
+func (p *peer) draw(ctx context.Context) (c *pgxpool.Conn, err error) {
 	if !p.shared.Load() {
 		return p.pool.Acquire(ctx)
 	}
 	if err := p.awaitTurn(ctx, poolOwn, nil); err != nil {
 		return nil, err
 	}
-	c, err := p.pool.Acquire(ctx)
-	if err != nil {
-		p.turns.give(poolOwn)
+	defer func() {
+		if c == nil { // as in acquire
+			p.turns.give(poolOwn)
+		}
+	}()
+	if c, err = p.pool.Acquire(ctx); err != nil {
 		return nil, err
 	}
 	wireOf(c.Conn()).out.Or(outTurn)
@@ -204,13 +210,16 @@ func (p *peer) takeWhileUp(ctx context.Context) (*pgxpool.Conn, error) {
 	return c, err
 }
 
-func (p *peer) takeAsGuest(ctx context.Context) (*pgxpool.Conn, error) {
+func (p *peer) takeAsGuest(ctx context.Context) (c *pgxpool.Conn, err error) {
 	if err := p.awaitPlace(ctx); err != nil {
 		return nil, err
 	}
-	c, err := p.takeWhileUp(ctx)
-	if err != nil {
-		<-p.guests
+	defer func() {
+		if c == nil { // as in acquire
+			<-p.guests
+		}
+	}()
+	if c, err = p.takeWhileUp(ctx); err != nil {
 		return nil, err
 	}
 	wireOf(c.Conn()).out.Or(outGuest)
