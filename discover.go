@@ -312,7 +312,8 @@ func DiscoverReplication() func(context.Context) ([]Peer, error) {
 			return nil, ErrNoPrimary
 		}
 		primary := top.writes[0]
-		rows, err := p.Query(WithPeer(ctx, primary.name), standbysOf)
+		// Both are said, so that neither is taken from Config.Route: a program that reads from replicas alone asks there too.
+		rows, err := p.Query(WithRoute(ctx, Route{Target: TargetPrimary, Peers: []string{primary.name}}), standbysOf)
 		if err != nil {
 			return nil, err
 		}

@@ -264,6 +264,33 @@ func TestReadsFollowTheReplicationOfThePrimary(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// A program that only reads finds the standbys too: that they are asked for at the primary is none of its routes.
+func TestReplicationIsDiscoveredWhateverTheProgramsRoute(t *testing.T) {
+	for _, route := range []Route{
+		{Target: TargetReplica}, {Target: TargetPreferReplica}, {Target: TargetAny}, {Target: TargetPrimary},
+		{Peers: []string{"replica1:5432"}}, {Target: TargetReplica, Peers: []string{"replica1:5432"}},
+		{Target: TargetReplica, MaxLag: Lag{Time: time.Second}},
+	} {
+		bubble(t, 1, func(c *Config) {
+			c.Discover, c.Route, c.CheckInterval = DiscoverReplication(), route, time.Second
+		}, func(ctx context.Context, x *fakes) {
+			x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+				if s.SQL != standbysOf {
+					return nil
+				}
+				text := func(name string) pgfake.Column { return pgfake.Column{Name: name, OID: pgfake.TextOID} }
+				return &pgfake.Response{
+					Columns: []pgfake.Column{text("application_name"), text("host")},
+					Rows:    [][]any{{"replica1:5432", nil}, {"replica2:5432", nil}},
+				}
+			}))
+			time.Sleep(20 * time.Second)
+			assert.Empty(t, x.pool.Status().Discovery.Err, "%+v", route)
+			assert.NotNil(t, x.pool.PeerPool("replica2:5432"), "%+v", route)
+		})
+	}
+}
+
 func TestPeersAtTheAddressesOfANameAreFoundAndUsed(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	var records []*net.SRV
