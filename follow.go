@@ -23,7 +23,8 @@ import (
 //   - When the primary changes, idle connections of the earlier one are closed; those in use are closed when they are
 //     released, or cut by the verdict about their server. What fails in flight fails as on a pgxpool: nothing that
 //     goes through it is routed, sent again or marked, but its outcomes are judged as those of other calls are.
-//   - A connection that is being made when its server dies is made to the next primary instead.
+//   - A connection that is being made when its server dies is made to the next primary instead, unless that has joined the
+//     pool since the making began: then it fails with a [NoPeerError], and the next is made there.
 //   - MaxConns holds for each server, whichever pools of the MultiPool use it. Where they want more together than there
 //     are, each gets as many as the others; one that wants less leaves the rest. A hijacked connection counts
 //     until it is closed. What Config and Stat of this pool tell as MaxConns has room for several servers and is no
