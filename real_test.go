@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmultipool/multipool/internal/pgtest"
@@ -64,6 +65,62 @@ func waitFor(t testing.TB, what string, limit time.Duration, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(limit); !ok(); time.Sleep(2 * time.Millisecond) {
 		require.True(t, time.Now().Before(deadline), "waited %v for %s", limit, what)
+	}
+}
+
+// within repeats a measurement of time until one keeps to a limit: a machine that is busy with something else makes any
+// of them late, and a pool that is too slow makes all of them.
+func within(t testing.TB, limit time.Duration, what string, measure func() time.Duration) {
+	t.Helper()
+	var all []time.Duration
+	for range 5 {
+		took := measure()
+		all = append(all, took)
+		if took < limit {
+			break
+		}
+	}
+	t.Logf("%s: %v", what, all)
+	assert.Less(t, all[len(all)-1], limit, what)
+}
+
+// undisturbed repeats f until the pool has had no news of its peers while it ran: on a busy machine a replica is slow for
+// a moment, or suspect, and reads keep away from it, as they should.
+func undisturbed(t testing.TB, p *MultiPool, f func()) {
+	t.Helper()
+	for range 20 {
+		before := p.topology.Load()
+		f()
+		if p.topology.Load() == before {
+			return
+		}
+	}
+	require.Fail(t, "there is always news of the peers")
+}
+
+// openEarly opens pools until the first thing that is done with one is over before the time for the first looks is. From
+// then on a pool goes by who has answered so far, as it has to, and on a busy machine that may be anybody. What first
+// sees is to be judged afterwards.
+func openEarly(t testing.TB, open func() *MultiPool, first func(*MultiPool)) *MultiPool {
+	t.Helper()
+	for range 100 {
+		begun := time.Now()
+		p := open()
+		first(p)
+		if time.Since(begun) < settleTime {
+			return p
+		}
+		p.Close()
+	}
+	require.Fail(t, "this machine is too slow for first calls that wait for all first looks")
+	return nil
+}
+
+// seen waits until every first look has ended.
+func seen(t testing.TB) func(*MultiPool) {
+	return func(p *MultiPool) {
+		t.Helper()
+		waitFor(t, "the first looks", 20*time.Second, func() bool { return !p.topology.Load().unseen })
 	}
 }
 
