@@ -126,6 +126,12 @@ func (a *audience) between(from, to time.Time) []time.Duration {
 	return out
 }
 
+// worstSince returns the longest of the calls that have begun since a time and ended.
+func (a *audience) worstSince(from time.Time) time.Duration {
+	all := a.between(from, time.Now())
+	return all[len(all)-1]
+}
+
 func p99(sorted []time.Duration) time.Duration {
 	if len(sorted) == 0 {
 		return 0
@@ -134,14 +140,12 @@ func p99(sorted []time.Duration) time.Duration {
 }
 
 // noReadFailed ends the readers and checks that they noticed nothing.
-func (s *stage) noReadFailed() (worst time.Duration) {
+func (s *stage) noReadFailed() {
 	s.t.Helper()
 	s.readers.leave()
 	all := s.readers.between(time.Time{}, time.Now())
 	assert.Empty(s.t, s.readers.errors)
-	worst = all[len(all)-1]
-	s.t.Logf("%d reads, %d kinds of errors, worst %v", len(all), len(s.readers.errors), worst)
-	return worst
+	s.t.Logf("%d reads, %d kinds of errors, worst %v", len(all), len(s.readers.errors), all[len(all)-1])
 }
 
 func (s *stage) status(server *pgtest.Server) PeerStatus {
@@ -173,7 +177,7 @@ func TestFaultKillOfAReplica(t *testing.T) {
 	require.NoError(t, victim.Kill())
 	s.settle(2 * time.Second)
 	during, next := p99(s.readers.between(at, at.Add(time.Second))), p99(s.readers.between(at.Add(time.Second), at.Add(2*time.Second)))
-	s.waitHealth(victim, time.Second, healthDown)
+	s.waitHealth(victim, 10*time.Second, healthDown)
 	s.noReadFailed()
 	t.Logf("p99: steady %v, in the second of the kill %v, in the next %v", steady, during, next)
 	if !raceEnabled {
@@ -204,7 +208,7 @@ func TestFaultStopsAndCrashesOfAReplica(t *testing.T) {
 			}
 			require.NoError(t, victim.Start(), fault.name)
 		}
-		s.waitHealth(victim, 5*time.Second, healthUp)
+		s.waitHealth(victim, 20*time.Second, healthUp)
 		s.readers.mu.Lock()
 		t.Logf("%s: errors so far %d, back after %v", fault.name, len(s.readers.errors), time.Since(begun))
 		s.readers.mu.Unlock()
@@ -220,14 +224,19 @@ func TestFaultSmartStopLetsLongStreamsEnd(t *testing.T) {
 	var streams sync.WaitGroup
 	var rows atomic.Int64
 	begun := make(chan struct{}, 3)
+	told, tell := context.WithCancel(ctx)
+	defer tell()
 	for range 3 {
 		streams.Go(func() {
 			r, err := s.pool.Query(WithPeer(ctx, victim.Addr()), "select n, pg_sleep(0.00002) from generate_series(1, 4000) n")
 			if !assert.NoError(t, err) {
 				return
 			}
-			begun <- struct{}{}
-			for r.Next() {
+			for n := 0; r.Next(); n++ {
+				if n == 0 {
+					begun <- struct{}{}
+					<-told.Done()
+				}
 				rows.Add(1)
 			}
 			assert.NoError(t, r.Err())
@@ -237,26 +246,18 @@ func TestFaultSmartStopLetsLongStreamsEnd(t *testing.T) {
 		<-begun
 	}
 	require.NoError(t, victim.Signal(pgtest.Smart))
-	// Sessions go on as if nothing were, and nothing tells of the stop but a new connection.
-	var held []*pgxpool.Conn
-	for range 20 {
-		ctx, cancel := context.WithTimeout(WithPeer(ctx, victim.Addr()), 300*time.Millisecond)
-		conn, err := s.pool.Acquire(ctx)
-		cancel()
-		if err != nil {
-			break
-		}
-		held = append(held, conn)
-	}
-	s.waitHealth(victim, 10*time.Second, healthDraining)
-	for _, conn := range held {
-		conn.Release()
-	}
+	// Sessions go on as if nothing were, and nothing tells of the stop but a new connection. The readers make none while
+	// there are idle ones, of which there may be as many as the pool may have.
+	waitFor(t, victim.Name()+" to be draining", 10*time.Second, func() bool {
+		s.pool.PeerPool(victim.Addr()).Reset()
+		return s.status(victim).Health == healthDraining.String()
+	})
+	tell()
 	streams.Wait()
 	assert.EqualValues(t, 12_000, rows.Load())
 	waitFor(t, "the server to be gone", 10*time.Second, func() bool { return !victim.Running() })
 	require.NoError(t, victim.Start())
-	s.waitHealth(victim, 5*time.Second, healthUp)
+	s.waitHealth(victim, 20*time.Second, healthUp)
 	s.noReadFailed()
 }
 
@@ -264,15 +265,19 @@ func TestFaultFreezeOfAReplica(t *testing.T) {
 	s := newStage(t, Config{})
 	s.seat(readers)
 	victim := s.cluster.Standbys()[0]
-	require.NoError(t, victim.Freeze())
-	s.waitHealth(victim, 3*time.Second, healthDown)
-	s.settle(2 * time.Second)
-	require.NoError(t, victim.Thaw())
-	thawed := time.Now()
-	s.waitHealth(victim, 2*time.Second, healthUp)
-	t.Logf("back %v after the thaw", time.Since(thawed))
-	s.settle(time.Second)
-	assert.Less(t, s.noReadFailed(), 1500*time.Millisecond)
+	within(t, 1500*time.Millisecond, "the worst read", func() time.Duration {
+		begun := time.Now()
+		require.NoError(t, victim.Freeze())
+		s.waitHealth(victim, 10*time.Second, healthDown)
+		s.settle(2 * time.Second)
+		require.NoError(t, victim.Thaw())
+		thawed := time.Now()
+		s.waitHealth(victim, 20*time.Second, healthUp)
+		t.Logf("back %v after the thaw", time.Since(thawed))
+		s.settle(time.Second)
+		return s.readers.worstSince(begun)
+	})
+	s.noReadFailed()
 }
 
 // relayed opens a pool in which the first replica stands behind a relay.
@@ -304,16 +309,21 @@ func TestFaultBlackholeAndFrozenRelay(t *testing.T) {
 	s, relay := relayed(t, Config{})
 	s.seat(readers)
 	for name, fault := range map[string]func(){"frozen": relay.Freeze, "blackhole": relay.Blackhole} {
-		waitFor(t, "it to be in use", 10*time.Second, func() bool { return !s.pool.Status().Peers[1].Slow })
-		fault()
-		waitFor(t, name, 3*time.Second, s.relayedIs(healthDown))
-		s.settle(time.Second)
-		relay.Thaw()
-		thawed := time.Now()
-		waitFor(t, name+" to end", 7*time.Second, s.relayedIs(healthUp))
-		t.Logf("%s: back %v after it ended", name, time.Since(thawed))
+		within(t, 1500*time.Millisecond, name+": the worst read", func() time.Duration {
+			waitFor(t, "it to be in use", time.Minute, func() bool { return !s.pool.Status().Peers[1].Slow })
+			begun := time.Now()
+			fault()
+			waitFor(t, name, 15*time.Second, s.relayedIs(healthDown))
+			s.settle(time.Second)
+			relay.Thaw()
+			thawed := time.Now()
+			waitFor(t, name+" to end", 20*time.Second, s.relayedIs(healthUp))
+			t.Logf("%s: back %v after it ended", name, time.Since(thawed))
+			s.settle(time.Second) // for the reads that it held up
+			return s.readers.worstSince(begun)
+		})
 	}
-	assert.Less(t, s.noReadFailed(), 1500*time.Millisecond)
+	s.noReadFailed()
 }
 
 func TestFaultStalledPrimaryLosesNoWrite(t *testing.T) {
@@ -321,21 +331,25 @@ func TestFaultStalledPrimaryLosesNoWrite(t *testing.T) {
 	s.seat(20)
 	primary := s.cluster.Primary()
 	ctx := testContext(t)
+	must(t, s.cluster, "create table gate (n int)", "insert into gate values (1)")
 	fillPool(t, s.pool, primary, 6)
+	// The writes wait on the server when it is stalled, however long it takes to come to that.
+	gate := shutGates(t, []*pgtest.Server{primary})[primary]
 	var writes sync.WaitGroup
 	results := make([]error, 4)
 	for i := range results {
 		writes.Go(func() {
-			_, results[i] = s.pool.Exec(ctx, "insert into log (note) select 'stalled' from pg_sleep(0.4)")
+			_, results[i] = s.pool.Exec(ctx, "insert into log (note) select 'stalled' from gate -- held write")
 		})
 	}
 	tx, err := s.pool.Begin(ctx)
 	require.NoError(t, err)
-	s.settle(200 * time.Millisecond)
+	waitFor(t, "the writes", 20*time.Second, func() bool { return waitingAtGate(t, primary, "held write") == len(results) })
 	require.NoError(t, primary.Freeze())
 	s.settle(2500 * time.Millisecond)
-	assert.Equal(t, healthDown.String(), s.status(primary).Health)
+	s.waitHealth(primary, 10*time.Second, healthDown)
 	require.NoError(t, primary.Thaw())
+	require.NoError(t, gate.Close(ctx))
 	writes.Wait()
 	for _, err := range results {
 		assert.NoError(t, err)
@@ -386,7 +400,7 @@ func TestFaultAllReplicasDown(t *testing.T) {
 	assert.LessOrEqual(t, ps.Stat.AcquiredConns(), int32(20))
 	for _, replica := range s.cluster.Standbys() {
 		require.NoError(t, replica.Start())
-		s.waitHealth(replica, 5*time.Second, healthUp)
+		s.waitHealth(replica, 20*time.Second, healthUp)
 	}
 	calls, failed := writers.dismiss()
 	assert.Empty(t, failed)
@@ -401,20 +415,28 @@ func TestFaultEverythingDown(t *testing.T) {
 		require.NoError(t, server.Kill())
 	}
 	ctx := testContext(t)
-	waitFor(t, "all to be seen down", 5*time.Second, func() bool {
-		for _, ps := range s.pool.Status().Peers {
-			if ps.Health != healthDown.String() {
-				return false
+	allDown := func() {
+		t.Helper()
+		waitFor(t, "all to be seen down", 10*time.Second, func() bool {
+			for _, ps := range s.pool.Status().Peers {
+				if ps.Health != healthDown.String() {
+					return false
+				}
 			}
-		}
-		return true
+			return true
+		})
+	}
+	allDown()
+	within(t, 2200*time.Millisecond, "waited for a peer", func() time.Duration {
+		begun := time.Now()
+		err := s.pool.QueryRow(ctx, "select 1").Scan(new(int))
+		took := time.Since(begun)
+		var none *NoPeerError
+		require.ErrorAs(t, err, &none)
+		assert.GreaterOrEqual(t, took, 2*time.Second)
+		return took
 	})
-	begun := time.Now()
-	err := s.pool.QueryRow(ctx, "select 1").Scan(new(int))
-	var none *NoPeerError
-	require.ErrorAs(t, err, &none)
-	assert.InDelta(t, 2.0, time.Since(begun).Seconds(), 0.2)
-	_, err = s.pool.Exec(withTimeout(t, 300*time.Millisecond), "insert into log (note) values ('x')")
+	_, err := s.pool.Exec(withTimeout(t, 300*time.Millisecond), "insert into log (note) values ('x')")
 	require.ErrorIs(t, err, ErrNoPrimary)
 
 	used, elapsed := cpuOf(func() { s.settle(3 * time.Second) })
@@ -424,12 +446,15 @@ func TestFaultEverythingDown(t *testing.T) {
 	}
 
 	waiting := gather(20, func(ctx context.Context) error { return s.pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int)) })
-	s.settle(100 * time.Millisecond)
-	require.NoError(t, s.cluster.Standbys()[0].Start())
-	up := time.Now()
-	waitFor(t, "service", 5*time.Second, func() bool { return s.pool.QueryRow(withTimeout(t, time.Second), "select 1").Scan(new(int)) == nil })
-	t.Logf("service %v after the first peer's return", time.Since(up))
-	assert.Less(t, time.Since(up), 1500*time.Millisecond)
+	within(t, 1500*time.Millisecond, "service after the first peer's return", func() time.Duration {
+		first := s.cluster.Standbys()[0]
+		require.NoError(t, first.Kill()) // where it has returned too late once
+		allDown()
+		require.NoError(t, first.Start())
+		up := time.Now()
+		waitFor(t, "service", 10*time.Second, func() bool { return s.pool.QueryRow(withTimeout(t, time.Second), "select 1").Scan(new(int)) == nil })
+		return time.Since(up)
+	})
 	waiting.dismiss()
 }
 
@@ -448,9 +473,9 @@ func TestNoFaultOfThePeers(t *testing.T) {
 	s := newStage(t, Config{}, "pool_max_conns=8")
 	ctx := testContext(t)
 	trips := func(what string) {
+		waitUp(t, s.pool) // statements that run and do not end make a suspect, until the probe has its answer
 		for _, ps := range s.pool.Status().Peers {
 			assert.Zero(t, ps.Trips, "%s: %s", what, ps.Name)
-			assert.Equal(t, healthUp.String(), ps.Health, "%s: %s", what, ps.Name)
 		}
 	}
 
@@ -559,18 +584,19 @@ func TestASlowReplicaGetsFewReads(t *testing.T) {
 		assert.LessOrEqual(t, later, max(2*steady, 10*time.Millisecond))
 	}
 	relay.Delay(0)
-	waitFor(t, "its return", 10*time.Second, func() bool { return !s.pool.Status().Peers[1].Slow })
 	s.noReadFailed()
+	// It shows by the time of a look, which is larger than a read is and must not wait for the readers' processor.
+	waitFor(t, "its return", 20*time.Second, func() bool { return !s.pool.Status().Peers[1].Slow })
 	assert.Zero(t, s.pool.Status().Peers[1].Trips)
 }
 
 func TestAReplicaThatResetsAThirdIsOutSoon(t *testing.T) {
 	s, relay := relayed(t, Config{})
 	s.seat(readers)
-	waitFor(t, "it to be in use", 10*time.Second, func() bool { return !s.pool.Status().Peers[1].Slow })
+	waitFor(t, "it to be in use", time.Minute, func() bool { return !s.pool.Status().Peers[1].Slow })
 	relay.CutProbability(0.3, 1)
 	begun := time.Now()
-	waitFor(t, "it to be out", 3*time.Second, func() bool {
+	waitFor(t, "it to be out", 10*time.Second, func() bool {
 		ps := s.pool.Status().Peers[1]
 		return ps.Trips > 0 || ps.Slow // on a busy machine its new connections make it slow before its faults are enough
 	})
@@ -637,14 +663,20 @@ func TestAStormOfCallersOnAColdPeerMakesFewHandshakesAtATime(t *testing.T) {
 		pool, err := ParseConfig(c.ConnString(params...))
 		require.NoError(t, err)
 		var inside atomic.Int32
-		dial := pool.ConnConfig.DialFunc
 		pool.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if n := inside.Add(1); n > most.Load() {
-				most.Store(n)
+			for n, high := inside.Add(1), most.Load(); n > high && !most.CompareAndSwap(high, n); high = most.Load() {
 			}
-			return dial(ctx, network, addr)
+			raw, err := new(net.Dialer).DialContext(ctx, network, addr)
+			if err != nil {
+				inside.Add(-1)
+				return nil, err
+			}
+			return &handshake{TCPConn: raw.(*net.TCPConn), over: sync.OnceFunc(func() { inside.Add(-1) })}, nil
 		}
-		pool.AfterConnect = func(context.Context, *pgx.Conn) error { inside.Add(-1); return nil }
+		pool.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
+			conn.PgConn().Conn().(*socket).Conn.(*handshake).over()
+			return nil
+		}
 		p := openConfig(t, Config{NoMonitorConns: true, CheckInterval: time.Hour}, pool)
 		defer p.Close()
 		waitUp(t, p)
@@ -668,6 +700,18 @@ func TestAStormOfCallersOnAColdPeerMakesFewHandshakesAtATime(t *testing.T) {
 	if !raceEnabled {
 		assert.Less(t, ratios[2], 1.25)
 	}
+}
+
+// handshake is a connection that is being made, until its end is told or it is closed: a monitor's own is never handed
+// to the program's AfterConnect.
+type handshake struct {
+	*net.TCPConn
+	over func()
+}
+
+func (h *handshake) Close() error {
+	h.over()
+	return h.TCPConn.Close()
 }
 
 func TestNoFaultWhenThePasswordIsRotated(t *testing.T) {
@@ -697,30 +741,34 @@ func TestNoFaultWhenThePasswordIsRotated(t *testing.T) {
 		conn.Release()
 	}
 	time.Sleep(time.Second)
+	waitUp(t, p)
 	for _, ps := range p.Status().Peers {
 		assert.Zero(t, ps.Trips, ps.Name)
-		assert.Equal(t, healthUp.String(), ps.Health, ps.Name)
 	}
 }
 
 func TestAReplicaTwiceAsSlowGetsASmallerShare(t *testing.T) {
 	s, relay := relayed(t, Config{})
-	relay.Delay(3 * time.Millisecond) // each way
-	readers := gather(12, func(ctx context.Context) error { return s.pool.QueryRow(ctx, "select pg_sleep(0.006)").Scan(new(any)) })
+	// Far more than what a busy machine adds to either.
+	relay.Delay(15 * time.Millisecond) // each way
+	readers := gather(12, func(ctx context.Context) error { return s.pool.QueryRow(ctx, "select pg_sleep(0.030)").Scan(new(any)) })
 	s.settle(time.Second)
-	before := s.pool.Status()
-	s.settle(4 * time.Second)
-	after := s.pool.Status()
+	var after Status
+	var all, own int64
+	undisturbed(t, s.pool, func() {
+		before := s.pool.Status()
+		s.settle(4 * time.Second)
+		after, all, own = s.pool.Status(), 0, 0
+		for i := range after.Peers {
+			n := after.Peers[i].Reads - before.Peers[i].Reads
+			all += n
+			if after.Peers[i].Name == "relayed" {
+				own = n
+			}
+		}
+	})
 	_, failed := readers.dismiss()
 	assert.Empty(t, failed)
-	var all, own int64
-	for i := range after.Peers {
-		n := after.Peers[i].Reads - before.Peers[i].Reads
-		all += n
-		if after.Peers[i].Name == "relayed" {
-			own = n
-		}
-	}
 	share := float64(own) / float64(all)
 	t.Logf("share of the one twice as slow: %.1f %%", 100*share)
 	assert.False(t, after.Peers[1].Slow)
@@ -739,8 +787,10 @@ func TestCloseWithAFrozenAndABlackholedPeer(t *testing.T) {
 	s.settle(100 * time.Millisecond) // nobody has judged them yet
 	closing := time.Now()
 	s.pool.Close()
-	t.Logf("closed in %v", time.Since(closing))
-	assert.Less(t, time.Since(closing), 2*time.Second)
+	took := time.Since(closing)
+	t.Logf("closed in %v", took)
+	// Two seconds at most, and what a busy machine adds; who waited for the readers there would wait for their deadlines.
+	assert.Less(t, took, 4*time.Second)
 	s.readers.leave()
 	for _, q := range s.pool.peers() {
 		assert.Zero(t, q.sockets.len(), q.name)
@@ -781,7 +831,7 @@ func TestHooksTellWhatHappensInOrder(t *testing.T) {
 				if e.Peer == replica.Addr() && e.To == to.String() {
 					return
 				}
-			case <-time.After(5 * time.Second):
+			case <-time.After(20 * time.Second):
 				t.Fatalf("no event: %s", to)
 			}
 		}
