@@ -150,7 +150,7 @@ func (s *pooled) waitReads(i int) {
 	s.t.Helper()
 	s.waitHealth(i, healthUp)
 	before := s.peer(i).Reads
-	waitFor(s.t, fmt.Sprintf("peer %d to serve reads", i), 10*time.Second, func() bool { return s.peer(i).Reads > before })
+	waitFor(s.t, fmt.Sprintf("peer %d to serve reads", i), 30*time.Second, func() bool { return s.peer(i).Reads > before })
 }
 
 // reported is what a new session behind a pooler is told of in_hot_standby.
@@ -184,13 +184,14 @@ func TestPoolersAPromotionBehindThemIsFound(t *testing.T) {
 	t.Parallel()
 	// Synchronous, so that what was acknowledged cannot be lost with the primary.
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, SyncApply: true})
-	s := poolersOf(t, c, map[string]string{"query_wait_timeout": "2"})
+	s := poolersOf(t, c, map[string]string{"query_wait_timeout": "2"}, "multipool_wait=20s")
+	s.bears = 20 * time.Second // until somebody has promoted another
 	s.load()
 	next := s.cluster.Standbys()[0]
 	require.NoError(t, s.cluster.Primary().Kill())
 	require.NoError(t, next.Promote())
 	promoted := time.Now()
-	waitFor(t, "the new primary", 10*time.Second, func() bool { return s.pool.Status().Primary == next.Name() })
+	waitFor(t, "the new primary", 20*time.Second, func() bool { return s.pool.Status().Primary == next.Name() })
 	t.Logf("found %v after the promotion", time.Since(promoted))
 	s.goOn()
 	assert.Equal(t, "on", s.reported(1), "why roles are asked: the pooler tells a new session what was true once")
@@ -251,9 +252,11 @@ func TestPoolersPauseOfThePrimarysLosesNoWrite(t *testing.T) {
 	s.load()
 	require.NoError(t, s.poolers[0].Pause())
 	s.waitHealth(0, healthDown)
-	before := s.peer(0).Writes
-	s.readers.crowd.reach(t, 2000)
-	assert.Equal(t, before, s.peer(0).Writes, "nobody is sent there")
+	waitFor(t, "nobody to be sent there", 20*time.Second, func() bool { // who chose it before it fell may be counted after
+		before := s.peer(0).Writes
+		s.readers.crowd.reach(t, 2000)
+		return s.peer(0).Writes == before
+	})
 	require.NoError(t, s.poolers[0].Resume())
 	s.waitHealth(0, healthUp)
 	s.goOn()
@@ -273,7 +276,7 @@ func TestPoolersAWelcomeProvesNothing(t *testing.T) {
 	require.NoError(t, err, "a dial succeeds")
 	require.NoError(t, conn.Close(testContext(t)))
 	looks := map[time.Time]bool{}
-	waitFor(t, "failed looks", 10*time.Second, func() bool {
+	waitFor(t, "failed looks", 30*time.Second, func() bool {
 		when, _ := s.pool.peers()[1].faults.last()
 		looks[when] = true
 		return len(looks) > 3
@@ -303,7 +306,7 @@ func TestPoolersCloseDoesNotWaitForOneThatIsPaused(t *testing.T) {
 	waitFor(t, "the write to be sent", 10*time.Second, func() bool { return s.peer(0).Stat.AcquiredConns() == 1 })
 	closing := time.Now()
 	s.pool.Close()
-	assert.Less(t, time.Since(closing), 5*time.Second)
+	assert.Less(t, time.Since(closing), 15*time.Second, "the write's own deadline is a minute")
 	assert.ErrorIs(t, <-done, ErrOutcomeUnknown)
 }
 
@@ -327,7 +330,7 @@ func TestPoolersKilledAndRestarted(t *testing.T) {
 
 func TestPoolersAWriteThatIsCutIsUnknown(t *testing.T) {
 	t.Parallel()
-	s := newPooled(t, nil)
+	s := newPooled(t, nil, "multipool_wait=20s")
 	for id, cut := range []struct {
 		name     string
 		do, mend func() error

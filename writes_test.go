@@ -448,16 +448,15 @@ func (b *writesStage) blows() (all []*blow) {
 // round makes calls of one way at once, one of which is to be hit, and reports whether one was.
 func (b *writesStage) round(x *blow) bool {
 	relay := b.relays[x.relay]
-	hit := relay.Cut(netfault.Cut{From: x.side, Type: x.typ, Nth: x.nth, When: x.when, RST: x.rst})
+	before := relay.Fired()
+	relay.Cut(netfault.Cut{From: x.side, Type: x.typ, Nth: x.nth, When: x.when, RST: x.rst})
 	b.calls(x.way, x.pool, x.String()).Wait()
-	select {
-	case <-hit:
+	if relay.Fired() > before { // counted before a caller can know of it
 		b.fired[x.typ]++
 		return true
-	default:
-		relay.Disarm()
-		return false
 	}
+	relay.Disarm()
+	return false
 }
 
 // terminate makes calls of one way at once and has the server end its sessions under them. A statement that a session
