@@ -143,11 +143,12 @@ func TestOneOfTwoEqualsIsKilled(t *testing.T) {
 			held := holdUp(t, p, l)
 			victim, survivor, caught := held.wherever(t, servers)
 			require.NoError(t, victim.Kill())
-			waitFor(t, "its fall", 5*time.Second, func() bool { return memberOf(p, victim).Health == healthDown.String() })
+			waitFor(t, "its fall", 20*time.Second, func() bool { return memberOf(p, victim).Health == healthDown.String() })
 			require.NoError(t, gates[survivor].Close(testContext(t)))
 			heldErrors := held.wait()
 			writers.reach(t, 300)
-			lostReads := readers.failures() // whoever was on it has heard of its end
+			readers.turnOver(t) // whoever was on it has heard of its end
+			lostReads := readers.failures()
 			r.turn()
 			readers.reach(t, 300)
 			assert.Equal(t, map[uint16]float64{survivor.Port(): 1}, r.shares())
@@ -301,13 +302,16 @@ func TestAnOrderedListFallsDownAndReturns(t *testing.T) {
 	const conns, returnAfter = 20, 3 * time.Second
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	must(t, c, "create table log (note text)")
-	var events primaryEvents
-	p := openPool(t, Config{Mode: ModeOrdered, ReturnAfter: returnAfter, Hooks: events.hooks()}, c.ConnString(fmt.Sprintf("pool_max_conns=%d", conns)))
+	var events *primaryEvents
+	p := openEarly(t, func() *MultiPool {
+		events = new(primaryEvents)
+		return openPool(t, Config{Mode: ModeOrdered, ReturnAfter: returnAfter, Hooks: events.hooks()}, c.ConnString(fmt.Sprintf("pool_max_conns=%d", conns)))
+	}, seen(t))
 	waitUp(t, p)
 	nodes := c.Servers()
 	leads := func(s *pgtest.Server) {
 		t.Helper()
-		waitFor(t, s.Name()+" to lead", 10*time.Second, func() bool { return p.Status().Primary == s.Addr() })
+		waitFor(t, s.Name()+" to lead", 20*time.Second, func() bool { return p.Status().Primary == s.Addr() })
 	}
 	write := func() error {
 		_, err := p.Exec(testContext(t), "insert into log values ('x')")
@@ -330,7 +334,8 @@ func TestAnOrderedListFallsDownAndReturns(t *testing.T) {
 	require.NoError(t, nodes[0].Kill())
 	leads(nodes[1])
 	serves(nodes[1])
-	onPrimary := readers.failures() // whoever was on the first has heard of its end
+	readers.turnOver(t) // whoever was on the first has heard of its end
+	onPrimary := readers.failures()
 	assert.LessOrEqual(t, sum(onPrimary), conns, "a read in flight on a primary may have written: one a connection")
 	wantSQLState(t, "25006", write())
 	wantSQLState(t, "25006", p.QueryRow(testContext(t), "insert into log values ('x') returning note").Scan(new(string)))
@@ -385,14 +390,14 @@ func TestReadsAnywhereGoOnWithoutThePrimary(t *testing.T) {
 			wantSQLState(t, "25006", err)
 
 			require.NoError(t, tc.end(primary))
-			waitFor(t, "its fall", 5*time.Second, func() bool { return !memberOf(p, primary).Serves })
+			waitFor(t, "its fall", 20*time.Second, func() bool { return !memberOf(p, primary).Serves })
 			r.turn()
 			readers.reach(t, 500)
 			assert.Equal(t, map[uint16]float64{replica.Port(): 1}, r.shares())
 
 			held := make(chan error, 1)
 			go func() { held <- l.write(p)(testContext(t)) }()
-			waitFor(t, "a write that waits", 5*time.Second, func() bool { return p.Status().Waiting > 0 })
+			waitFor(t, "a write that waits", 20*time.Second, func() bool { return p.Status().Waiting > 0 })
 			require.NoError(t, primary.Start())
 			<-held
 			assert.Empty(t, l.failed)
@@ -435,7 +440,7 @@ func TestARollingRestartCostsNothing(t *testing.T) {
 		begun := time.Now()
 		require.NoError(t, s.Stop(pgtest.Smart))
 		took = time.Since(begun)
-		assert.Less(t, took, 2*time.Second, s.Name())
+		assert.Less(t, took, 3*time.Second, s.Name()) // the next look, at which a monitor may leave, is four seconds away
 		return took
 	}
 	require.ErrorIs(t, p.Drain(ctx, c.Primary().Addr()), ErrIsPrimary)
@@ -457,7 +462,7 @@ func TestARollingRestartCostsNothing(t *testing.T) {
 	old, next, third := c.Primary(), c.Standbys()[0], c.Standbys()[1]
 	begun := time.Now()
 	require.NoError(t, p.DrainPrimary(ctx))
-	waitFor(t, "writers that wait", 5*time.Second, func() bool { return p.Status().Waiting == 20 })
+	waitFor(t, "writers that wait", 20*time.Second, func() bool { return p.Status().Waiting == 20 })
 	drained := time.Now()
 	require.NoError(t, c.WaitCaughtUp(ctx))
 	took := halt(old)
@@ -530,7 +535,7 @@ func TestACallThatComesLateToADrainedServerGoesElsewhere(t *testing.T) {
 	}()
 	<-stop.chosen
 	require.NoError(t, p.Drain(ctx, replica.Addr()))
-	waitFor(t, "no session on the replica", 5*time.Second, func() bool { return sessions(replica) == 0 })
+	waitFor(t, "no session on the replica", 20*time.Second, func() bool { return sessions(replica) == 0 })
 	close(stop.drained)
 	assert.Equal(t, c.Standbys()[1].Port(), <-ports)
 	require.NoError(t, p.Resume(replica.Addr()))
@@ -541,9 +546,9 @@ func TestACallThatComesLateToADrainedServerGoesElsewhere(t *testing.T) {
 	go func() { written <- l.write(p)(ctx) }()
 	<-stop.chosen
 	require.NoError(t, p.DrainPrimary(ctx))
-	waitFor(t, "no session on the primary", 5*time.Second, func() bool { return sessions(primary) == 0 })
+	waitFor(t, "no session on the primary", 20*time.Second, func() bool { return sessions(primary) == 0 })
 	close(stop.drained)
-	waitFor(t, "the write to wait", 5*time.Second, func() bool { return p.Status().Waiting == 1 })
+	waitFor(t, "the write to wait", 10*time.Second, func() bool { return p.Status().Waiting == 1 })
 	assert.Zero(t, entriesFrom(t, primary, 1))
 	late.Store(nil)
 	require.NoError(t, p.Resume(primary.Addr()))
@@ -584,19 +589,21 @@ func TestTwoPoolersOfOneServerAreEquals(t *testing.T) {
 		now := counted()
 		return now.Health == healthUp.String() && now.Reads > before.Reads && now.Writes > before.Writes
 	}
-	waitFor(t, "both to serve", 10*time.Second, inUse)
+	waitFor(t, "both to serve", 20*time.Second, inUse)
 	for name, fault := range map[string]struct{ strike, mend func() error }{
 		"paused": {one.Pause, one.Resume},
 		"killed": {one.Kill, one.Start},
 	} {
 		require.NoError(t, fault.strike(), name)
 		waitFor(t, name, 10*time.Second, func() bool { return counted().Health == healthDown.String() })
-		before := counted().Reads
-		readers.reach(t, 200)
-		writers.reach(t, 100)
-		assert.Equal(t, before, counted().Reads, name)
+		waitFor(t, name+": nobody to be sent there", 20*time.Second, func() bool { // who chose it before may be counted after
+			before := counted().Reads
+			readers.reach(t, 200)
+			writers.reach(t, 100)
+			return counted().Reads == before
+		})
 		require.NoError(t, fault.mend(), name)
-		waitFor(t, name+": its return", p.config.CheckInterval+5*time.Second, inUse)
+		waitFor(t, name+": its return", 30*time.Second, inUse)
 	}
 	_, failed := readers.dismiss()
 	assert.Empty(t, failed)
