@@ -353,8 +353,10 @@ func TestEqualTimelinesAreDecidedByTheIncumbentOrNotAtAll(t *testing.T) {
 	var events primaryEvents
 	before := openPool(t, Config{Hooks: events.hooks(), CheckInterval: 100 * time.Millisecond}, c.ConnString())
 	waitUp(t, before)
-	one, other := c.Standbys()[0], c.Standbys()[1]
-	require.NoError(t, c.Primary().Kill())
+	old, one, other := c.Primary(), c.Standbys()[0], c.Standbys()[1]
+	require.NoError(t, old.Kill())
+	// Until then it is a rival of whoever is promoted.
+	waitFor(t, "its fall", 20*time.Second, func() bool { return memberOf(before, old).Health == healthDown.String() })
 	require.NoError(t, one.Promote())
 	primaryIs(t, before, one.Addr())
 	require.NoError(t, other.Promote())
