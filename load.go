@@ -15,7 +15,12 @@ type load struct {
 	exhausted func() bool
 }
 
-const fullShare = 256
+const (
+	fullShare = 1000
+	newShare  = fullShare / 10 // of a peer that has just risen
+	// shareStep is what a tick adds. It divides evenly: what were rounded off at each tick would make easeTime longer.
+	shareStep = (fullShare - newShare) / int32(easeTime/watchTick)
+)
 
 // busy is how many calls are waiting for the peer or running on it.
 func (l *load) busy() int32 { return l.out.Load() }
@@ -26,13 +31,12 @@ func (l *load) nearlyFull() bool { return l.out.Load() >= l.limit }
 func (l *load) full() bool { return l.nearlyFull() && l.exhausted() }
 
 // easeIn sets the share of a peer that has just risen; the watch raises it again.
-func (l *load) easeIn() { l.share.Store(fullShare / 10) }
+func (l *load) easeIn() { l.share.Store(newShare) }
 
 // easeOut raises the share of a risen peer.
 func (l *load) easeOut() {
 	if share := l.share.Load(); share < fullShare {
-		step := int32(fullShare * watchTick / easeTime)
-		l.share.Store(min(share+step, fullShare))
+		l.share.Store(min(share+shareStep, fullShare))
 	}
 }
 
