@@ -868,6 +868,7 @@ func TestAPeerThatWasSlowIsNotWhenItReturns(t *testing.T) {
 		require.Equal(t, "down", x.peer("replica1").Health)
 		assert.False(t, x.peer("replica1").Slow)
 		assert.Zero(t, slow.latency.median())
+		assert.Zero(t, slow.latency.typical(), "nor is a balancer told what it was")
 		x.replicas[0].Revive()
 		for x.peer("replica1").Health != "up" {
 			time.Sleep(10 * time.Millisecond)

@@ -43,6 +43,7 @@ func (l *latencies) forget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.n = 0
+	l.told.Store(0)
 }
 
 // median returns 0 while there are too few.
