@@ -368,7 +368,7 @@ func (c *Config) checkBounds() error {
 	return nil
 }
 
-// withDefaults returns the configuration with every zero field filled in.
+// withDefaults returns the configuration with every zero field filled in, and hooks of its own.
 func (c Config) withDefaults() Config {
 	c.CheckInterval = cmp.Or(c.CheckInterval, defaultCheckInterval)
 	c.ReturnAfter = max(cmp.Or(c.ReturnAfter, defaultReturnAfter), 0)
@@ -376,9 +376,11 @@ func (c Config) withDefaults() Config {
 	c.StallAfter = cmp.Or(c.StallAfter, defaultStallAfter)
 	c.WriteReserve = max(cmp.Or(c.WriteReserve, defaultWriteReserve), 0)
 	c.MaxWaiting = max(cmp.Or(c.MaxWaiting, defaultMaxWaiting), 0)
-	if c.Hooks == nil {
-		c.Hooks = &Hooks{}
+	hooks := Hooks{}
+	if c.Hooks != nil {
+		hooks = *c.Hooks
 	}
+	c.Hooks = &hooks
 	return c
 }
 
@@ -392,7 +394,12 @@ func (c Config) complete() (Config, []peerConfig, error) {
 	}
 	given := c.Pool
 	c.Pool = given.Copy()
+	c.Route.Peers = slices.Clone(c.Route.Peers)
 	c.Models = maps.Clone(c.Models)
+	for name, r := range c.Models {
+		r.Peers = slices.Clone(r.Peers)
+		c.Models[name] = r
+	}
 	if err := c.takeKeys(c.Pool.ConnConfig.RuntimeParams); err != nil {
 		return c, nil, err
 	}

@@ -907,10 +907,15 @@ func TestTheConfigurationIsCopied(t *testing.T) {
 	given, err := ParseConfig("postgres://app@db1,db2/app?multipool_wait=1s&application_name=mine")
 	require.NoError(t, err)
 	require.Equal(t, "1s", given.ConnConfig.RuntimeParams["multipool_wait"], "visible until a constructor takes it")
-	models := map[string]Route{"m": {Target: TargetPrimary}}
-	complete, peers := completed(t, Config{Pool: given, Models: models})
+	models := map[string]Route{"m": {Target: TargetPrimary, Peers: []string{"db1:5432"}}}
+	route, hooks := Route{Peers: []string{"db1:5432"}}, &Hooks{PeerChanged: func(PeerEvent) {}}
+	complete, peers := completed(t, Config{Pool: given, Models: models, Route: route, Hooks: hooks})
 	require.Equal(t, "1s", given.ConnConfig.RuntimeParams["multipool_wait"], "what came in is not changed")
 	given.ConnConfig.RuntimeParams["application_name"] = "changed"
+	models["m"].Peers[0], route.Peers[0], hooks.PeerChanged = "changed", "changed", nil
+	require.Equal(t, []string{"db1:5432"}, complete.Models["m"].Peers)
+	require.Equal(t, []string{"db1:5432"}, complete.Route.Peers)
+	require.NotNil(t, complete.Hooks.PeerChanged)
 	models["m"] = Route{}
 	require.Equal(t, "mine", complete.Pool.ConnConfig.RuntimeParams["application_name"])
 	require.Equal(t, TargetPrimary, complete.Models["m"].Target)
