@@ -315,7 +315,7 @@ func ParseConfig(connString string) (*pgxpool.Config, error) {
 	if _, set := lookup(connString, "connect_timeout", "PGCONNECT_TIMEOUT"); !set && config.ConnConfig.ConnectTimeout == 0 {
 		config.ConnConfig.ConnectTimeout = defaultConnectTimeout
 	}
-	if _, set := lookup(connString, "pool_ping_timeout", ""); !set {
+	if _, set := lookup(connString, "pool_ping_timeout", ""); !set && config.PingTimeout == 0 {
 		config.PingTimeout = defaultPingTimeout
 	}
 	config.ShouldPing = ShouldPing

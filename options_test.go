@@ -532,6 +532,15 @@ func TestParseConfigSetsDefaultsForSeveralHostsOnly(t *testing.T) {
 			require.Equal(t, want, config.ConnConfig.ConnectTimeout)
 		})
 	}
+	t.Run("a service file", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "services")
+		require.NoError(t, os.WriteFile(file, []byte("[mine]\nhost=db1,db2\nconnect_timeout=7\npool_ping_timeout=3s\n"), 0o600))
+		config, err := ParseConfig("service=mine servicefile=" + file)
+		require.NoError(t, err)
+		require.Len(t, config.ConnConfig.Fallbacks, 3, "two hosts, two ways each")
+		require.Equal(t, 7*time.Second, config.ConnConfig.ConnectTimeout)
+		require.Equal(t, 3*time.Second, config.PingTimeout)
+	})
 }
 
 func TestTheConstructorSpreadsLifetimesOfSeveralPeers(t *testing.T) {
