@@ -23,9 +23,10 @@ type Balancer interface {
 	Pick(c Candidates) int
 }
 
-// Candidates are the peers among which a [Balancer] chooses, healthy and as the route, the mode and zones have it: with
-// [Config].Zone they are those of the own zone, and where none of these is usable or has a free connection those of the
-// others, in a second Pick. They have the order of the configuration. Indexes go from 0 to Len()-1; others panic.
+// Candidates are the peers among which a [Balancer] chooses, healthy (where nobody is: suspects) and as the route, the
+// mode and zones have it: with [Config].Zone they are those of the own zone, and where none of these is usable or has a
+// free connection those of the others, in a second Pick. They have the order of the configuration, but that the primary
+// stands behind the replicas. Indexes go from 0 to Len()-1; others panic.
 //
 // It is a view: what it tells of a peer is read at that moment, without a lock.
 type Candidates struct {

@@ -8,7 +8,7 @@
 //	pool, err := multipool.New(ctx, "postgres://app@db1,db2,db3/app")
 //
 // Every method of pgxpool.Pool is there with the same signature. With one host in the connection string the pool is a
-// pgxpool: nothing is watched, sent again or held.
+// pgxpool: nothing is watched, held, marked or sent again.
 //
 // # Where a call goes
 //
@@ -52,12 +52,12 @@
 //
 //   - A read that fails on a replica before its first row is sent again elsewhere: its caller does not notice.
 //   - A statement handed to a server that accepts writes is sent again only if it certainly did not run, or if it is a
-//     read and the program has promised that its reads do not write ([RetryReads]).
+//     read and the program has promised that its reads do not write ([RetryReads]); and a BEGIN, which does nothing twice.
 //   - A write whose outcome is unknown says so: its error matches [ErrOutcomeUnknown]. A write that fails without it was
 //     not executed. [MultiPool.RunTx] asks what became of its COMMIT, and runs again what was not done.
 //   - Nothing is written to a primary once any server of its cluster has shown a newer timeline.
 //   - Errors pass through unchanged but for that mark and [NoPeerError].
-//   - No error, log or status holds a password.
+//   - No error's text, no log and no status holds a password. A pgconn.ConnectError has it in its Config, as with pgx.
 //
 // # What is not
 //
@@ -65,5 +65,5 @@
 // two reads may be served by two replicas. A function of the program's that takes an advisory lock inside cannot be
 // seen from outside. A read that writes, and is lost in the first statement of its session after a promotion that
 // nobody has seen yet, is taken for a read on a replica. What asynchronous replication has not shipped is lost when the
-// primary is lost; PostgreSQL's synchronous_commit is the remedy.
+// primary is lost; PostgreSQL's synchronous_standby_names is the remedy.
 package multipool

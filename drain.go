@@ -12,8 +12,9 @@ import (
 // through. It stays drained, whatever becomes of the server, until [MultiPool.Resume]; its monitor goes on looking.
 //
 // Under ModeReplicated the peer must be a replica: for the primary it returns [ErrIsPrimary]; see
-// [MultiPool.DrainPrimary]. A name that the pool does not have is an error that matches [ErrUnknownName]. Where ctx ends
-// before the peer is free, Drain returns its error, and the peer stays drained. Safe for concurrent use.
+// [MultiPool.DrainPrimary]. A name that the pool does not have is an error that matches [ErrUnknownName]. Where ctx
+// ends before the peer is free, Drain returns its error, and the peer stays drained. A pool of one peer cannot be
+// drained, nor resumed: that is an error. Safe for concurrent use.
 func (p *MultiPool) Drain(ctx context.Context, peer string) error {
 	q, err := p.drainable(peer)
 	if err != nil {
@@ -27,8 +28,8 @@ func (p *MultiPool) Drain(ctx context.Context, peer string) error {
 
 // DrainPrimary takes the primary out of use before a switchover: new writes are held, up to Config.Wait each, what runs
 // there is waited for, and then its idle connections are closed. Writes go on when another peer is promoted, or after
-// [MultiPool.Resume] of this one. It returns [ErrNoPrimary] where there is none; for the rest it is as
-// [MultiPool.Drain].
+// [MultiPool.Resume] of this one. It returns [ErrNoPrimary] where there is none, as under ModeEquivalent; for
+// the rest it is as [MultiPool.Drain]. Under ModeOrdered it drains who takes everything, and the next takes over.
 func (p *MultiPool) DrainPrimary(ctx context.Context) error {
 	q := p.topology.Load().primary
 	switch {

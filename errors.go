@@ -18,8 +18,9 @@ var (
 
 	// ErrOutcomeUnknown matches the error of a write that may or may not have been executed: it had been handed to a
 	// connection that was lost, or whose caller's context ended, before the server's answer came. So may a read by its
-	// text that was sent to a server that accepts writes, unless RetryReads says that reads do not write. The error
-	// unwraps to the original one. It is what JDBC calls SQLSTATE 08007, transaction resolution unknown.
+	// text that was sent to a server that accepts writes and calls a function not known to read only, unless RetryReads
+	// says that reads do not write. The error unwraps to the original one. It is what JDBC calls SQLSTATE 08007,
+	// transaction resolution unknown. In a pool of one peer nothing but the COMMIT of RunTx is marked by it.
 	ErrOutcomeUnknown = errors.New("multipool: the outcome of the statement is unknown")
 
 	// ErrSplitBrain matches the error of a write while two peers claim to be the primary and nothing tells which of
@@ -29,8 +30,9 @@ var (
 	// ErrIsPrimary matches the error of Drain and RemovePeer for the peer that takes the writes.
 	ErrIsPrimary = errors.New("multipool: the peer is the primary")
 
-	// ErrUnknownName matches the error of a call whose route or model names a peer, or a model, that the pool does not
-	// have.
+	// ErrUnknownName matches the error of a call whose route or model names a peer that the pool never had, where it
+	// has no Config.Discover, or a model that it does not have; of Open where the configuration does; of Drain, Resume
+	// and RemovePeer for a peer that it does not have now.
 	ErrUnknownName = errors.New("multipool: unknown name")
 )
 
@@ -38,7 +40,7 @@ var (
 type PeerCause struct {
 	Peer string // the peer's name
 	Why  string // the state that kept it out, in a few words: "down", "is a replica", ...
-	Err  error  // the last fault seen on it; nil if there was none
+	Err  error  // the fault behind that state; nil where there is none
 }
 
 // MarshalJSON writes the cause as text: an error's own fields may hold a whole connection configuration.
@@ -50,9 +52,10 @@ func (c PeerCause) MarshalJSON() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// NoPeerError says that no peer could take a call, and of each peer why. Nothing was executed, or nothing that had
-// an effect. It matches ErrNoPrimary or ErrNoReplica by what the call needed, and unwraps to the last fault of each
-// peer, to the end of the caller's context if that ended the wait, and to the last error met by the call itself.
+// NoPeerError says that no peer could take a call, and of each peer why. Nothing was executed, or nothing that had an
+// effect. It matches ErrNoPrimary or ErrNoReplica by what the call needed, and unwraps to the faults of its Peers, to
+// the end of the caller's context if that ended the wait, to the last error met by the call itself, and to
+// ErrSplitBrain.
 type NoPeerError struct {
 	Intent Target      // what the call needed: TargetPrimary, TargetReplica, ... ; TargetAuto for a plain read
 	Peers  []PeerCause // in the order of the configuration

@@ -26,7 +26,7 @@ const (
 	ReasonStale
 	// ReasonRefused: run again on the primary because a standby refused the statement.
 	ReasonRefused
-	// ReasonRetry: sent to another peer because the one before failed.
+	// ReasonRetry: sent again, to another peer where there is one, because the attempt before failed.
 	ReasonRetry
 	// ReasonSolo: the pool has one peer.
 	ReasonSolo
@@ -53,9 +53,9 @@ type PeerEvent struct {
 	Slow      bool   // its reads take far longer than elsewhere
 	Drained   bool   // by the operator
 	Unfit     string // why it is kept out of the reads though it is well: "is behind", ...; "" where it is not
-	Cause     error  // the last fault; nil where there was none
+	Cause     error  // the fault that led to it; nil where none did
 	At        time.Time
-	Discarded int64 // events that were lost before this one, because a hook was slow
+	Discarded int64 // how many events have been lost so far, because a hook was slow
 }
 
 // PrimaryEvent is a change of who takes the writes, or of who claims to.
@@ -74,10 +74,12 @@ type PrimaryEvent struct {
 // not call its Close, which waits for them.
 type Hooks struct {
 	// PeerChanged is called when a peer's health or role has changed, or it has become slow or quick, fit or unfit to be
-	// read.
+	// read; when it is drained or resumed, added or removed.
 	PeerChanged func(PeerEvent)
 
-	// PrimaryChanged is called when another peer takes the writes, or a peer begins or ceases to claim that it does.
+	// PrimaryChanged is called when another peer takes the writes, or none does any more; when a peer begins or ceases
+	// to claim that it does; when nothing tells any more, or something does again, who is right. Under ModeOrdered it
+	// tells who takes everything, under ModeEquivalent nothing.
 	PrimaryChanged func(PrimaryEvent)
 
 	// Routed is called on the caller's goroutine before each attempt of each call, so it must be quick.

@@ -15,9 +15,10 @@ const (
 )
 
 // AddPeer takes a server into the pool. It is looked at at once, and used gently at first. An error names the peer: one
-// whose name the pool has, one that is misconfigured, one too many (more than 1,024), or any peer of a pool that was opened
-// with one host and without Config.Discover, which is a pgxpool. In a pool with Config.Discover it lasts until that leaves
-// it out. Under ModeOrdered it is the last of the list. Safe for concurrent use.
+// whose name the pool has, one that is misconfigured, one too many (more than 1,024). A pool that was opened with one
+// host and without Config.Discover is a pgxpool, and takes none; a closed one answers puddle.ErrClosedPool. In a pool
+// with Config.Discover it lasts until that leaves it out. Under ModeOrdered it is the last of the list. Safe for
+// concurrent use.
 func (p *MultiPool) AddPeer(peer Peer) error {
 	if p.solo {
 		return errSolo
@@ -57,9 +58,10 @@ func (p *MultiPool) join(c peerConfig) error {
 }
 
 // RemovePeer takes a server out of the pool: it gets no new work at once, what runs there and what the program holds is
-// waited for, and then its connections are closed. Where ctx ends before that, RemovePeer returns its error, and the rest
-// is done in the background. For the primary, while it answers, it returns [ErrIsPrimary]; for a name that the pool does
-// not have an error that matches [ErrUnknownName]; the last peer cannot be removed. Safe for concurrent use.
+// waited for, and then its connections are closed. Where ctx ends before that, RemovePeer returns its error, and the
+// rest is done in the background. For the primary, while it answers, it returns [ErrIsPrimary]; for a name that the
+// pool does not have an error that matches [ErrUnknownName]; the last peer cannot be removed, which is an error too.
+// Safe for concurrent use.
 func (p *MultiPool) RemovePeer(ctx context.Context, name string) error {
 	if p.solo {
 		return errSolo

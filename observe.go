@@ -14,7 +14,7 @@ import (
 // on an acquired connection, in a transaction, a batch or a copy. That is the breaker's feed.
 
 // AcquireTracer traces Acquire on a MultiPool. A tracer in ConnConfig.Tracer that implements it is called as pgxpool's
-// own would be; one that implements pgxpool.AcquireTracer is called too, with the peer's pool.
+// own would be; one that implements pgxpool.AcquireTracer is called too, with the pgxpool that the connection is taken from.
 type AcquireTracer interface {
 	// TraceAcquireStart is called at the beginning of an acquire from a peer's pool; the returned context is used for
 	// the rest of it and passed to TraceAcquireEnd.

@@ -29,13 +29,15 @@ type Config struct {
 	// Peers are the servers. Empty: the hosts of Pool.ConnConfig and its Fallbacks.
 	Peers []Peer
 
-	// Discover, where set, is asked for the peers that there are: at first, and then every CheckInterval, spread by a fifth
-	// at random. What it returns is the whole list; peers are told apart by their names. A new one is used gently at first, one
-	// that is at another host or port by the same name is made anew, one that is missing three times in a row (twice, if it
-	// does not answer either) is drained and closed; but not the primary while it serves, nor one that is drained by
-	// the operator. Until the first answer calls wait; where that fails, or nobody takes writes and nothing can be discovered,
-	// Peers or the hosts of Pool.ConnConfig are used. An error, or an empty list, changes nothing else; Status tells it. At
-	// most 64 peers are taken. It must heed its context, and not call the pool's Close. See [DiscoverDNS], [DiscoverSRV], [DiscoverReplication]. Key multipool_discover.
+	// Discover, where set, is asked for the peers that there are: at first, and then every CheckInterval, spread by a
+	// fifth at random; after an error within about a second. What it returns is the whole list; peers are told apart by
+	// their names. A new one is used gently at first, one that is at another host or port by the same name is made
+	// anew, one that is missing three times in a row (twice, if it does not answer either) is drained and closed; but
+	// not the primary while it serves, nor one that is drained by the operator. Until the first answer calls wait;
+	// where that fails, or takes two seconds, or nobody takes writes and nothing can be discovered, Peers or the hosts
+	// of Pool.ConnConfig are used. An error, an empty list, or one of more than 64 peers changes nothing else; Status
+	// tells it. It must heed its context, which ends after five seconds, and not call the pool's Close. See
+	// [DiscoverDNS], [DiscoverSRV], [DiscoverReplication]. Key multipool_discover.
 	Discover func(context.Context) ([]Peer, error)
 
 	// Mode is how the peers stand to each other. Key multipool_mode.
@@ -72,7 +74,8 @@ type Config struct {
 	CheckInterval time.Duration
 
 	// Wait is how long a call waits for a peer that can take it where none can, within its own context. Default 5 s;
-	// negative: it does not wait. Key multipool_wait.
+	// negative: it does not wait. For the first looks at the peers of a new pool it waits two seconds at least,
+	// whatever this and MaxWaiting say. Key multipool_wait.
 	Wait time.Duration
 
 	// MaxWaiting is how many calls may wait at once; one more fails with [NoPeerError]. Default 1000; negative: none.
@@ -84,7 +87,8 @@ type Config struct {
 	StallAfter time.Duration
 
 	// WriteReserve is the part of the primary's connections that reads leave alone which fall back to it because no
-	// replica can serve. Default 0.25, one connection at least; at most 0.9; negative: none. Key multipool_write_reserve.
+	// replica can serve. Default 0.25, one connection at least where there are two; at most 0.9; negative: none. Key
+	// multipool_write_reserve.
 	WriteReserve float64
 
 	// NoMonitorConns makes the monitors look through an idle connection of the peer's pool instead of one of their
@@ -275,11 +279,12 @@ func setDuration(field *time.Duration, v string) error {
 }
 
 // ParseConfig parses connString as pgxpool.ParseConfig does, multipool_* keys included: they are checked here and stay
-// in ConnConfig.RuntimeParams until a constructor takes them. Where the string lists several hosts and is silent about
-// them it sets, visibly, ConnConfig.ConnectTimeout to 5 s and PingTimeout to 1 s (pgxpool's defaults, two minutes and
-// none, are for a program that has nowhere else to go), [ShouldPing] to look instead of ping, and ConnConfig.DialFunc to
-// a dialer with TCP keepalive and TCP_USER_TIMEOUT, by which a connection to a host that is gone ends within 15 s. The
-// error of a multipool_* or pool_* key names the key, the value and the bound; none holds a password.
+// in ConnConfig.RuntimeParams until a constructor takes them. Where the string lists several hosts, or has
+// multipool_discover, it sets what it is silent about, visibly: ConnConfig.ConnectTimeout to 5 s and PingTimeout to 1 s
+// (pgxpool's defaults, two minutes and none, are for a program that has nowhere else to go), [ShouldPing] to look
+// instead of ping, and ConnConfig.DialFunc to a dialer with TCP keepalive and, on Linux, TCP_USER_TIMEOUT, by which a
+// connection to a host that is gone ends within 15 s. The error of a multipool_* or pool_* key names the key, the value
+// and the bound; none holds a password.
 //
 //   - multipool_mode: replicated, equivalent, ordered (default replicated)
 //   - multipool_return_after: duration string (default 10s; 0 or less: at once)

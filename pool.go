@@ -27,6 +27,9 @@ type (
 
 // MultiPool is a pool of connections to the peers of one replicated PostgreSQL: one pgxpool per peer, and the routing
 // between them. It has every method of pgxpool.Pool with the same signature. It is safe for concurrent use.
+//
+// A call that finds no peer to take it waits for one, up to Config.Wait and within its context, and then fails with a
+// [NoPeerError]. Of a closed pool the error is puddle.ErrClosedPool.
 type MultiPool struct {
 	given    *pgxpool.Config // what came in
 	config   Config          // complete
@@ -216,7 +219,8 @@ func (p *MultiPool) clock() time.Duration { return time.Since(p.begun) }
 
 // Close closes all connections of all peers and rejects further calls with puddle.ErrClosedPool. It blocks until every
 // connection that the program holds has been returned, as pgxpool's does, and until every goroutine of the pool has
-// ended. It may be called more than once.
+// ended. A server on which something still runs after a second is asked whether it is there, and where it does not
+// answer its connections are cut; but not in a pool of one peer. Close may be called more than once.
 func (p *MultiPool) Close() {
 	p.closeOnce.Do(func() {
 		p.changing.Lock()
@@ -237,7 +241,8 @@ func (p *MultiPool) Close() {
 }
 
 // Exec runs sql on the primary, or where the route says, and returns its command tag. It takes what pgxpool's Exec
-// takes. Where the statement may have been executed and its answer was lost, the error matches [ErrOutcomeUnknown].
+// takes. Where the statement may have been executed and its answer was lost, the error matches [ErrOutcomeUnknown], but
+// in a pool of one peer.
 func (p *MultiPool) Exec(ctx context.Context, sql string, arguments ...any) (pgconn.CommandTag, error) {
 	text := sql
 	if rewrites(arguments) {
@@ -254,7 +259,8 @@ func (p *MultiPool) Exec(ctx context.Context, sql string, arguments ...any) (pgc
 
 // Query runs sql on a healthy replica, on the primary where no replica can serve or where the text shows that it must
 // run there, or where the route says. It takes what pgxpool's Query takes; the rows must be closed, or read to their
-// end. A read may see the database as it was a moment ago: replication takes time.
+// end. A read may see the database as it was a moment ago: replication takes time. The error of a write whose answer
+// was lost, here or in the rows, is as that of Exec.
 func (p *MultiPool) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	r, err := p.query(ctx, sql, args)
 	switch {
@@ -314,8 +320,10 @@ func rewrites(args []any) bool {
 // sampleEvery makes one read in eight take its time: a connection's seq grows by two a statement.
 const sampleEvery = 16
 
-// SendBatch sends b to the primary, or where the route says. The connection is released when the results are closed.
-// A batch that a connection has taken is never sent again.
+// SendBatch sends b to the primary, or where the route says. The connection is released when the results are closed. A
+// batch that a connection has taken is never sent again. Where it may have been executed and the answer was lost, the
+// errors of its results match [ErrOutcomeUnknown] as that of Exec does; where it begins a transaction, that of its
+// Commit.
 func (p *MultiPool) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	results, err := attempt(ctx, p, opBatch, "", func(c *pgxpool.Conn, w *wire) (pgx.BatchResults, error) {
 		br := c.SendBatch(ctx, b)
@@ -361,7 +369,7 @@ func (p *MultiPool) BeginTx(ctx context.Context, txOptions pgx.TxOptions) (pgx.T
 }
 
 // CopyFrom copies rowSrc into a table on the primary, or where the route says. A copy that a connection has taken is
-// never sent again: its source has been read.
+// never sent again: its source has been read. Its error is as that of Exec.
 func (p *MultiPool) CopyFrom(ctx context.Context, tableName pgx.Identifier, columnNames []string, rowSrc pgx.CopyFromSource) (int64, error) {
 	return attempt(ctx, p, opCopy, "", func(c *pgxpool.Conn, _ *wire) (int64, error) {
 		n, err := c.Conn().CopyFrom(ctx, tableName, columnNames, rowSrc)
@@ -443,7 +451,8 @@ func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
 }
 
 // Explain says where a Query of sql under ctx would go now, and why. It sends nothing, waits for nothing and counts
-// nothing; a Balancer of the program's is asked as for a call. Decision.Peer is empty where no peer could take it.
+// nothing; a Balancer of the program's is asked as for a call. Decision.Peer is empty where no peer
+// could take it, or the call would be an error.
 func (p *MultiPool) Explain(ctx context.Context, sql string) Decision {
 	var in intent
 	if p.intend(ctx, opQuery, sql, &in) != nil {

@@ -42,15 +42,18 @@ func (t Target) purpose() string {
 }
 
 // Retry says which calls may be sent again after a connection failed under them. Whatever it says, a call that no
-// connection had taken goes elsewhere, and nothing is sent again once a row has been handed out.
+// connection had taken goes elsewhere, and nothing is sent again once a row has been handed out. Except
+// under RetryNever a single statement is sent again that certainly was not executed, and so are a BEGIN and a ping, which
+// do nothing twice.
 type Retry uint8
 
 const (
 	// RetryInherit, the zero value, leaves what holds otherwise: RetrySafe where nobody says more.
 	RetryInherit Retry = iota
-	// RetrySafe sends a read again only if it failed on a standby, where it cannot have written.
+	// RetrySafe sends a read that may have been executed again only if it failed on a standby, where it cannot have
+	// written.
 	RetrySafe
-	// RetryReads sends a read again also if it failed on a server that accepts writes. With it the program promises
+	// RetryReads sends such a read again also if it failed on a server that accepts writes. With it the program promises
 	// that what it sends by Query and QueryRow does not write: "select place_order($1)" is a read by its text.
 	RetryReads
 	// RetryNever sends nothing again that was handed to a connection.
@@ -68,15 +71,16 @@ func (r Retry) String() string { return nameOf(retryNames[:], int(r), "retry") }
 // on a replica shows the server's own error (SQLSTATE 25006).
 type Route struct {
 	Target Target
-	// Peers restricts the call to the peers of these names. Within them the usual rules hold: a write goes to the
-	// primary if it is among them, else (only replicas are named) to one of them.
+	// Peers restricts the call to the peers of these names; see WithPeer. Within them the usual rules hold: a write
+	// goes to the primary if it is among them, else (only replicas are named) to one of them. An empty list that is not
+	// nil names nobody.
 	Peers []string
 	Retry Retry
-	// MaxLag restricts reads to replicas that are known to be no further behind; the primary serves where none is. The
-	// bound is hard: no read under it is served by a replica of which this is not known, by time at the moment of the
-	// call, by bytes as of the last look, at most 1.4 s old. Replicas are from then on looked at more often, three times
-	// within MaxLag.Time, at least every 700 ms; a bound on time much below that of a look and the replication's own delay
-	// sends every read to the primary.
+	// MaxLag restricts reads to replicas that are known to be no further behind; the primary serves where none is,
+	// unless the route keeps the call from it. The bound is hard: no read under it is served by a replica of which this
+	// is not known, by time at the moment of the call, by bytes as of the last look, at most 1.4 s old. Replicas are
+	// from then on looked at more often, three times within MaxLag.Time, at least every 700 ms; a bound on time much
+	// below that of a look and the replication's own delay sends every read to the primary.
 	MaxLag Lag
 }
 
@@ -141,14 +145,15 @@ func WithReplica(ctx context.Context) context.Context {
 	return WithRoute(ctx, Route{Target: TargetPreferReplica})
 }
 
-// WithPeer returns a context whose calls go to the named peers only. A name that the pool does not have is an error
-// of the call.
+// WithPeer returns a context whose calls go to the named peers only. A name that the pool never had is an error of the
+// call; for one that was removed, or that Config.Discover may find yet, the call waits as for a server that is down.
+// Without names it changes nothing.
 func WithPeer(ctx context.Context, names ...string) context.Context {
 	return WithRoute(ctx, Route{Peers: names})
 }
 
 // WithModel returns a context whose calls go as Config.Models says of name. A model that the pool does not have is an
-// error of the call. What the context says itself wins over the model.
+// error of the call, unless the pool is one of a [Router]'s. What the context says itself wins over the model.
 func WithModel(ctx context.Context, name string) context.Context {
 	return withWishes(ctx, func(w *wishes) { w.model = name })
 }

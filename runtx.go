@@ -13,10 +13,12 @@ import (
 // RunTx runs f in a transaction and commits it; where f returns an error, or panics, it rolls back. The transaction goes
 // where BeginTx would send it.
 //
-// f is run again from the beginning, up to ten times in all, where the transaction is certainly not committed and another
-// run may be: after a serialization failure or a deadlock (SQLSTATE 40001, 40P01), a connection that was lost before
-// COMMIT was sent, a refusal because the server is a standby (25006). So f must do nothing but through its pgx.Tx that
-// may not be done twice, must not end the transaction itself, and returns the errors that it meets, wrapped or not.
+// f is run again from the beginning, up to ten times in all, where the transaction is certainly not committed and
+// another run may be: after a serialization failure or a deadlock (SQLSTATE 40001, 40P01), a connection that was lost
+// before COMMIT was sent, a refusal because the server is a standby (25006), a server that does not tell the
+// transaction's number (see below; it is not asked again for a minute). So f must do nothing but through its pgx.Tx
+// that may not be done twice, must not end the transaction itself, and returns the errors that it meets, wrapped or
+// not.
 //
 // A COMMIT whose answer was lost is asked about: the transaction's number is fetched before it is sent, which costs a
 // round trip unless AccessMode is pgx.ReadOnly, and the server is asked with pg_xact_status (PostgreSQL documentation,
@@ -24,8 +26,9 @@ import (
 // the server has not recovered from a crash meanwhile, because both give numbers out twice. A transaction that has no
 // number, because all it does is done elsewhere or by its COMMIT (foreign tables, notifications), cannot be asked
 // about; and what a foreign server has committed is not known here. Committed: RunTx returns nil. Not committed: f is
-// run again. No certain answer within Config.Wait: the error matches [ErrOutcomeUnknown] and unwraps to the original.
-// The same holds where a transaction has its own CommitQuery, or ctx has ended: nothing is asked then.
+// run again. No certain answer within Config.Wait, or a second if that is more: the error matches [ErrOutcomeUnknown]
+// and unwraps to the original. The same holds where a transaction has its own CommitQuery, or ctx has ended: nothing is
+// asked then.
 //
 // It returns f's own error unchanged where that ended it, and what BeginTx and Commit return otherwise. ctx governs all
 // of it; f may run again only while ctx lasts.

@@ -8,7 +8,8 @@ import (
 
 // Status is a snapshot of a pool and its peers. Values of different peers are read one after another. Calls are counted
 // that go through the MultiPool; what goes through a pool of its own (PeerPool, Primary, Replicas) shows in the
-// judgement of the peer and in that pool's Stat, and what goes through Primary and Replicas in InFlight too.
+// judgement of the peer and in that pool's Stat, and what goes through Primary and Replicas in InFlight too. Under
+// ModeOrdered Primary is who takes everything, under ModeEquivalent nobody.
 type Status struct {
 	Peers   []PeerStatus // in the order of the configuration
 	Primary string       // the primary's name; "" while there is none. One that is down is the primary until it is replaced
@@ -74,7 +75,7 @@ type PeerStatus struct {
 
 	// How far a replica was behind the primary when it was last looked at, at least: log that it lacked in bytes, and for
 	// how long the primary had had something that it did not show. LagKnown is false of a primary, and before both have
-	// been looked at.
+	// been looked at; and of one behind a pooler.
 	LagKnown bool
 	LagBytes uint64
 	LagTime  time.Duration
@@ -90,7 +91,7 @@ type PeerStatus struct {
 	LastFault string // "" if there was none
 	FaultAt   time.Time
 
-	Stat *pgxpool.Stat `json:"-"`
+	Stat *pgxpool.Stat `json:"-"` // of the peer's own pool
 }
 
 // Status returns a snapshot of the pool and its peers.
