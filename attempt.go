@@ -175,7 +175,7 @@ func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, er
 			t.attempt++
 			t.picked = top
 			t.guest = in.reads && in.place == placeReads && chosen == top.primary
-			if t.attempt > 1 {
+			if t.last != nil { // else the last attempt was given up before it was sent, and this is a first choice
 				reason = t.reason
 			}
 			p.routed(ctx, in, t, chosen, reason)

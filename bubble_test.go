@@ -1238,6 +1238,8 @@ func TestABoundHoldsForACallThatHasWaited(t *testing.T) {
 		}
 		t.Logf("served by the replica: %v, %v after it had stopped replaying (bound 2 s)", !servedAt.IsZero(), servedAt.Sub(behindSince))
 		assert.True(t, servedAt.IsZero() || servedAt.Sub(behindSince) < 2*time.Second)
+		trips := x.journal.take()
+		assert.Equal(t, Decision{Peer: "primary:5432", Reason: ReasonStale, Attempt: 2}, trips[len(trips)-1])
 	})
 }
 

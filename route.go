@@ -80,7 +80,8 @@ type Route struct {
 	// unless the route keeps the call from it. The bound is hard: no read under it is served by a replica of which this
 	// is not known, by time at the moment of the call, by bytes as of the last look, at most 1.4 s old. Replicas are
 	// from then on looked at more often, three times within MaxLag.Time, at least every 700 ms; a bound on time much
-	// below that of a look and the replication's own delay sends every read to the primary.
+	// below that of a look and the replication's own delay sends every read to the primary. It is for ModeReplicated:
+	// under the others no standby may be known to be within it.
 	MaxLag Lag
 }
 
