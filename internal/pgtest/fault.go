@@ -3,6 +3,8 @@ package pgtest
 import (
 	"context"
 	"slices"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // Kill ends all processes of the server at once with SIGKILL, as the end of its
@@ -56,20 +58,48 @@ func (s *Server) KillBackend() error {
 		return err
 	}
 	defer conn.Close(ctx)
-	var victim int
-	err = conn.QueryRow(ctx, `select pid from pg_stat_activity where backend_type = 'client backend'
-		order by pid = pg_backend_pid(), backend_start limit 1`).Scan(&victim)
-	if err != nil {
-		return s.errorf("%w", err)
-	}
-	before, err := s.processes()
+	before, err := s.killSession(ctx, conn)
 	if err != nil {
 		return err
 	}
-	if err := kill(victim, sigKill); err != nil {
-		return s.errorf("kill: %w", err)
-	}
 	return s.waitGone(ctx, before)
+}
+
+// killSession kills the session that has been connected longest, and returns the server's processes as they were before.
+func (s *Server) killSession(ctx context.Context, conn *pgx.Conn) (before []process, err error) {
+	err = eventually(ctx, func(ctx context.Context) error {
+		var victim int
+		err := conn.QueryRow(ctx, `select pid from pg_stat_activity where backend_type = 'client backend'
+			order by pid = pg_backend_pid(), backend_start limit 1`).Scan(&victim)
+		if err != nil {
+			return permanent{s.errorf("%w", err)}
+		}
+		// The eldest may be one that its client has left, and that is about to end in order, which is no crash. One that
+		// is stopped and still there does not.
+		if kill(victim, sigStop) != nil {
+			return s.errorf("session %d has ended by itself", victim)
+		}
+		err = eventually(ctx, func(context.Context) error {
+			if !stopped(victim) {
+				return s.errorf("session %d does not freeze", victim)
+			}
+			return nil
+		})
+		if err != nil {
+			return permanent{err}
+		}
+		if before, err = s.processes(); err != nil {
+			return permanent{err}
+		}
+		if !slices.ContainsFunc(before, func(p process) bool { return p.pid == victim }) {
+			return s.errorf("session %d has ended by itself", victim)
+		}
+		if err := kill(victim, sigKill); err != nil {
+			return permanent{s.errorf("kill: %w", err)}
+		}
+		return nil
+	})
+	return before, err
 }
 
 // waitGone waits until of the processes only the postmaster is left.
