@@ -106,12 +106,8 @@ func (s *Server) killSession(ctx context.Context, conn *pgx.Conn) (before []proc
 func (s *Server) waitGone(ctx context.Context, before []process) error {
 	run := s.postmaster()
 	return eventually(ctx, func(context.Context) error {
-		now, err := s.processes()
-		if err != nil {
-			return permanent{err}
-		}
-		for _, p := range now {
-			if p.pid != run.pid && slices.ContainsFunc(before, func(b process) bool { return b.pid == p.pid }) {
+		for _, p := range before {
+			if p.pid != run.pid && !ended(p.pid) {
 				return s.errorf("%q survives the crash", p.command)
 			}
 		}

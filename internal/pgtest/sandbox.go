@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 )
 
 // Sandbox is a place for programs that run PostgreSQL servers of their own, as Patroni does: a folder, ports and
@@ -178,14 +177,19 @@ func (b *Sandbox) Kill(p *Process, dataDirs ...string) error {
 	for _, pid := range family {
 		_ = kill(pid, sigKill)
 	}
+	return b.waitEnded(ctx, family, p)
+}
+
+// waitEnded waits until processes that were killed have ended, and programs have been reaped.
+func (b *Sandbox) waitEnded(ctx context.Context, pids []int, programs ...*Process) error {
 	return eventually(ctx, func(context.Context) error {
-		list, err := processes(func(command string) bool { return command != "" }) // zombies have none
-		if err != nil {
-			return permanent{err}
+		for _, p := range programs {
+			if p.Running() {
+				return fmt.Errorf("pgtest: %s survives kill -9", p.name)
+			}
 		}
-		alive := slices.ContainsFunc(list, func(q process) bool { return slices.Contains(family, q.pid) })
-		if alive || p.Running() {
-			return fmt.Errorf("pgtest: processes of %s survive kill -9", p.name)
+		if i := slices.IndexFunc(pids, func(pid int) bool { return !ended(pid) }); i >= 0 {
+			return fmt.Errorf("pgtest: process %d survives kill -9", pids[i])
 		}
 		return nil
 	})
@@ -221,18 +225,20 @@ func (b *Sandbox) close() error {
 	b.closed = true
 	b.mu.Unlock()
 	// Each is the leader of a group, whose members may have names that the watchdog does not know.
+	var leaders []int
 	for _, p := range b.processes {
 		if p.Running() {
-			_ = kill(-p.run.pid, sigKill)
+			leaders = append(leaders, p.run.pid)
 		}
 	}
-	err := b.dog.release()
-	for _, p := range b.processes {
-		select {
-		case <-p.run.gone:
-		case <-time.After(time.Second):
-		}
+	family, err := withDescendants(leaders)
+	for _, pid := range leaders {
+		_ = kill(-pid, sigKill)
 	}
+	err = errors.Join(err, b.dog.release())
+	ctx, cancel := bounded()
+	defer cancel()
+	err = errors.Join(err, b.waitEnded(ctx, family, b.processes...))
 	for _, port := range b.ports {
 		ports.release(port)
 	}

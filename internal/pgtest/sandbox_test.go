@@ -23,9 +23,10 @@ func manager(t *testing.T, b *Sandbox, node string) *Process {
 	require.NoError(t, b.WriteFile(node+".patroni.sh", fmt.Sprintf(`set -e
 		%[1]s/initdb -D %[2]s --no-sync --auth=trust >/dev/null
 		%[1]s/pg_ctl start -D %[2]s -l %[2]s.server.log -o "-c port=%[3]d -c cluster_name=%[4]s -c fsync=off \
-			-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c dynamic_shared_memory_type=mmap"
-		echo started
+			-c listen_addresses=127.0.0.1 -c unix_socket_directories= -c dynamic_shared_memory_type=mmap \
+			-c autovacuum_naptime=1d" # a worker would come and go
 		sleep 1000 &
+		echo started
 		wait`, b.BinDir(), dir, port, b.Name())))
 	p, err := b.Start(node, "/bin/sh", b.Path(node+".patroni.sh"))
 	require.NoError(t, err)
