@@ -23,8 +23,8 @@ var ports portBook
 
 type portBook struct {
 	sync.Mutex
-	file *os.File
-	held map[uint16]bool // locks of one process do not exclude each other
+	files map[string]*os.File // by cache, of which a test may have its own; never closed, which would give up every lock
+	held  map[uint16]*os.File // where it is locked; locks of one process do not exclude each other
 }
 
 const lowestPort = 15000
@@ -32,26 +32,30 @@ const lowestPort = 15000
 func (b *portBook) reserve(cache string) (uint16, error) {
 	b.Lock()
 	defer b.Unlock()
-	if b.file == nil {
-		f, err := os.OpenFile(filepath.Join(cache, "ports.lock"), os.O_RDWR|os.O_CREATE, 0o600)
-		if err != nil {
+	if b.files == nil {
+		b.files, b.held = map[string]*os.File{}, map[uint16]*os.File{}
+	}
+	file := b.files[cache]
+	if file == nil {
+		var err error
+		if file, err = os.OpenFile(filepath.Join(cache, "ports.lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 			return 0, fmt.Errorf("pgtest: %w", err)
 		}
-		b.file, b.held = f, map[uint16]bool{}
+		b.files[cache] = file
 	}
 	for range 1000 {
 		port, err := candidate()
 		if err != nil {
 			return 0, fmt.Errorf("pgtest: no free port: %w", err)
 		}
-		if b.held[port] || lockByte(b.file, int64(port)) != nil {
+		if b.held[port] != nil || lockByte(file, int64(port)) != nil {
 			continue
 		}
 		if !free(port) {
-			_ = unlockByte(b.file, int64(port))
+			_ = unlockByte(file, int64(port))
 			continue
 		}
-		b.held[port] = true
+		b.held[port] = file
 		return port, nil
 	}
 	return 0, errors.New("pgtest: no free port in 1000 tries")
@@ -60,9 +64,9 @@ func (b *portBook) reserve(cache string) (uint16, error) {
 func (b *portBook) release(port uint16) {
 	b.Lock()
 	defer b.Unlock()
-	if b.held[port] {
+	if file := b.held[port]; file != nil {
 		delete(b.held, port)
-		_ = unlockByte(b.file, int64(port))
+		_ = unlockByte(file, int64(port))
 	}
 }
 
