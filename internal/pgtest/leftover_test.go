@@ -119,18 +119,18 @@ func TestSweep(t *testing.T) {
 	}
 	cmd := exec.Command(os.Args[0])
 	report := startChild(t, cmd, "killed")
-	killChildren(t, cmd.Process.Pid, "/bin/sh")
-	require.NoError(t, cmd.Process.Kill())
-	_ = cmd.Wait()
 	_, err := os.Stat(report.Folder)
 	require.NoError(t, err)
-	require.NoError(t, syscall.Kill(report.Pids[0], 0))
+	require.Equal(t, 1, killChildren(t, cmd.Process.Pid, "/bin/sh"), "the watchdog")
+	require.NoError(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+	// From here on it may be gone: every start sweeps, be it in a test that runs beside this one.
 	Start(t, Options{})
 	requireNothingLeft(t, report)
 }
 
-// killChildren kills the children of a process that run a program.
-func killChildren(t *testing.T, parent int, program string) {
+// killChildren kills the children of a process that run a program, and returns how many there were.
+func killChildren(t *testing.T, parent int, program string) (n int) {
 	t.Helper()
 	list, err := processes(func(command string) bool { return strings.HasPrefix(command, program+" ") })
 	require.NoError(t, err)
@@ -138,8 +138,10 @@ func killChildren(t *testing.T, parent int, program string) {
 		out, err := exec.Command("ps", "-o", "ppid=", "-p", strconv.Itoa(p.pid)).Output()
 		if err == nil && strings.TrimSpace(string(out)) == strconv.Itoa(parent) {
 			require.NoError(t, syscall.Kill(p.pid, syscall.SIGKILL))
+			n++
 		}
 	}
+	return n
 }
 
 // Root runs servers as another user; everyone else as themselves.
