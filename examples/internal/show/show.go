@@ -88,6 +88,7 @@ func New(out io.Writer, pace time.Duration, servers []*pgtest.Server, names ...s
 // Page is the calls that began in a span of time.
 type Page struct {
 	show   *Show
+	number int // of its place among the pages
 	excuse func(kind string, err error) bool
 	calls  map[string]*tally // by kind
 }
@@ -103,7 +104,7 @@ type tally struct {
 func (s *Show) turn(excuse func(kind string, err error) bool) *Page {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.page = &Page{show: s, excuse: excuse, calls: map[string]*tally{}}
+	s.page = &Page{show: s, number: len(s.pages), excuse: excuse, calls: map[string]*tally{}}
 	s.pages = append(s.pages, s.page)
 	return s.page
 }
@@ -141,7 +142,8 @@ func (s *Show) call(kind string, call func(ctx context.Context) (port int, err e
 		return
 	}
 	t.failed[short(err)]++
-	if page.excuse == nil || !page.excuse(kind, err) {
+	// What is announced strikes calls that are in flight, too, which may have begun on a page before.
+	if !slices.ContainsFunc(s.pages[page.number:], func(p *Page) bool { return p.excuse != nil && p.excuse(kind, err) }) {
 		t.excess++
 	}
 }
@@ -174,8 +176,8 @@ func ReadOnly(err error) bool {
 }
 
 // Scene announces what happens, does it, and then shows for a while who serves; it returns what it has shown. excuse says
-// which errors of calls that began in the scene break no promise; nil: none. After an error, which End returns, there are
-// no more scenes.
+// which errors of calls that began in the scene, or were in flight then, break no promise; nil: none. After an error, which
+// End returns, there are no more scenes.
 func (s *Show) Scene(ctx context.Context, what string, excuse func(kind string, err error) bool, actions ...func(context.Context) error) *Page {
 	change := s.turn(excuse)
 	if s.err != nil {
