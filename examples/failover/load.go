@@ -111,8 +111,9 @@ func (l *load) report(out io.Writer) error {
 type tally struct {
 	mu            sync.Mutex
 	calls, failed int
-	excused       bool // an unknown outcome is no failure now
-	unknown       int  // outcomes that were excused
+	excused       bool      // an unknown outcome is no failure now
+	until         time.Time // when it last ceased to be none
+	unknown       int       // outcomes that were excused
 	worst         time.Duration
 	errors        map[string]int // how often each text
 	first         time.Time      // when a call first succeeded since the last excuse
@@ -127,6 +128,7 @@ type second struct {
 }
 
 func (t *tally) add(took time.Duration, err error) {
+	began := time.Now().Add(-took) // what was in flight then may be reported late, by a caller that is slow
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.calls++
@@ -137,7 +139,7 @@ func (t *tally) add(took time.Duration, err error) {
 		if t.first.IsZero() {
 			t.first = time.Now()
 		}
-	case t.excused && errors.Is(err, multipool.ErrOutcomeUnknown):
+	case (t.excused || t.until.After(began)) && errors.Is(err, multipool.ErrOutcomeUnknown):
 		t.unknown++
 	default:
 		t.failed++
@@ -154,6 +156,9 @@ func (t *tally) excuse(is bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.excused, t.first = is, time.Time{}
+	if !is {
+		t.until = time.Now()
+	}
 }
 
 // firstSuccess returns when the first call since then succeeded; zero if none has.

@@ -227,7 +227,7 @@ func promote(server *pgtest.Server, l *load, b *board) action {
 
 // firstWrite tries until a server takes a write, on a connection that no pool knows of, and returns when it did.
 func firstWrite(ctx context.Context, server *pgtest.Server) time.Time {
-	ctx, cancel := context.WithTimeout(ctx, deadline)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	conn, err := server.Conn(ctx)
 	if err != nil {
@@ -284,9 +284,11 @@ func untilTheyRead(pool *multipool.MultiPool, servers ...*pgtest.Server) action 
 	}
 }
 
+// patience bounds every wait. It is far above what any takes.
+const patience = 20 * time.Second
+
 // eventually waits until something is so; if that takes too long, complaint is the error.
 func eventually(ctx context.Context, complaint string, so func() bool) error {
-	const patience = 10 * time.Second
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%s, after %v", complaint, patience))
 	defer cancel()
 	for !so() {
