@@ -118,7 +118,11 @@ func (t *tape) SetReadDeadline(at time.Time) error {
 	t.news.Broadcast()
 	t.mu.Unlock()
 	if left := time.Until(at); left > 0 {
-		time.AfterFunc(left, t.news.Broadcast)
+		time.AfterFunc(left, func() {
+			t.mu.Lock() // or a Read that has just found its time not over would miss it
+			defer t.mu.Unlock()
+			t.news.Broadcast()
+		})
 	}
 	return t.Conn.SetReadDeadline(at)
 }
