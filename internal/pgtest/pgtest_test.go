@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -395,6 +396,32 @@ func TestSyncApply(t *testing.T) {
 	require.Equal(t, "FIRST 2 (node1, node3)", names)
 	insert(t, next, 0)
 	require.Equal(t, rows(t, next), rows(t, old))
+}
+
+// Whether a commit waits for standbys at all is for the checkpointer to say, which may come late.
+func TestSyncApplyHoldsWhenFollowReturns(t *testing.T) {
+	t.Parallel()
+	c := startWithTable(t, Options{Standbys: 2, SyncApply: true})
+	old, next, third := c.Servers()[0], c.Servers()[1], c.Servers()[2]
+	require.NoError(t, old.Kill())
+	require.NoError(t, next.Promote())
+	list, err := next.processes()
+	require.NoError(t, err)
+	i := slices.IndexFunc(list, func(p process) bool { return strings.Contains(p.command, "checkpointer") })
+	require.GreaterOrEqual(t, i, 0, "%v", list)
+	require.NoError(t, kill(list[i].pid, sigStop))
+	followed := make(chan error, 1)
+	go func() { followed <- third.Follow(next) }()
+	select {
+	case err = <-followed:
+	case <-time.After(time.Second): // it waits, as it should
+		require.NoError(t, kill(list[i].pid, sigCont))
+		err = <-followed
+	}
+	require.NoError(t, err)
+	require.NoError(t, third.PauseReplay())
+	require.Error(t, next.Exec(within(t, time.Second), "insert into t values (0)"))
+	require.NoError(t, third.ResumeReplay())
 }
 
 func TestSettings(t *testing.T) {

@@ -255,6 +255,19 @@ func (c *Cluster) refreshSyncNames(servers ...*Server) error {
 		if err := s.applyConfig(); err != nil {
 			return err
 		}
+		if c.syncNames(s) == "" || s.mustAnswer("") != nil {
+			continue
+		}
+		// Commits wait for standbys only when the checkpointer has said so, which it does when it next looks at its
+		// settings. It has before a checkpoint that was asked for when the last one was over, if not before that.
+		for range 2 {
+			ctx, cancel := bounded()
+			err := s.Exec(ctx, "checkpoint")
+			cancel()
+			if err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
