@@ -71,7 +71,7 @@ var logged = regexp.MustCompile(`LOG:  (?:statement|execute [^:]+): (.*)`)
 // told returns the statements that a server has logged: their first lines, without those of the monitors.
 func told(t *testing.T, s *pgtest.Server) (statements []string) {
 	t.Helper()
-	text, err := os.ReadFile(s.Dir() + ".log") // all of it: the monitors fill the end that Log returns in some seconds
+	text, err := os.ReadFile(s.Dir() + ".log") // all of it, however much the monitors have asked
 	require.NoError(t, err)
 	for _, m := range logged.FindAllStringSubmatch(string(text), -1) {
 		if !strings.HasPrefix(m[1], "select r.standby,") {
