@@ -157,7 +157,17 @@ func (w *watch) compare() {
 		if medians[i] > slowFactor*quickest+slowMargin {
 			slow = yes
 		}
-		w.pool.observe(observation{peer: p, slow: slow})
+		p.judge(slow)
+	}
+}
+
+// judge says whether the peer is slow, unless it has fallen since its reads were compared: then they were forgotten, and
+// nobody would take back what they said.
+func (p *peer) judge(slow ternary) {
+	p.verdicts.Lock()
+	defer p.verdicts.Unlock()
+	if p.latency.median() != 0 {
+		p.owner.observe(observation{peer: p, slow: slow})
 	}
 }
 
