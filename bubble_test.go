@@ -928,6 +928,7 @@ func TestAReplacedPrimaryIsCutAndGetsNoWrite(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		x.replicas[0].Promote()
 		require.ErrorIs(t, <-stuck, ErrOutcomeUnknown)
+		settled() // one connection after the other is cut
 		assert.Equal(t, "replica1:5432", x.pool.Status().Primary)
 		_, err = tx.Exec(ctx, "insert into t values (2)")
 		require.Error(t, err, "the transaction was on the old one")
