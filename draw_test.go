@@ -22,7 +22,11 @@ func draw(n int, list, only []*peer, noted *tried) map[*peer]int {
 func requireShare(t *testing.T, count, draws int, probability float64, of string) {
 	t.Helper()
 	expected := float64(draws) * probability
-	require.InDelta(t, expected, count, 6*math.Sqrt(expected*(1-probability)), of)
+	require.InDelta(t, expected, count, sixDeviations(draws, probability), of)
+}
+
+func sixDeviations(draws int, probability float64) float64 {
+	return 6 * math.Sqrt(float64(draws)*probability*(1-probability))
 }
 
 // busyPeers makes peers that are carrying the given numbers of calls.

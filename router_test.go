@@ -63,7 +63,7 @@ func TestARouterKeepsClustersApart(t *testing.T) {
 		waitUp(t, p)
 		return p
 	}
-	r, err := NewRouter(open(def, Config{Wait: 500 * time.Millisecond}), map[string]*MultiPool{
+	r, err := NewRouter(open(def, Config{}), map[string]*MultiPool{
 		"user":  open(users, Config{Models: map[string]Route{"user": {Target: TargetPrimary}}, Wait: 500 * time.Millisecond}),
 		"login": open(users, Config{}),
 	})
