@@ -281,6 +281,7 @@ func TestNobodyIsHandedAConnectionOfAnEarlierPrimary(t *testing.T) {
 		pool := x.pool.Primary()
 		c, err := pool.Acquire(ctx)
 		require.NoError(t, err)
+		settled()                           // a look that is under way has seen a primary
 		wireOf(c.Conn()).use.Store(useNone) // as if it were idle
 		x.primary.SetStandby(true)          // whoever looks meanwhile sees the same
 		x.pool.observe(observation{peer: x.pool.peers()[0], role: RoleReplica})
