@@ -81,7 +81,8 @@ func (t *topology) contested() bool {
 
 // ratchet sets the cluster's timeline to the highest that was ever elected or that a server of it shows: whoever claims
 // to be the primary of an older one was replaced by somebody who may not be in sight. What a server shows is its last
-// word: one that was rebuilt shows less, and holds nothing up any more.
+// word: one that was rebuilt shows less, and holds nothing up any more. A claimant may have gone before anybody was
+// elected: whoever is left is no better for that.
 func (t *topology) ratchet() {
 	t.timeline = t.reign
 	for i := range t.members {
@@ -89,10 +90,7 @@ func (t *topology) ratchet() {
 		if m.system != t.system || !(m.ours || !t.elected) {
 			continue
 		}
-		t.timeline = max(t.timeline, m.shown)
-		if m.role == RoleReplica {
-			t.timeline = max(t.timeline, m.timeline)
-		}
+		t.timeline = max(t.timeline, m.shown, m.timeline)
 	}
 }
 
