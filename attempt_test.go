@@ -161,6 +161,51 @@ func TestAContestedPrimaryGetsNoWriteByAnyRoute(t *testing.T) {
 	}
 }
 
+// A replica that is named beside the primary refuses the write: it is no place to go while the primary is away.
+func TestAWriteAmongNamedPeersWaitsForThePrimaryAmongThem(t *testing.T) {
+	const insert = "insert into t values (1)"
+	for name, tc := range map[string]struct {
+		leaves  func(context.Context, *fakes)
+		returns func(*fakes)
+		on      string
+	}{
+		"drained": {
+			func(ctx context.Context, x *fakes) { settled(); require.NoError(x.t, x.pool.DrainPrimary(ctx)) },
+			func(x *fakes) { require.NoError(x.t, x.pool.Resume("primary:5432")) }, "primary:5432",
+		},
+		"down": {
+			func(_ context.Context, x *fakes) { settled(); x.primary.Die(); time.Sleep(time.Second) },
+			func(x *fakes) { x.replicas[0].Promote() }, "replica1:5432",
+		},
+		"not seen yet": {
+			func(_ context.Context, x *fakes) { x.primary.Hang(); settled() },
+			func(x *fakes) { x.primary.Thaw() }, "primary:5432",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+				tc.leaves(ctx, x)
+				written := make(chan error, 1)
+				go func() {
+					_, err := x.pool.Exec(WithPeer(ctx, "primary:5432", "replica1:5432"), insert)
+					written <- err
+				}()
+				time.Sleep(time.Second)
+				tc.returns(x)
+				require.NoError(t, <-written)
+				assert.Equal(t, 1, x.network[tc.on].Applied(insert))
+			})
+		})
+	}
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		x.primary.Die()
+		_, err := x.pool.Exec(WithPeer(ctx, "primary:5432", "replica1:5432"), insert)
+		assert.ErrorIs(t, err, ErrNoPrimary)
+		assert.ErrorContains(t, err, "replica1:5432 is a replica")
+	})
+}
+
 // Behind a pooler a refusal of one command is an address that has moved: it was not executed, and waits for a primary.
 func TestACommandThatIsRefusedBehindAPoolerIsSentAgain(t *testing.T) {
 	for sql, times := range map[string]int{"insert into t values (1)": 2, "create table u (id int)": 2, "call p()": 1, "do $$ begin end $$": 1} {

@@ -76,12 +76,34 @@ func (t *topology) pickNamed(in *intent, tried *tried) *peer {
 	if !in.reads {
 		lists = [...]*roster{&t.drawn.writes, &t.drawn.well, &t.drawn.spare}
 	}
+	if t.forPrimary(in) {
+		lists = [...]*roster{&t.drawn.writes, &nobody, &nobody}
+	}
 	for _, list := range lists {
 		if p := t.draw(list, in, tried); p != nil {
 			return p
 		}
 	}
 	return nil
+}
+
+// forPrimary reports whether a call is for the primary and nobody else: by its place, or because it may write and the
+// route names more than replicas. One that is away, drained or not known yet is waited for: a replica would refuse it.
+func (t *topology) forPrimary(in *intent) bool {
+	switch {
+	case in.place == placePrimary:
+		return true
+	case in.place != placeNamed || in.reads || t.mode != ModeReplicated:
+		return false
+	case t.primary != nil:
+		return contains(in.peers, t.primary)
+	}
+	for i := range t.members {
+		if m := &t.members[i]; m.role != RoleReplica && !m.foreign && contains(in.peers, m.peer) {
+			return true
+		}
+	}
+	return false
 }
 
 // draw chooses from a roster.
@@ -145,7 +167,7 @@ func (t *topology) hopeless(in *intent) bool {
 		if in.peers != nil && !contains(in.peers, m.peer) {
 			continue
 		}
-		wrong := in.place == placePrimary && m.role == RoleReplica || in.place == placeReplica && m.role == RolePrimary
+		wrong := t.forPrimary(in) && m.role == RoleReplica || in.place == placeReplica && m.role == RolePrimary
 		if t.mode == ModeReplicated && wrong {
 			continue
 		}
@@ -185,7 +207,7 @@ func (t *topology) why(m *member, in *intent) (string, error) {
 		return "is a replica", nil
 	case t.mode == ModeEquivalent:
 		return m.health.String(), nil
-	case in.place == placePrimary && m.role == RoleReplica:
+	case t.forPrimary(in) && m.role == RoleReplica:
 		return "is a replica", nil
 	case in.place == placeReplica && m.role == RolePrimary:
 		return "is the primary", nil

@@ -71,9 +71,9 @@ func (r Retry) String() string { return nameOf(retryNames[:], int(r), "retry") }
 // on a replica shows the server's own error (SQLSTATE 25006).
 type Route struct {
 	Target Target
-	// Peers restricts the call to the peers of these names; see WithPeer. Within them the usual rules hold: a write
-	// goes to the primary if it is among them, else (only replicas are named) to one of them. An empty list that is not
-	// nil names nobody.
+	// Peers restricts the call to the peers of these names; see WithPeer. Within them the usual rules hold: a write goes to
+	// the primary if it is among them, and waits for it while it is away, else (only replicas are named) to one of them.
+	// An empty list that is not nil names nobody.
 	Peers []string
 	Retry Retry
 	// MaxLag restricts reads to replicas that are known to be no further behind; the primary serves where none is,
