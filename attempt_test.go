@@ -142,7 +142,7 @@ func TestAContestedPrimaryGetsNoWriteByAnyRoute(t *testing.T) {
 				stranger := pgfake.New(pgfake.Options{})
 				stranger.Handle(answering(nil))
 				stranger.SetTimeline(2)
-				x.network["stranger:5432"] = stranger
+				x.plug("stranger:5432", stranger)
 				require.NoError(t, x.pool.AddPeer(Peer{Host: "stranger"}))
 				time.Sleep(5 * time.Second)
 				require.True(t, x.pool.Status().Split)

@@ -28,6 +28,7 @@ import (
 // fakes are the peers of a bubble: "primary" and "replica1" to "replicaN".
 type fakes struct {
 	t        *testing.T
+	mu       sync.Mutex // orders changes of the network with the monitors' dials
 	network  pgfake.Network
 	primary  *pgfake.Peer
 	replicas []*pgfake.Peer
@@ -56,7 +57,7 @@ func bubble(t *testing.T, n int, open func(*Config), f func(context.Context, *fa
 		defer x.network.Close()
 		pool, err := ParseConfig("postgres://app@" + strings.Join(hosts, ",") + "/app?sslmode=disable&pool_max_conns=10")
 		require.NoError(t, err)
-		pool.ConnConfig.DialFunc = x.network.Dial
+		pool.ConnConfig.DialFunc = x.dial
 		pool.ConnConfig.LookupFunc = pgfake.Lookup
 		config := Config{Pool: pool, Hooks: x.journal.hooks()}
 		if open != nil {
@@ -67,6 +68,20 @@ func bubble(t *testing.T, n int, open func(*Config), f func(context.Context, *fa
 		defer x.pool.Close()
 		f(context.Background(), x)
 	})
+}
+
+func (x *fakes) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	x.mu.Lock()
+	there := pgfake.Network{addr: x.network[addr]}
+	x.mu.Unlock()
+	return there.Dial(ctx, network, addr)
+}
+
+// plug puts a peer into the network while the pool is at work.
+func (x *fakes) plug(addr string, p *pgfake.Peer) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.network[addr] = p
 }
 
 // answering is a handler that answers the monitors' looks, and f for the rest.
@@ -559,7 +574,7 @@ func TestAStrangerThatWasElectedIsCut(t *testing.T) {
 			}
 			return lookAnswer(sight{role: RolePrimary, system: 2, timeline: 1, position: 8192})
 		})
-		x.network["primary:5432"] = stranger
+		x.plug("primary:5432", stranger)
 		for _, r := range x.replicas {
 			r.Delay(600 * time.Millisecond)
 		}

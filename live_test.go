@@ -26,7 +26,7 @@ import (
 func (x *fakes) start(name string) *pgfake.Peer {
 	p := pgfake.New(pgfake.Options{Standby: true})
 	p.Handle(answering(nil))
-	x.network[name+":5432"] = p
+	x.plug(name+":5432", p)
 	return p
 }
 
