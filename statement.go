@@ -44,6 +44,7 @@ func needOf(sql string) need {
 		prev  = tokenOther // what stands before i, blanks and comments aside
 		name  string       // the identifier, where prev is tokenName or tokenQuoted
 		depth int          // of parentheses, not counting those before the first word
+		loose bool         // where a statement begins is not to be told any more
 	)
 	for i < len(sql) {
 		switch lexClass[sql[i]] {
@@ -71,8 +72,13 @@ func needOf(sql string) need {
 			if prev == tokenDot || prev == tokenAt || prev == tokenAs && k != keywordMaterialized {
 				k = keywordNone // a column's name, pgx's named argument, or a label: any word will do there
 			}
-			// After AS ( there is a common table expression, after the last ) the statement itself.
-			body := with && (prev == tokenBody || prev == tokenClose && depth == 0)
+			body := false
+			if with {
+				// After AS ( there is a common table expression, after the last ) the statement itself. Inside another there
+				// may be a WITH of its own, and behind one SEARCH and CYCLE with names to their ends.
+				loose = loose || k == keywordWith && prev == tokenBody || k == keywordCycle && prev == tokenClose
+				body = loose || prev == tokenBody || prev == tokenClose && depth == 0
+			}
 			next, writes := readKeyword(k, prev, body)
 			if writes || k == keywordInto && selects {
 				return needPrimary

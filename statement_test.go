@@ -44,6 +44,8 @@ var readTexts = map[string][]string{
 		`with x as (select count(*) delete from t) select * from x`, `with x as materialized (select 1) select * from x`,
 		`with x as not materialized (select 1) select insert from x`, `with update as (select 1) select * from update`,
 		`with x as (select cast(delete as int) from t) select coalesce(merge, 1) from x`, `select * from f(1) as (delete int)`,
+		`with x as (with y as (select 1) select * from y) select count(*) from x`, `with x as (select 1) select a search, b cycle, delete from x`,
+		`with recursive x(a) as (select 1 union all select a + 1 from x) search depth first by a set o cycle a set c using p select * from x`,
 	},
 	"strings": {
 		`select 'for update'`, `select 'it''s; drop table t'`, `select ''';delete from t'`, `select 'a\'`, `select 'a\', 'for update'`,
@@ -126,6 +128,11 @@ var writeTexts = map[string][]string{
 		`with x as not materialized (update t set a = 1 returning *) select * from x`, `with x as ( /* a */ delete from t returning *) select * from x`,
 		`with y as (select 1), x(a, b) as (delete from t returning *) select * from x`, `with recursive x as(update t set a = 1 returning a) table x`,
 		`with x as (select 1) update t set a = 1`, `with x as (select 1) delete from t using x`, `with x as (select (1)) /* a */ delete from t`, `(with x as (select 1) delete from t)`,
+		`with x as (with y as (select 1) delete from t using y returning *) select * from x`,
+		`with x as materialized(with y as (select 1), z as (select 2) update t set a = 1 returning *) select * from x`,
+		`with recursive x(a) as (select 1 union all select a + 1 from x) search depth first by a set o delete from t using x`,
+		`with recursive x(a) as (select 1 union all select a from x) cycle a set c using p update t set b = 1 from x`,
+		`with recursive x(a) as (select 1 union all select a from x) CYCLE a set c using "p"merge into t using x on true when matched then delete`,
 		`with "x" as (delete from t returning *) select 1`, `with x as (merge into t using s on true when matched then delete returning *) select * from x`,
 	},
 	"second statement": {
@@ -417,6 +424,7 @@ var (
 	asLabels      = regexp.MustCompile(` as (?:as|for|into|key|share|merge|delete|insert|update|no) `)
 	lockingClause = regexp.MustCompile(` for (?:update|no key update|share|key share) `)
 	cteWrite      = regexp.MustCompile(` (?:as|materialized) \( (?:insert|update|delete|merge) `)
+	looseWrite    = regexp.MustCompile(` (?:(?:as|materialized) \( with|\) (?:search|cycle)) (?:.* )?(?:insert|update|delete|merge) `)
 	bracketed     = regexp.MustCompile(`\([^()]*\)`)
 	localCall     = regexp.MustCompile(` (?:U|N(?:` +
 		`(?:pg_advisory_|pg_try_advisory_|pg_log_|pg_stat_reset|pg_replication_origin_|pg_logical_slot_|pg_file_|pg_buffercache_evict|dblink)\S*|pg_stat_\S+_reset|` +
@@ -474,7 +482,7 @@ func needAgain(sql string) need {
 	if first == nil {
 		return needReplica
 	}
-	if strings.Contains(words, " into ") || first[1] == "with" && cteWrite.MatchString(words) {
+	if strings.Contains(words, " into ") || first[1] == "with" && (cteWrite.MatchString(words) || looseWrite.MatchString(words)) {
 		return needPrimary
 	}
 	if first[1] == "with" {

@@ -82,6 +82,7 @@ type keyword uint8
 const (
 	keywordNone keyword = iota
 	keywordAs
+	keywordCycle // and SEARCH
 	keywordFor
 	keywordInto
 	keywordKey
@@ -90,6 +91,7 @@ const (
 	keywordNo
 	keywordShare
 	keywordUpdate
+	keywordWith
 )
 
 // keywordOf looks at the length and the first letter before it compares: most words of a statement are names.
@@ -111,11 +113,16 @@ func keywordOf(word string) keyword {
 			k, lower = keywordKey, "key"
 		}
 	case 4:
-		if c == 'i' {
+		switch c {
+		case 'i':
 			k, lower = keywordInto, "into"
+		case 'w':
+			k, lower = keywordWith, "with"
 		}
 	case 5:
 		switch c {
+		case 'c':
+			k, lower = keywordCycle, "cycle"
 		case 'm':
 			k, lower = keywordModify, "merge"
 		case 's':
@@ -127,6 +134,8 @@ func keywordOf(word string) keyword {
 			k, lower = keywordModify, "delete"
 		case 'i':
 			k, lower = keywordModify, "insert"
+		case 's':
+			k, lower = keywordCycle, "search"
 		case 'u':
 			k, lower = keywordUpdate, "update"
 		}
