@@ -225,7 +225,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 		e.standby = seenAs == RoleReplica
 	}
 	v := classify(e)
-	if v.class == classRefused && e.asks && refusedWhole(in.sql) {
+	if v.class == classRefused && e.asks && in.op != opRewritten && refusedWhole(in.sql) {
 		v.executed = executedNo
 	}
 	if v.class == classClosed && !f.sent && !p.closed.Load() {

@@ -334,6 +334,9 @@ func TestACallThatHasCommittedAPartIsNotSentAgain(t *testing.T) {
 		_, err = p.Exec(t.Context(), "call p()")
 		assert.Error(t, err)
 		assert.Equal(t, 1, one.Count("call p()"))
+		err = p.QueryRow(t.Context(), "insert into t values (7) returning 7", pgx.QueryExecModeExec, rewritten("call p()")).Scan(new(int))
+		assert.Error(t, err)
+		assert.Equal(t, 2, one.Count("call p()"))
 	})
 }
 

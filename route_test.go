@@ -418,10 +418,12 @@ func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
 func TestAWriteThatMayHaveCommittedOnItsWayIsNotSentAgain(t *testing.T) {
 	t.Parallel()
 	terminated := &pgconn.PgError{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: "57P01", Routine: "ProcessInterrupts"}
-	for _, sql := range []string{
-		"begin; insert into t values (1); commit; select pg_sleep(60)",
-		"call move_a_million_rows()",
-		"do $$ begin insert into t values (1); commit; perform pg_sleep(60); end $$",
+	for sql, op := range map[string]operation{
+		"begin; insert into t values (1); commit; select pg_sleep(60)":               opExec,
+		"call move_a_million_rows()":                                                 opExec,
+		"do $$ begin insert into t values (1); commit; perform pg_sleep(60); end $$": opExec,
+		"select 1, and the program's pgx.QueryRewriter sends a call":                 opRewritten,
+		"insert, and the program's pgx.QueryRewriter sends a call":                   opRewritten,
 	} {
 		t.Run(sql[:4], func(t *testing.T) {
 			t.Parallel()
@@ -430,7 +432,7 @@ func TestAWriteThatMayHaveCommittedOnItsWayIsNotSentAgain(t *testing.T) {
 			p.budget.reserve, p.budget.since, p.budget.reads = 10, time.Now(), func() int64 { return 0 }
 			a := p.peers()[0]
 			a.role.Store(int32(RolePrimary))
-			in, err := intentOn(p, context.Background(), opExec, sql)
+			in, err := intentOn(p, context.Background(), op, sql)
 			require.NoError(t, err)
 			require.False(t, p.goOn(context.Background(), &in, &trail{}, failure{at: a, sent: true, err: terminated}),
 				"it would be executed twice")
