@@ -253,21 +253,23 @@ func readsOnly(before string) bool {
 	for begin > 0 && lexClass[text[begin-1]] <= lexDollar {
 		begin--
 	}
-	word, rest := strings.ToLower(text[begin:]), text[:begin]
-	if schema, qualified := strings.CutSuffix(rest, "."); qualified && !hasSuffixFold(schema, "pg_catalog") {
+	word := strings.ToLower(text[begin:])
+	if schema, qualified := strings.CutSuffix(strings.TrimRight(text[:begin], blanks), "."); qualified && !endsInCatalog(schema) {
 		return false
 	}
 	return readWords[word] || word == "" && !strings.HasSuffix(text, `"`)
 }
 
+// endsInCatalog reports whether the last word of a text is the name of PostgreSQL's own schema.
+func endsInCatalog(text string) bool {
+	text = strings.TrimRight(text, blanks)
+	begin := len(text) - len("pg_catalog")
+	return begin >= 0 && strings.EqualFold(text[begin:], "pg_catalog") && (begin == 0 || lexClass[text[begin-1]] > lexDollar)
+}
+
 // endsInComment reports whether the last line of a text holds what may be a comment.
 func endsInComment(text string) bool {
 	return strings.Contains(text[strings.LastIndexAny(text, "\n\r")+1:], "--")
-}
-
-// hasSuffixFold reports whether a text ends with a suffix in any case.
-func hasSuffixFold(text, suffix string) bool {
-	return len(text) >= len(suffix) && strings.EqualFold(text[len(text)-len(suffix):], suffix)
 }
 
 // refusedWhole reports whether a text that a standby refuses has done nothing: it is one command, and none that commits on

@@ -826,13 +826,13 @@ func TestAReadThatCallsNothingOfTheProgramsIsNoWrite(t *testing.T) {
 	t.Parallel()
 	for _, sql := range []string{
 		"select * from t where id = $1", "select count(*), max (x) from t where id in (1, 2) and (a or not (b))",
-		"with x as (select 1) select * from x", "select pg_catalog.count(*) from t", "values (1), (2)", "(select 1)",
+		"with x as (select 1) select * from x", "select pg_catalog.count(*) from t", "select PG_CATALOG . count(*) from t", "values (1), (2)", "(select 1)",
 		"select numeric(10, 2) '1'", "select 1", "-- name: GetThing :one\nSELECT count(*) from t -- all\nwhere a in (1)", "select coalesce(a, (b), NOW()) from t group by rollup (a)",
 	} {
 		require.False(t, callsOthers(sql), sql)
 	}
 	for _, sql := range []string{
-		"select place_order($1)", "select app.count(1)", `select "place_order"($1)`, "select * from place_order ()",
+		"select place_order($1)", "select app.count(1)", "select app . count(1)", "select my_pg_catalog.count(1)", `select "place_order"($1)`, "select * from place_order ()",
 		"select count(*) from t where place_order\n(1)", "select nextval('s')", "select 'f(x)'", "select é(1)",
 		"place_order", "", "explain analyze update t set n = n + 1", "select place_order /* the id */ (7)",
 		"select place_order -- all\n(7)", "select orders$replace(7)", "execute place_order(7)",
