@@ -867,6 +867,43 @@ func TestASlowPeerCanBeNamed(t *testing.T) {
 	})
 }
 
+// On a new connection pgx prepares a statement before it runs it: a peer whose connections are all new is no slower for it.
+func TestAPeerWithNewConnectionsIsNotSlowForThat(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		for i, trip := range []time.Duration{60 * time.Millisecond, 30 * time.Millisecond} {
+			x.replicas[i].Delay(trip)
+			x.replicas[i].Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+				if s.Preparing {
+					time.Sleep(trip)
+				}
+				return nil
+			}))
+		}
+		reads := func(name string, n int) {
+			var callers sync.WaitGroup
+			for range 10 {
+				callers.Go(func() {
+					for range n {
+						assert.NoError(t, x.pool.QueryRow(WithPeer(ctx, name+":5432"), "select 1").Scan(new(int)))
+					}
+				})
+			}
+			callers.Wait()
+		}
+		reads("replica2", 20)
+		require.NotZero(t, x.pool.peers()[2].latency.median())
+		for range 4 {
+			reads("replica1", 1) // each on a new connection, and then on one of these
+			time.Sleep(time.Second)
+			assert.False(t, x.peer("replica1").Slow)
+		}
+		reads("replica1", 20)
+		assert.False(t, x.peer("replica1").Slow)
+		assert.NotZero(t, x.pool.peers()[1].latency.median())
+	})
+}
+
 // What was measured of a peer before its fall says nothing about it afterwards.
 func TestAPeerThatWasSlowIsNotWhenItReturns(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {

@@ -94,7 +94,7 @@ func (w *watch) count(p *peer, void bool) {
 		ended += int64(seq>>1 - c.seen>>1)
 		if seq&1 == 1 && seq == c.seen { // it ran at the last tick already
 			running = true
-			if c.use.Load() == useRead && c.noted != seq {
+			if c.use.Load() == useRead && c.noted != seq && seq > 1 { // not the first, which is prepared there, too
 				c.noted = seq             // once, however long it runs: it is one read
 				p.latency.note(watchTick) // at least; a peer that is slow enough gets too few reads to be sampled
 			}
