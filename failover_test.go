@@ -144,15 +144,7 @@ func TestRestartsUnderIdleConnectionsCostNoRead(t *testing.T) {
 func fillPool(t *testing.T, p *MultiPool, s *pgtest.Server, n int) {
 	t.Helper()
 	ctx := WithPeer(testContext(t), s.Addr())
-	var held []*pgxpool.Conn
-	for range n {
-		conn, err := p.Acquire(ctx)
-		require.NoError(t, err)
-		held = append(held, conn)
-	}
-	for _, conn := range held {
-		conn.Release()
-	}
+	release(acquire(t, ctx, p, n))
 }
 
 // The first session after a promotion tells it: nobody has to look.

@@ -244,15 +244,8 @@ func TestAConnectThatIsRefusedSaysWhy(t *testing.T) {
 func TestConnectionsOfAnEarlierPrimaryAreDropped(t *testing.T) {
 	bubble(t, 2, func(c *Config) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
 		pool := x.pool.Primary()
-		var held []*pgxpool.Conn
-		for range 4 {
-			c, err := pool.Acquire(ctx)
-			require.NoError(t, err)
-			held = append(held, c)
-		}
-		for _, c := range held[1:] {
-			c.Release()
-		}
+		held := acquire(t, ctx, pool, 4)
+		release(held[1:])
 		settled()
 		assert.EqualValues(t, 4, pool.Stat().TotalConns())
 		// A switch-over by a proxy: the sessions live on, and the server answers as a standby.
@@ -295,15 +288,7 @@ func TestNobodyIsHandedAConnectionOfAnEarlierPrimary(t *testing.T) {
 func TestAServerHasNoMoreConnectionsThanItMayWhicheverPoolsUseIt(t *testing.T) {
 	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 4; c.WriteReserve = -1 }, func(ctx context.Context, x *fakes) {
 		fill := func() {
-			var held []*pgxpool.Conn
-			for range 4 {
-				c, err := x.pool.Acquire(ctx)
-				require.NoError(t, err)
-				held = append(held, c)
-			}
-			for _, c := range held {
-				c.Release()
-			}
+			release(acquire(t, ctx, x.pool, 4))
 		}
 		fill()
 		require.Equal(t, 5, x.primary.Conns(), "four and the monitor's")
@@ -323,12 +308,7 @@ func TestAServerHasNoMoreConnectionsThanItMayWhicheverPoolsUseIt(t *testing.T) {
 		c, err := pool.Acquire(ctx)
 		require.NoError(t, err)
 		own := c.Hijack()
-		var held []*pgxpool.Conn
-		for range 3 {
-			c, err := x.pool.Acquire(ctx)
-			require.NoError(t, err)
-			held = append(held, c)
-		}
+		held := acquire(t, ctx, x.pool, 3)
 		_, err = pool.Acquire(withTimeout(x.t, time.Second))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		_, err = x.pool.Acquire(withTimeout(x.t, time.Second))
@@ -338,9 +318,7 @@ func TestAServerHasNoMoreConnectionsThanItMayWhicheverPoolsUseIt(t *testing.T) {
 		c, err = pool.Acquire(withTimeout(x.t, time.Second))
 		require.NoError(t, err)
 		c.Release()
-		for _, c := range held {
-			c.Release()
-		}
+		release(held)
 		x.atRest()
 	})
 }
@@ -417,12 +395,7 @@ func TestNobodyStarvesWhereTwoPoolsShareOneConnection(t *testing.T) {
 func TestASeatIsGivenUpAtRelease(t *testing.T) {
 	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
 		pool := x.pool.Primary()
-		var held []*pgxpool.Conn
-		for range 2 {
-			c, err := x.pool.PeerPool("primary:5432").Acquire(ctx)
-			require.NoError(t, err)
-			held = append(held, c)
-		}
+		held := acquire(t, ctx, x.pool.PeerPool("primary:5432"), 2)
 		done := make(chan error)
 		go func() { _, err := pool.Exec(ctx, "insert into t values (1)"); done <- err }()
 		settled()
@@ -521,9 +494,7 @@ func TestReplicasAreSpreadAndEvenedOut(t *testing.T) {
 				require.NotEqual(t, "primary:5432", serverOf(c))
 				held = append(held, c)
 			}
-			for _, c := range held {
-				c.Release()
-			}
+			release(held)
 		}
 		burst()
 		even := map[string]int{"replica1:5432": 4, "replica2:5432": 4, "replica3:5432": 4}
@@ -570,9 +541,7 @@ func TestReplicasAreSpreadAndEvenedOut(t *testing.T) {
 			require.NoError(t, err)
 			held = append(held, c)
 		}
-		for _, c := range held {
-			c.Release()
-		}
+		release(held)
 		x.atRest()
 		for _, r := range x.replicas {
 			r.Revive()
@@ -698,15 +667,7 @@ func TestASweepIsNoReleaseOfTheProgram(t *testing.T) {
 		settled()
 		pool := x.pool.Replicas()
 		use := func() {
-			var held []*pgxpool.Conn
-			for range 6 {
-				c, err := pool.Acquire(ctx)
-				require.NoError(t, err)
-				held = append(held, c)
-			}
-			for _, c := range held {
-				c.Release()
-			}
+			release(acquire(t, ctx, pool, 6))
 			settled()
 		}
 		use()

@@ -137,6 +137,25 @@ func waitUp(t testing.TB, p *MultiPool) {
 	})
 }
 
+// acquire takes n connections of a pool, all at once.
+func acquire(t testing.TB, ctx context.Context, pool interface {
+	Acquire(context.Context) (*pgxpool.Conn, error)
+}, n int) (held []*pgxpool.Conn) {
+	t.Helper()
+	for range n {
+		c, err := pool.Acquire(ctx)
+		require.NoError(t, err)
+		held = append(held, c)
+	}
+	return held
+}
+
+func release(held []*pgxpool.Conn) {
+	for _, c := range held {
+		c.Release()
+	}
+}
+
 func testContext(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)

@@ -190,10 +190,10 @@ func (l *link) pump(from Side, src, dst *net.TCPConn, moved *atomic.Int64) {
 				// The reader is gone, and the source is to hear of it as it would without a relay.
 				l.end(true)
 			}
-			if v.rule != nil {
-				close(v.rule.done)
-			}
 			if v.cut {
+				if v.rule != nil {
+					close(v.rule.done)
+				}
 				continue
 			}
 		}
