@@ -83,7 +83,7 @@ func (f *follower) beforeConnect(ctx context.Context, cc *pgx.ConnConfig) error 
 		a.end()
 		return err
 	}
-	a.wire.user = splitTracer(a.ours.Tracer)
+	a.wire.user, a.wire.mode = splitTracer(a.ours.Tracer), a.ours.DefaultQueryExecMode
 	timeout := cc.ConnectTimeout
 	*cc = *a.ours
 	cc.Host, cc.Port = "#0", 1

@@ -61,9 +61,7 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 			continue
 		}
 		f := failure{at: peer, sent: true}
-		if w.writes = !p.solo && in.mayWrite(w.standby); w.writes {
-			w.text = in.readText()
-		}
+		w.writes, w.reads, w.sent.query = !p.solo && in.mayWrite(w.standby), in.reads, in.op.hasText()
 		result, f.end, f.err = try(conn, w, run)
 		if f.err == nil {
 			return result, nil
@@ -217,15 +215,14 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	if p.solo {
 		return false
 	}
-	e := evidence{err: f.err, ctx: ctx, phase: phaseAcquire, batch: !in.atomic(), asks: f.at.asksRole()}
 	seenAs := Role(f.at.role.Load())
+	e := evidence{err: f.err, ctx: ctx, phase: phaseAcquire, standby: seenAs == RoleReplica}
 	if f.sent {
-		e.phase, e.standby, e.lost = phaseRun, f.end.standby, f.end.lost
-	} else {
-		e.standby = seenAs == RoleReplica
+		e = f.end.evidence(ctx, f.err)
 	}
+	e.asks = f.at.asksRole()
 	v := classify(e)
-	if v.class == classRefused && e.asks && in.op != opRewritten && refusedWhole(in.sql) {
+	if v.class == classRefused && v.executed == executedInPart && e.asks && in.op != opRewritten && refusedWhole(in.sql) {
 		v.executed = executedNo
 	}
 	if v.class == classClosed && !f.sent && !p.closed.Load() {
@@ -278,24 +275,7 @@ func (p *MultiPool) mark(ctx context.Context, in *intent, f failure) error {
 	case in.reads && in.readText() != "" && !callsOthers(in.sql):
 		return f.err
 	}
-	return markUnknown(ctx, f.end, f.err, !in.atomic())
-}
-
-// markLate is markUnknown where the caller's context is not at hand any more.
-func markLate(end ending, err error) error {
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return &unknownOutcome{err}
-	}
-	return markUnknown(context.Background(), end, err, true)
-}
-
-func markUnknown(ctx context.Context, end ending, err error, batch bool) error {
-	e := evidence{err: err, ctx: ctx, phase: phaseRun, standby: end.standby, lost: end.lost, batch: batch}
-	v := classify(e)
-	if v.executed == executedUnknown && (v.blamesPeer() || v.class == classCaller || e.silent()) {
-		return &unknownOutcome{err}
-	}
-	return err
+	return markUnknown(ctx, f.end, f.err)
 }
 
 // retryPause is how long a call waits for news before it tries again who has just failed it.

@@ -24,7 +24,7 @@ func (b *batchResults) mark(err error) error {
 		return err
 	}
 	if b.lost == nil {
-		if marked := markUnknown(b.ctx, b.ending(), err, true); marked != err {
+		if marked := markUnknown(b.ctx, b.ending(), err); marked != err {
 			b.lost = marked
 		}
 	}

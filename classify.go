@@ -1,6 +1,7 @@
 package multipool
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -43,14 +44,6 @@ const (
 	classBehind
 )
 
-// executed is whether a statement took effect.
-type executed uint8
-
-const (
-	executedUnknown executed = iota
-	executedNo
-)
-
 // phase is how far a call had come.
 type phase uint8
 
@@ -76,30 +69,9 @@ type evidence struct {
 	standby bool // the session's last report of in_hot_standby is "on"
 	lost    bool // the connection is closed by now
 	batch   bool // more may have been sent than one statement that is done as a whole or not at all
+	tagged  bool // a command tag has come
+	simple  bool // it was, or may have been, sent by the simple query protocol
 	asks    bool // the peer's role is asked: whether the session is on a standby is not known for certain
-}
-
-// ending is what a connection tells behind a statement.
-type ending struct {
-	standby, lost bool // as in evidence
-}
-
-// silent reports that the connection is gone and the server has not said what became of the statement. An error that
-// ends the session is no such word, but that of a server which had not begun: 53300 and 08xxx come of poolers, 57P05 and
-// 25P03 of a session that was idle.
-func (e evidence) silent() bool {
-	var pgErr *pgconn.PgError
-	if !e.lost || neverSent(e.err) {
-		return false
-	}
-	if !errors.As(e.err, &pgErr) {
-		return true
-	}
-	switch pgErr.Code {
-	case "53300", "57P05", "25P03":
-		return false
-	}
-	return isFatal(pgErr) && !strings.HasPrefix(pgErr.Code, "08")
 }
 
 // classify judges an error by its type and SQLSTATE (PostgreSQL documentation, appendix A), first match first. It is
@@ -178,12 +150,6 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 // names is missed by others.
 var storageFiles = []string{"md.c", "slru.c", "relmapper.c"}
 
-// withheld reports PgBouncer's refusal to hand a statement on because it cannot get into its server: no server has seen
-// the statement. The text goes on, and may quote the server.
-func withheld(e *pgconn.PgError) bool {
-	return isFatal(e) && e.Code == "08P01" && strings.HasPrefix(e.Message, "server login has been failing")
-}
-
 // classOfPooler judges what a pooler says in its own name. PgBouncer has one SQLSTATE for all of it, 08P01, so that
 // only the text tells: whether it has no more room, or refuses us at log-in as a server would by 28P01 or 3D000. The
 // rest is of servers that are gone and of operators who take a pooler out for a while, and "bouncer config error",
@@ -205,13 +171,11 @@ func classOfPooler(e *pgconn.PgError, dial bool) class {
 }
 
 // isFatal asks the severity that is not translated; only servers before 9.6 lack it.
-func isFatal(e *pgconn.PgError) bool {
-	s := e.SeverityUnlocalized
-	if s == "" {
-		s = e.Severity
-	}
-	return s == "FATAL" || s == "PANIC"
-}
+func isFatal(e *pgconn.PgError) bool { return severityOf(e) == "FATAL" || isPanic(e) }
+
+func isPanic(e *pgconn.PgError) bool { return severityOf(e) == "PANIC" }
+
+func severityOf(e *pgconn.PgError) string { return cmp.Or(e.SeverityUnlocalized, e.Severity) }
 
 // refusedByStandby reports whether a standby's error means "not on a standby". 25006 does; its twins share their
 // SQLSTATE with other faults and are told by the server routine, which is never translated, or by the message.
@@ -293,52 +257,6 @@ func isTransport(err error) bool {
 	var errno syscall.Errno
 	return errors.Is(err, errPeerDown) || errors.Is(err, pgconn.ErrConnClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
 		errors.Is(err, net.ErrClosed) || errors.As(err, &netErr) || errors.As(err, &op) || errors.As(err, &errno)
-}
-
-// executedBy says whether what was sent can have taken effect.
-func executedBy(e evidence, c class) executed {
-	if e.phase == phaseAcquire {
-		return executedNo
-	}
-	switch c {
-	case classRefused, classConflict, classBehind, classOverload, classApplication:
-		if e.batch && (c != classRefused || !e.standby) || c != classRefused && e.silent() {
-			return executedUnknown
-		}
-		return executedNo
-	case classCaller:
-		var pgErr *pgconn.PgError
-		if neverSent(e.err) || (errors.As(e.err, &pgErr) && !e.batch) { // 57014: cancelled on the caller's behalf
-			return executedNo
-		}
-	case classPeer:
-		var pgErr *pgconn.PgError
-		if errors.As(e.err, &pgErr) {
-			// The server refuses to go on with a statement, or a pooler to begin one; a batch may hold a COMMIT that had
-			// been done before.
-			if !e.batch && (pgErr.Code == "57P01" || withheld(pgErr)) {
-				return executedNo
-			}
-			return executedUnknown
-		}
-		if neverSent(e.err) {
-			return executedNo
-		}
-	}
-	return executedUnknown
-}
-
-// neverSent reports the two errors by which pgx says truthfully that nothing left the client: a failed write, and a
-// context that had ended before.
-func neverSent(err error) bool {
-	if !pgconn.SafeToRetry(err) || errors.Is(err, pgconn.ErrConnClosed) {
-		return false
-	}
-	var op *net.OpError
-	if errors.As(err, &op) {
-		return op.Op == "write"
-	}
-	return true
 }
 
 // verdictOf judges what was met outside any call, by a look or a dial of ours: nobody's context but its own has ended.

@@ -1,6 +1,7 @@
 package multipool
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,7 +23,21 @@ import (
 )
 
 func serverError(severity, code, routine, message string) *pgconn.PgError {
-	return &pgconn.PgError{Severity: severity, SeverityUnlocalized: severity, Code: code, Routine: routine, Message: message}
+	return &pgconn.PgError{
+		Severity: severity, SeverityUnlocalized: severity, Code: code, File: "postgres.c", Routine: cmp.Or(routine, "errfinish"), Message: message,
+	}
+}
+
+// fileError is an undefined_file.
+func fileError(severity, file, routine string) *pgconn.PgError {
+	e := serverError(severity, "58P01", routine, "")
+	e.File = file
+	return e
+}
+
+// poolerError is an error in a pooler's own words.
+func poolerError(message string) *pgconn.PgError {
+	return &pgconn.PgError{Severity: "FATAL", Code: "08P01", Message: message}
 }
 
 // dialError is what pgx makes of a connection that dial gives it, or fails to.
@@ -325,7 +340,7 @@ func TestClassifyServerErrors(t *testing.T) {
 		{"a syntax error", serverError("ERROR", "42601", "", ""), both, verdict{classApplication, executedNo}},
 		{"a unique violation", serverError("ERROR", "23505", "", ""), both, verdict{classApplication, executedNo}},
 		{"a unique violation to a caller that has gone", serverError("ERROR", "23505", "", ""), []given{{ctx: ended}}, verdict{classApplication, executedNo}},
-		{"a failed statement of a batch", serverError("ERROR", "23505", "", ""), []given{{ctx: live, batch: true}}, verdict{classApplication, executedUnknown}},
+		{"a failed statement of a batch", serverError("ERROR", "23505", "", ""), []given{{ctx: live, batch: true}}, verdict{classApplication, executedInPart}},
 		{"cancelled by the caller", serverError("ERROR", "57014", "ProcessInterrupts", ""), []given{{ctx: ended}, {ctx: ended, standby: true}}, verdict{classCaller, executedNo}},
 		{"cancelled by somebody else", serverError("ERROR", "57014", "ProcessInterrupts", ""), both, verdict{classApplication, executedNo}},
 
@@ -363,27 +378,27 @@ func TestClassifyServerErrors(t *testing.T) {
 		{"idle for too long", serverError("FATAL", "57P05", "", ""), both, verdict{classApplication, executedNo}},
 		{"idle in a transaction for too long", serverError("FATAL", "25P03", "", ""), both, verdict{classApplication, executedNo}},
 
-		{"no more connections", serverError("FATAL", "53300", "", ""), both, verdict{classOverload, executedNo}},
+		{"no more connections", serverError("FATAL", "53300", "", ""), both, verdict{classOverload, executedUnknown}},
 		{"no more room on the disk", serverError("ERROR", "53100", "", ""), both, verdict{classOverload, executedNo}},
 		{"no more memory", serverError("ERROR", "53200", "", ""), both, verdict{classOverload, executedNo}},
 		{"the statement's own limit of temporary files", serverError("ERROR", "53400", "", ""), both, verdict{classApplication, executedNo}},
-		{"a pooler's queue", serverError("FATAL", "08P01", "", "query_wait_timeout"), both, verdict{classOverload, executedNo}},
-		{"a pooler whose server crashed", serverError("FATAL", "08P01", "", "server conn crashed?"), both, verdict{classPeer, executedUnknown}},
-		{"a pooler that hands nothing on", serverError("FATAL", "08P01", "", "server login has been failing, try again later (server_login_retry)"), both, verdict{classPeer, executedNo}},
-		{"... of version 1.25", serverError("FATAL", "08P01", "", "server login has been failing, cached error: connect failed (server_login_retry)"), both, verdict{classPeer, executedNo}},
-		{"... of a batch", serverError("FATAL", "08P01", "", "server login has been failing, try again later (server_login_retry)"), []given{{ctx: live, batch: true}}, verdict{classPeer, executedUnknown}},
-		{"a pooler whose operator ends all connections", serverError("FATAL", "08P01", "", "database removed"), both, verdict{classPeer, executedUnknown}},
-		{"a pooler whose database is disabled", serverError("FATAL", "08P01", "", "database \"app\" is disabled"), both, verdict{classPeer, executedUnknown}},
-		{"a pooler that cannot set what it is told to track", serverError("FATAL", "08P01", "", "invalid server parameter"), both, verdict{classPeer, executedUnknown}},
-		{"a pooler's own trouble", serverError("FATAL", "08P01", "", "bouncer config error"), both, verdict{classPeer, executedUnknown}},
-		{"a pooler that ends an idle client", serverError("FATAL", "08P01", "", "client_idle_timeout"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler's queue", poolerError("query_wait_timeout"), both, verdict{classOverload, executedNo}},
+		{"a pooler whose server crashed", poolerError("server conn crashed?"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler that hands nothing on", poolerError("server login has been failing, try again later (server_login_retry)"), both, verdict{classPeer, executedNo}},
+		{"... of version 1.25", poolerError("server login has been failing, cached error: connect failed (server_login_retry)"), both, verdict{classPeer, executedNo}},
+		{"... of a batch", poolerError("server login has been failing, try again later (server_login_retry)"), []given{{ctx: live, batch: true}}, verdict{classPeer, executedUnknown}},
+		{"a pooler whose operator ends all connections", poolerError("database removed"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler whose database is disabled", poolerError("database \"app\" is disabled"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler that cannot set what it is told to track", poolerError("invalid server parameter"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler's own trouble", poolerError("bouncer config error"), both, verdict{classPeer, executedUnknown}},
+		{"a pooler that ends an idle client", poolerError("client_idle_timeout"), both, verdict{classPeer, executedUnknown}},
 		{"a server that ends under a pooler", serverError("FATAL", "57P01", "ProcessInterrupts", "terminating connection due to administrator command"), both, verdict{classPeer, executedNo}},
 		{"a protocol violation of the program's", serverError("ERROR", "08P01", "", "bind message supplies 1 parameters"), both, verdict{classApplication, executedNo}},
-		{"a file that is missing", &pgconn.PgError{Severity: "ERROR", Code: "58P01", File: "md.c", Routine: "mdopenfork"}, both, verdict{classPeer, executedUnknown}},
-		{"... that a statement names", &pgconn.PgError{Severity: "ERROR", Code: "58P01", File: "copyfrom.c", Routine: "BeginCopyFrom"}, both, verdict{classApplication, executedNo}},
-		{"... that a session needs", &pgconn.PgError{Severity: "FATAL", Code: "58P01", File: "dfmgr.c"}, both, verdict{classPeer, executedUnknown}},
-		{"a page that is corrupted", serverError("ERROR", "XX001", "", ""), both, verdict{classPeer, executedUnknown}},
-		{"an index that is corrupted", serverError("ERROR", "XX002", "", ""), both, verdict{classPeer, executedUnknown}},
+		{"a file that is missing", fileError("ERROR", "md.c", "mdopenfork"), both, verdict{classPeer, executedNo}},
+		{"... that a statement names", fileError("ERROR", "copyfrom.c", "BeginCopyFrom"), both, verdict{classApplication, executedNo}},
+		{"... that a session needs", fileError("FATAL", "dfmgr.c", "internal_load_library"), both, verdict{classPeer, executedUnknown}},
+		{"a page that is corrupted", serverError("ERROR", "XX001", "", ""), both, verdict{classPeer, executedNo}},
+		{"an index that is corrupted", serverError("ERROR", "XX002", "", ""), both, verdict{classPeer, executedNo}},
 		{"any other fatal error", serverError("FATAL", "XX000", "", "out of luck"), both, verdict{classPeer, executedUnknown}},
 		{"a panic", serverError("PANIC", "XX000", "", ""), both, verdict{classPeer, executedUnknown}},
 		{"a severity that is translated", &pgconn.PgError{Severity: "FATALE", SeverityUnlocalized: "FATAL", Code: "XX000"}, both, verdict{classPeer, executedUnknown}},
@@ -412,7 +427,7 @@ func TestClassifyARefusalBehindAPooler(t *testing.T) {
 		{evidence{}, verdict{classApplication, executedNo}},
 		{evidence{asks: true}, verdict{classRefused, executedNo}},
 		{evidence{asks: true, standby: true}, verdict{classRefused, executedNo}},
-		{evidence{asks: true, batch: true}, verdict{classRefused, executedUnknown}},
+		{evidence{asks: true, batch: true}, verdict{classRefused, executedInPart}},
 		{evidence{asks: true, standby: true, batch: true}, verdict{classRefused, executedNo}},
 	} {
 		e := tc.e
@@ -542,11 +557,11 @@ func TestAStatementWhoseConnectionIsGivenUpHasAnUnknownOutcome(t *testing.T) {
 	}{
 		{"no message of the protocol", []pgproto3.BackendMessage{noMessage{}}, true},
 		{"the same behind the tag", []pgproto3.BackendMessage{&pgproto3.CommandComplete{CommandTag: []byte("INSERT 0 1")}, noMessage{}}, true},
-		{"a panic for want of space, which may come of the commit", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "PANIC", Code: "53100"}}, true},
-		{"an error for want of space", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "ERROR", Code: "53100"}, &pgproto3.ReadyForQuery{TxStatus: 'I'}}, false},
+		{"a panic for want of space, which may come of the commit", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "PANIC", SeverityUnlocalized: "PANIC", File: "xlog.c", Routine: "XLogWrite", Code: "53100"}}, true},
+		{"an error for want of space", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "ERROR", SeverityUnlocalized: "ERROR", File: "postgres.c", Routine: "errfinish", Code: "53100"}, &pgproto3.ReadyForQuery{TxStatus: 'I'}}, false},
 		{"a pooler without a server", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "query_wait_timeout"}}, false},
-		{"a session that was idle for too long", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "FATAL", Code: "57P05"}}, false},
-		{"a violation", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "ERROR", Code: "23505"}, &pgproto3.ReadyForQuery{TxStatus: 'I'}}, false},
+		{"a session that was idle for too long", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", File: "postgres.c", Routine: "ProcessInterrupts", Code: "57P05"}}, false},
+		{"a violation", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "ERROR", SeverityUnlocalized: "ERROR", File: "postgres.c", Routine: "errfinish", Code: "23505"}, &pgproto3.ReadyForQuery{TxStatus: 'I'}}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -554,7 +569,7 @@ func TestAStatementWhoseConnectionIsGivenUpHasAnUnknownOutcome(t *testing.T) {
 				pg, _ := session(t, answer(tc.answer...))
 				err := run(live, pg)
 				require.Error(t, err)
-				marked := markUnknown(live, ending{lost: pg.IsClosed()}, err, false)
+				marked := markUnknown(live, ending{lost: pg.IsClosed()}, err)
 				require.Equal(t, tc.marked, errors.Is(marked, ErrOutcomeUnknown), "%v", err)
 				e := evidence{err: err, ctx: live, phase: phaseRun, lost: pg.IsClosed()}
 				require.Equal(t, tc.marked, classify(e).executed == executedUnknown)

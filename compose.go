@@ -89,6 +89,7 @@ func (p *peer) wireUp(ctx context.Context, cc *pgx.ConnConfig) error {
 			return err
 		}
 	}
+	w.mode = cc.DefaultQueryExecMode
 	cc.Tracer = w
 	cc.DialFunc = p.dialer(w, cc.DialFunc)
 	cc.LookupFunc = p.address.pinned(cc.LookupFunc, &p.generation)

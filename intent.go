@@ -162,10 +162,3 @@ func (in *intent) readText() string {
 	}
 	return ""
 }
-
-// atomic reports whether what the call sends is done as a whole or not at all: one statement, and none that may commit
-// on its way. A server that ends a session while it runs something else has perhaps done a part of it. What a
-// rewriter of the program's sends may be anything.
-func (in *intent) atomic() bool {
-	return in.op != opRewritten && (in.reads || in.op.harmless() || in.op == opCopy || (in.sql != "" && atomicText(in.sql)))
-}

@@ -68,7 +68,7 @@ func (w *wire) settle() {
 }
 
 // end settles and reports how the statement ended.
-func (w *wire) end(ctx context.Context, err error, batch bool) {
+func (w *wire) end(ctx context.Context, err error) {
 	w.settle()
 	if w.peer.solo {
 		return
@@ -84,7 +84,7 @@ func (w *wire) end(ctx context.Context, err error, batch bool) {
 		}
 		return
 	}
-	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, batch: batch, asks: w.peer.asksRole()})
+	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, asks: w.peer.asksRole()})
 	w.reportOnce(v, err)
 	if v.class == classCaller && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		w.peer.doubt()
@@ -103,6 +103,7 @@ func (w *wire) reportOnce(v verdict, err error) {
 
 func (w *wire) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
 	w.begin()
+	w.sent.takes(d.SQL, d.Args)
 	if w.user != nil {
 		ctx = w.user.query.TraceQueryStart(ctx, c, d)
 	}
@@ -110,7 +111,8 @@ func (w *wire) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQuer
 }
 
 func (w *wire) TraceQueryEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryEndData) {
-	w.end(ctx, d.Err, false)
+	w.sent.tagged = d.CommandTag.String() != ""
+	w.end(ctx, d.Err)
 	if w.user != nil {
 		w.user.query.TraceQueryEnd(ctx, c, d)
 	}
@@ -118,6 +120,7 @@ func (w *wire) TraceQueryEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryE
 
 func (w *wire) TraceBatchStart(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
 	w.begin()
+	w.sent.takes("", nil)
 	if w.user != nil && w.user.batch != nil {
 		ctx = w.user.batch.TraceBatchStart(ctx, c, d)
 	}
@@ -131,7 +134,7 @@ func (w *wire) TraceBatchQuery(ctx context.Context, c *pgx.Conn, d pgx.TraceBatc
 }
 
 func (w *wire) TraceBatchEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchEndData) {
-	w.end(ctx, d.Err, true)
+	w.end(ctx, d.Err)
 	if w.user != nil && w.user.batch != nil {
 		w.user.batch.TraceBatchEnd(ctx, c, d)
 	}
@@ -139,6 +142,7 @@ func (w *wire) TraceBatchEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchE
 
 func (w *wire) TraceCopyFromStart(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromStartData) context.Context {
 	w.begin()
+	w.sent.takes(copyText, nil)
 	if w.user != nil && w.user.copy != nil {
 		ctx = w.user.copy.TraceCopyFromStart(ctx, c, d)
 	}
@@ -146,7 +150,8 @@ func (w *wire) TraceCopyFromStart(ctx context.Context, c *pgx.Conn, d pgx.TraceC
 }
 
 func (w *wire) TraceCopyFromEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromEndData) {
-	w.end(ctx, d.Err, false)
+	w.sent.tagged = d.CommandTag.String() != ""
+	w.end(ctx, d.Err)
 	if w.user != nil && w.user.copy != nil {
 		w.user.copy.TraceCopyFromEnd(ctx, c, d)
 	}

@@ -149,7 +149,7 @@ func (s receipt) judge(answer, redo string) txStatus {
 func (w *wire) ask(ctx context.Context, sql string, args ...[]byte) ([]string, error) {
 	w.begin()
 	r := w.pg.ExecParams(ctx, sql, args, nil, nil, nil).Read()
-	w.end(ctx, r.Err, false)
+	w.end(ctx, r.Err)
 	switch {
 	case r.Err != nil:
 		return nil, r.Err

@@ -87,11 +87,11 @@ func (r *rows) Next() bool {
 func (r *rows) end() {
 	if r.conn != nil && r.writes && r.Rows.Err() != nil {
 		w := wireOf(r.conn.Conn())
-		if w.text != "" && !callsOthers(w.text) {
+		if w.reads && !rewrites(w.sent.args) && !callsOthers(w.sent.text) {
 			r.release()
 			return
 		}
-		r.failed = &failedStart{markLate(w.ending(), r.Rows.Err()), slices.Clone(r.Rows.FieldDescriptions())}
+		r.failed = &failedStart{markUnknown(context.Background(), w.ending(), r.Rows.Err()), slices.Clone(r.Rows.FieldDescriptions())}
 	}
 	r.release()
 }

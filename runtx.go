@@ -74,31 +74,27 @@ type runEnd struct {
 	readOnly   bool // by its options
 	lost       bool // its connection was gone before COMMIT was sent
 	committing bool // COMMIT was sent
-	gone       bool // ... and its connection is gone since
+	commit     ending
 }
 
 // next decides what follows. It is pure but for reading ctx.
 func (e runEnd) next(ctx context.Context) runStep {
-	told := evidence{err: e.err, ctx: ctx, phase: phaseRun, standby: e.standby, lost: e.gone, batch: e.committing}
+	told := e.commit.evidence(ctx, e.err)
+	told.standby = e.standby
 	v := classify(told)
 	var pgErr *pgconn.PgError
 	var noReceipts *noReceiptError
-	if errors.As(e.err, &pgErr) {
-		switch {
-		case v.class == classConflict:
-			return runOnPrimary
-		case v.class == classRefused && !e.readOnly, pgErr.Code == "40001", pgErr.Code == "40P01", errors.As(e.err, &noReceipts):
-			return runAgain
-		}
-	}
 	switch {
-	case e.lost && v.blamesPeer():
-		return runAgain
-	case e.committing && (v.blamesPeer() || v.class == classCaller || told.silent()):
-		if v.executed == executedNo {
-			return runAgain
-		}
+	case e.committing && v.executed == executedUnknown:
 		return runUnknown
+	case !errors.As(e.err, &pgErr):
+	case v.class == classConflict:
+		return runOnPrimary
+	case v.class == classRefused && !e.readOnly, pgErr.Code == "40001", pgErr.Code == "40P01", errors.As(e.err, &noReceipts):
+		return runAgain
+	}
+	if e.lost && v.blamesPeer() || e.committing && (v.blamesPeer() || v.class == classCaller) {
+		return runAgain // before COMMIT was sent, or before it was done
 	}
 	return runStop
 }
@@ -123,7 +119,7 @@ func (p *MultiPool) runOnce(ctx context.Context, o pgx.TxOptions, f func(pgx.Tx)
 	if end.err != nil {
 		return p.learnFrom(ctx, tx, end), end.err
 	}
-	if end.gone, end.err = tx.commit(ctx); end.err == nil {
+	if end.commit, end.err = tx.commit(ctx); end.err == nil {
 		return runStop, nil
 	}
 	end.committing = !end.lost

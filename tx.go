@@ -34,8 +34,7 @@ func (tx *Tx) Commit(ctx context.Context) error {
 	lost := tx.wire.pg.IsClosed() // before: then COMMIT is not sent, and the transaction is certainly not committed
 	err := tx.send(ctx)
 	if err != nil && !lost && !tx.wire.peer.solo && !errors.Is(err, pgx.ErrTxClosed) {
-		// A COMMIT that was terminated may have been done: the server says 57P01 while it waits for a standby.
-		err = markUnknown(ctx, tx.wire.ending(), err, true)
+		err = markUnknown(ctx, tx.wire.ending(), err)
 	}
 	tx.release()
 	return err
@@ -49,12 +48,12 @@ func (tx *Tx) Rollback(ctx context.Context) error {
 	return err
 }
 
-// commit is Commit without the mark. It reports whether the connection is gone.
-func (tx *Tx) commit(ctx context.Context) (gone bool, err error) {
+// commit is Commit without the mark, and returns what the connection tells after it.
+func (tx *Tx) commit(ctx context.Context) (end ending, err error) {
 	err = tx.send(ctx)
-	gone = tx.wire.pg.IsClosed() // now: a moment later the connection is somebody else's
+	end = tx.wire.ending() // now: a moment later the connection is somebody else's
 	tx.release()
-	return gone, err
+	return end, err
 }
 
 // send commits, and lets nobody cancel it. A connection that is given up in its COMMIT is cut: pgx would read on for 15 s

@@ -24,24 +24,26 @@ type wire struct {
 	use atomic.Int32  // what the connection is used for
 	out atomic.Int32  // what the call that has it counts for with the peer, and above that how many have had it
 
-	left    uint8  // of slab
-	standby bool   // a standby's, by the session's last report of in_hot_standby or, where the role is asked, see presume
-	writes  bool   // what it runs for a call may write
-	text    string // of that, if it is a read by its text
+	left    uint8 // of slab
+	standby bool  // a standby's, by the session's last report of in_hot_standby or, where the role is asked, see presume
+	writes  bool  // what it runs for a call may write
+	reads   bool  // ... and is a read by its text
+	sent    sent
 
 	// The rest.
 	committing atomic.Bool // a transaction's COMMIT is on its way: it is not to be cancelled
 
-	reported bool      // the running statement's fault has been
-	dialling bool      // holds a place among the peer's handshakes
-	quiet    bool      // taken and released by ourselves: the program's tracer is not told
-	swept    bool      // by a sweep, for which the program's PrepareConn was not asked: nor is its AfterRelease
-	pool     poolKind  // whose connection it is
-	approach *approach // how a connection of a pool that follows is being made; nil: it is not
-	eye      eye       // on the raw socket
-	noted    uint32    // seq of the last read that the watch has noted as long; the watch's alone
-	seen     uint32    // seq at the watch's last tick; the watch's alone
-	calls    int32     // out's upper part at the watch's last tick; the watch's alone
+	mode     pgx.QueryExecMode // by which pgx sends what says nothing of it
+	reported bool              // the running statement's fault has been
+	dialling bool              // holds a place among the peer's handshakes
+	quiet    bool              // taken and released by ourselves: the program's tracer is not told
+	swept    bool              // by a sweep, for which the program's PrepareConn was not asked: nor is its AfterRelease
+	pool     poolKind          // whose connection it is
+	approach *approach         // how a connection of a pool that follows is being made; nil: it is not
+	eye      eye               // on the raw socket
+	noted    uint32            // seq of the last read that the watch has noted as long; the watch's alone
+	seen     uint32            // seq at the watch's last tick; the watch's alone
+	calls    int32             // out's upper part at the watch's last tick; the watch's alone
 
 	seat atomic.Int32
 	main atomic.Pointer[socket] // the connection itself, of several tries the last
@@ -100,8 +102,13 @@ func (w *wire) newRows() *rows {
 	return &w.slab[w.left]
 }
 
-// ending is what the connection tells behind a statement.
-func (w *wire) ending() ending { return ending{standby: w.standby, lost: w.pg.IsClosed()} }
+// ending is what the connection tells after a statement.
+func (w *wire) ending() ending {
+	return ending{
+		standby: w.standby, lost: w.pg.IsClosed(),
+		batch: !w.sent.whole(), tagged: w.sent.tagged, simple: w.sent.simply(w.mode),
+	}
+}
 
 // readRole takes what the session last reported of its server's role. The server sends it when a session begins and
 // with the end of the first statement after it changed (PostgreSQL documentation, 55.2.7: in_hot_standby is reported

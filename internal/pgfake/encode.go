@@ -1,6 +1,7 @@
 package pgfake
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -37,7 +38,7 @@ func appendError(b []byte, e *Error) []byte {
 	}
 	b, err := (&pgproto3.ErrorResponse{
 		Severity: severity, SeverityUnlocalized: severity, Code: e.Code, Message: e.Message, Detail: e.Detail, Hint: e.Hint,
-		Routine: e.Routine,
+		File: "postgres.c", Line: 1, Routine: cmp.Or(e.Routine, "errfinish"), // a server sends all three, always
 	}).Encode(b)
 	if err != nil {
 		panic(err) // a message that is longer than the protocol allows
