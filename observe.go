@@ -150,7 +150,7 @@ func (w *wire) TraceCopyFromStart(ctx context.Context, c *pgx.Conn, d pgx.TraceC
 }
 
 func (w *wire) TraceCopyFromEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromEndData) {
-	w.sent.tagged = d.CommandTag.String() != ""
+	w.sent.tagged = d.CommandTag.String() != "" || w.pg.IsClosed() // then pgx drops the tag that had come
 	w.end(ctx, d.Err)
 	if w.user != nil && w.user.copy != nil {
 		w.user.copy.TraceCopyFromEnd(ctx, c, d)

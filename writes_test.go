@@ -23,9 +23,10 @@ import (
 )
 
 // Every way to write, cut at every message of the protocol that it exchanges, by a relay, in both directions, before the
-// message and after it, by FIN and by RST; and sessions that the server terminates under it. Each call appends ids of
-// its own where nothing would refuse an id that comes twice; afterwards what callers were told is compared with what is
-// there. The ways are listed here; their messages are found by watching them.
+// message and after it, by FIN and by RST; and sessions that the server terminates, or statements that it cancels, under
+// it, while it logs durations and statistics and delays its commits, as the seed draws. Each call appends ids of its own
+// where nothing would refuse an id that comes twice; afterwards what callers were told is compared with what is there. The
+// ways are listed here; their messages are found by watching them.
 //
 //	MULTIPOOL_APPENDS=100000 go test -v -timeout 30m -run TestWritesCut .
 //	MULTIPOOL_APPENDS_SEED=7 go test -v -run TestWritesCut .
@@ -152,6 +153,13 @@ var ways = []way{
 		_, err := p.Exec(ctx, "insert into checked values ($1)", ids[0])
 		return err
 	}},
+	{name: "Exec, by the simple protocol", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
+		_, err := p.Exec(ctx, insertOne, pgx.QueryExecModeSimpleProtocol, ids[0])
+		return err
+	}},
+	{name: "Query, no arguments", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
+		return readAll(p.Query(ctx, fmt.Sprintf("insert into appended values (%d) returning id", ids[0])))
+	}},
 	{name: "Query", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
 		return readAll(p.Query(ctx, insertReturning, ids[0]))
 	}},
@@ -187,6 +195,12 @@ var ways = []way{
 	{name: "BeginFunc", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
 		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
 			return tx.QueryRow(ctx, insertReturning, ids[0]).Scan(new(int64))
+		})
+	}},
+	{name: "RunTx", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
+		return p.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, insertOne, ids[0])
+			return err
 		})
 	}},
 	{name: "SendBatch, Close", ids: 2, do: batched(nothing)},
@@ -238,10 +252,11 @@ var execModes = []string{"cache_statement", "cache_describe", "describe_exec", "
 
 // appendCall is one call, and what its caller was told.
 type appendCall struct {
-	way *way
-	at  string // what was done to its connection, or to another of its round
-	ids []int64
-	err error
+	way  *way
+	mode string
+	at   string // what was done to its connection, or to another of its round
+	ids  []int64
+	err  error
 }
 
 // appendLedger is what callers were told.
@@ -275,9 +290,15 @@ func (l *appendLedger) issued() int64 {
 	return l.last
 }
 
+// tally is how many appends ended how.
+type tally struct {
+	Appends, Acknowledged, Unknown, UnknownApplied, Failed, Unmarked int
+}
+
 // verdicts are what a ledger says beside what is there.
 type verdicts struct {
-	Appends, Acknowledged, Unknown, UnknownApplied, Failed, Unmarked int
+	tally
+	byMode map[string]*tally
 
 	lost, doubled, denied, torn []string // what must not be
 }
@@ -286,23 +307,19 @@ func (v *verdicts) wrong() []string { return slices.Concat(v.lost, v.doubled, v.
 
 // compare judges every call by how often its ids are there.
 func (l *appendLedger) compare(there map[int64]int) (v verdicts) {
+	v.byMode = map[string]*tally{}
 	for _, c := range l.calls {
+		if v.byMode[c.mode] == nil {
+			v.byMode[c.mode] = &tally{}
+		}
+		for _, id := range c.ids {
+			v.tally.add(c, there[id])
+			v.byMode[c.mode].add(c, there[id])
+		}
 		unknown := errors.Is(c.err, ErrOutcomeUnknown)
 		for _, id := range c.ids {
 			n := there[id]
 			told := fmt.Sprintf("%d is there %d times: %s; %s: %v (%T)", id, n, c.way.name, c.at, c.err, c.err)
-			v.Appends++
-			switch {
-			case c.err == nil:
-				v.Acknowledged++
-			case c.way.unmarked:
-				v.Unmarked++
-			case unknown:
-				v.Unknown++
-				v.UnknownApplied += n
-			default:
-				v.Failed++
-			}
 			switch {
 			case n > 1:
 				v.doubled = append(v.doubled, "doubled: "+told)
@@ -318,6 +335,21 @@ func (l *appendLedger) compare(there map[int64]int) (v verdicts) {
 	return v
 }
 
+func (t *tally) add(c *appendCall, there int) {
+	t.Appends++
+	switch {
+	case c.err == nil:
+		t.Acknowledged++
+	case c.way.unmarked:
+		t.Unmarked++
+	case errors.Is(c.err, ErrOutcomeUnknown):
+		t.Unknown++
+		t.UnknownApplied += there
+	default:
+		t.Failed++
+	}
+}
+
 // moment is a message that a way exchanges: the nth of its type on a connection.
 type moment struct {
 	relay int // 0: the primary's
@@ -328,7 +360,6 @@ type moment struct {
 
 // blow is what is done to a connection under a round of one way's calls.
 type blow struct {
-	pool *MultiPool
 	mode string
 	way  *way
 	moment
@@ -357,11 +388,36 @@ type writesStage struct {
 	ledger  appendLedger
 	fired   map[byte]int // by the type of the message
 	ended   int          // sessions that the server terminated
+	stopped int          // statements that it cancelled
 }
 
-func newWritesStage(t *testing.T, modes ...string) *writesStage {
+// logSettings are what makes a server do something between a command's tag and the end of its answer, or wait between a
+// commit and its tag.
+func logSettings(rng *rand.Rand) map[string]string {
+	one := func(values ...string) string { return values[rng.IntN(len(values))] }
+	s := map[string]string{
+		"log_min_duration_statement":  one("-1", "0", "0", "5ms"),
+		"log_duration":                one("on", "off"),
+		"log_statement_stats":         one("on", "off"),
+		"log_min_duration_sample":     one("-1", "0"),
+		"log_statement_sample_rate":   "0.5",
+		"log_transaction_sample_rate": one("0", "0", "0.5"),
+		"log_min_messages":            one("warning", "warning", "warning", "debug5"),
+		"commit_delay":                one("0", "1000", "10000"),
+		"commit_siblings":             "0",
+		"fsync":                       "on", // without it there is no delay
+	}
+	if s["log_statement_stats"] == "off" {
+		s["log_executor_stats"] = one("on", "off")
+	}
+	return s
+}
+
+func newWritesStage(t *testing.T, settings map[string]string, modes ...string) *writesStage {
 	t.Helper()
-	b := &writesStage{t: t, cluster: pgtest.Start(t, pgtest.Options{Standbys: 1}), pools: map[string]*MultiPool{}, fired: map[byte]int{}}
+	b := &writesStage{
+		t: t, cluster: pgtest.Start(t, pgtest.Options{Standbys: 1, Settings: settings}), pools: map[string]*MultiPool{}, fired: map[byte]int{},
+	}
 	must(t, b.cluster, writesSchema...)
 	var err error
 	b.admin, err = b.cluster.Primary().Conn(testContext(t))
@@ -385,19 +441,20 @@ func newWritesStage(t *testing.T, modes ...string) *writesStage {
 }
 
 // call makes one call and enters it.
-func (b *writesStage) call(w *way, p *MultiPool, at string) error {
+func (b *writesStage) call(w *way, mode, at string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), writesDeadline)
 	defer cancel()
-	c := &appendCall{way: w, at: at, ids: b.ledger.issue(w.ids)}
-	c.err = w.do(ctx, p, c.ids)
+	c := &appendCall{way: w, mode: mode, at: at, ids: b.ledger.issue(w.ids)}
+	c.err = w.do(ctx, b.pools[mode], c.ids)
 	b.ledger.enter(c)
 	return c.err
 }
 
 // moments finds the messages that a way exchanges, on a connection that knows no statements and on one that does.
-func (b *writesStage) moments(w *way, p *MultiPool) []moment {
+func (b *writesStage) moments(w *way, mode string) []moment {
 	found := map[moment]bool{}
-	_ = b.call(w, p, "nothing") // a text that a standby refuses is learned
+	p := b.pools[mode]
+	_ = b.call(w, mode, "nothing") // a text that a standby refuses is learned
 	for _, peer := range p.peers() {
 		peer.pool.Reset()
 		require.NoError(b.t, p.Ping(WithPeer(testContext(b.t), peer.name)))
@@ -418,7 +475,7 @@ func (b *writesStage) moments(w *way, p *MultiPool) []moment {
 				}})
 			}
 		}
-		_ = b.call(w, p, "nothing") // what is checked at its commit fails
+		_ = b.call(w, mode, "nothing") // what is checked at its commit fails
 		for _, relay := range b.relays {
 			relay.Disarm()
 		}
@@ -431,12 +488,11 @@ func (b *writesStage) moments(w *way, p *MultiPool) []moment {
 // blows lists everything that can be done to every way in every mode.
 func (b *writesStage) blows() (all []*blow) {
 	for _, mode := range execModes {
-		p := b.pools[mode]
 		for i := range ways {
-			for _, at := range b.moments(&ways[i], p) {
+			for _, at := range b.moments(&ways[i], mode) {
 				for _, when := range []netfault.When{netfault.Before, netfault.After} {
 					for _, rst := range []bool{false, true} {
-						all = append(all, &blow{p, mode, &ways[i], at, when, rst})
+						all = append(all, &blow{mode, &ways[i], at, when, rst})
 					}
 				}
 			}
@@ -450,7 +506,7 @@ func (b *writesStage) round(x *blow) bool {
 	relay := b.relays[x.relay]
 	before := relay.Fired()
 	relay.Cut(netfault.Cut{From: x.side, Type: x.typ, Nth: x.nth, When: x.when, RST: x.rst})
-	b.calls(x.way, x.pool, x.String()).Wait()
+	b.calls(x.way, x.mode, x.String()).Wait()
 	if relay.Fired() > before { // counted before a caller can know of it
 		b.fired[x.typ]++
 		return true
@@ -459,31 +515,44 @@ func (b *writesStage) round(x *blow) bool {
 	return false
 }
 
-// terminate makes calls of one way at once and has the server end its sessions under them. A statement that a session
-// was told to end under is the one thing that is sent again.
-func (b *writesStage) terminate(x *blow) {
+// The two ways in which a server is told to stop what a session does.
+const (
+	terminate = "pg_terminate_backend"
+	cancelled = "pg_cancel_backend"
+)
+
+// strike makes calls of one way at once and has the server end its sessions, or its statements, under them.
+func (b *writesStage) strike(x *blow, how string) {
 	done := make(chan struct{})
-	callers := b.calls(x.way, x.pool, x.mode+", terminated")
+	callers := b.calls(x.way, x.mode, x.mode+", "+how)
 	go func() { callers.Wait(); close(done) }()
-	const terminate = `select count(pg_terminate_backend(pid)) from pg_stat_activity
-		where application_name = 'writer' and state = 'active'`
 	for {
 		select {
 		case <-done:
 			return
 		default:
-			var n int
-			require.NoError(b.t, b.admin.QueryRow(context.Background(), terminate).Scan(&n))
-			b.ended += n
+			n := b.stop(how)
+			if how == terminate {
+				b.ended += n
+			} else {
+				b.stopped += n
+			}
 		}
 	}
 }
 
+// stop has the server stop what writers do now, and returns how many it told.
+func (b *writesStage) stop(how string) (n int) {
+	sql := "select count(" + how + `(pid)) from pg_stat_activity where application_name = 'writer' and state = 'active'`
+	require.NoError(b.t, b.admin.QueryRow(context.Background(), sql).Scan(&n))
+	return n
+}
+
 // calls starts writersAtOnce calls of one way.
-func (b *writesStage) calls(w *way, p *MultiPool, at string) *sync.WaitGroup {
+func (b *writesStage) calls(w *way, mode, at string) *sync.WaitGroup {
 	var callers sync.WaitGroup
 	for range writersAtOnce {
-		callers.Go(func() { _ = b.call(w, p, at) })
+		callers.Go(func() { _ = b.call(w, mode, at) })
 	}
 	return &callers
 }
@@ -518,10 +587,11 @@ func TestWritesCutAtEveryMessage(t *testing.T) {
 		goal = n
 	}
 	seed, _ := envNumber(t, "MULTIPOOL_APPENDS_SEED")
-	b := newWritesStage(t, execModes...)
+	rng := rand.New(rand.NewPCG(uint64(seed), 0))
+	settings := logSettings(rng)
+	b := newWritesStage(t, settings, execModes...)
 	begun := time.Now()
 	blows := b.blows()
-	rng := rand.New(rand.NewPCG(uint64(seed), 0))
 	rng.Shuffle(len(blows), func(i, j int) { blows[i], blows[j] = blows[j], blows[i] })
 	rounds, missed := 0, 0
 	for ; b.ledger.issued() < int64(goal); rounds++ {
@@ -533,16 +603,25 @@ func TestWritesCutAtEveryMessage(t *testing.T) {
 		if !hit {
 			missed++
 		}
-		if rounds%20 == 19 {
-			b.terminate(x)
+		switch rounds % 20 {
+		case 9:
+			b.strike(x, cancelled)
+		case 19:
+			b.strike(x, terminate)
 		}
 	}
+	again := b.sentAgain()
 	v := b.settle()
 	t.Logf("%d appends: %d acknowledged, %d of unknown outcome (%d applied), %d failed, %d on connections of Acquire",
 		v.Appends, v.Acknowledged, v.Unknown, v.UnknownApplied, v.Failed, v.Unmarked)
-	t.Logf("%d blows, of which %d were tried; %d missed, %d cuts (%s), %d sessions terminated; %v, seed %d",
-		len(blows), min(rounds, len(blows)), missed, b.relays[0].Fired()+b.relays[1].Fired(), histogram(b.fired), b.ended,
-		time.Since(begun).Round(time.Second), seed)
+	t.Logf("%d blows, of which %d were tried; %d missed, %d cuts (%s), %d sessions terminated, %d statements cancelled; %v, seed %d, %v",
+		len(blows), min(rounds, len(blows)), missed, b.relays[0].Fired()+b.relays[1].Fired(), histogram(b.fired), b.ended, b.stopped,
+		time.Since(begun).Round(time.Second), seed, settings)
+	for _, mode := range slices.Sorted(maps.Keys(v.byMode)) {
+		m := v.byMode[mode]
+		t.Logf("%-16s %6d appends: %5.2f %% of unknown outcome, %5.2f %% failed, %d calls sent again", mode, m.Appends,
+			percent(m.Unknown, m.Appends), percent(m.Failed, m.Appends), again[mode])
+	}
 	if wrong := v.wrong(); len(wrong) > 0 {
 		t.Errorf("%d lost, %d doubled, %d applied and denied, %d in part:\n%s", len(v.lost), len(v.doubled), len(v.denied), len(v.torn),
 			strings.Join(wrong[:min(len(wrong), 40)], "\n"))
@@ -551,6 +630,20 @@ func TestWritesCutAtEveryMessage(t *testing.T) {
 	require.Positive(t, v.UnknownApplied)
 	require.Greater(t, v.Unknown, v.UnknownApplied)
 	require.Positive(t, b.ended)
+	require.Positive(t, b.stopped)
+}
+
+func percent(n, of int) float64 { return 100 * float64(n) / float64(max(of, 1)) }
+
+// sentAgain is how many attempts were not their call's first, by mode.
+func (b *writesStage) sentAgain() map[string]int64 {
+	again := map[string]int64{}
+	for mode, p := range b.pools {
+		for _, peer := range p.peers() {
+			again[mode] += peer.picks.retries.Load()
+		}
+	}
+	return again
 }
 
 func histogram(n map[byte]int) string {
@@ -590,13 +683,13 @@ func TestTheLedgerOfWritesBites(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newWritesStage(t, "cache_statement")
+			b := newWritesStage(t, nil, "cache_statement")
 			for _, x := range []blow{
 				{moment: moment{side: netfault.Client, typ: 'B', nth: 1}, when: netfault.Before},
 				{moment: moment{side: netfault.Server, typ: 'C', nth: 1}, when: netfault.Before},
 				{moment: moment{side: netfault.Server, typ: 'C', nth: 1}, when: netfault.After},
 			} {
-				x.pool, x.mode, x.way = b.pools["cache_statement"], "cache_statement", &broken
+				x.mode, x.way = "cache_statement", &broken
 				for range 5 {
 					b.round(&x)
 				}
