@@ -63,7 +63,7 @@
 //
 // A read on a replica may see the database as it was a moment ago ([Config].MaxLag and [Route].MaxLag bound it), and
 // two reads may be served by two replicas. A function of the program's that takes an advisory lock inside cannot be
-// seen from outside. A read that writes, and is lost in the first statement of its session after a promotion that
+// seen from outside, nor one that catches its own refusal by a standby and returns something else. A read that writes, and is lost in the first statement of its session after a promotion that
 // nobody has seen yet, is taken for a read on a replica. What asynchronous replication has not shipped is lost when the
 // primary is lost; PostgreSQL's synchronous_standby_names is the remedy.
 package multipool

@@ -17,7 +17,8 @@ var (
 	ErrNoReplica = errors.New("multipool: no replica")
 
 	// ErrOutcomeUnknown matches the error of a write that may or may not have been executed: it had been handed to a
-	// connection that was lost, or whose caller's context ended, before the server's answer came. So may a read by its
+	// connection that was lost, or whose caller's context ended, before the server's answer came; or the server stopped
+	// it when it may have been committed; or a proxy failed it in its own words (docs/outcomes.md has the table). So may a read by its
 	// text that was sent to a server that accepts writes and calls a function not known to read only, unless RetryReads
 	// says that reads do not write. The error unwraps to the original one. It is what JDBC calls SQLSTATE 08007,
 	// transaction resolution unknown. In a pool of one peer nothing but the COMMIT of RunTx is marked by it.
