@@ -559,6 +559,7 @@ func TestAStatementWhoseConnectionIsGivenUpHasAnUnknownOutcome(t *testing.T) {
 		{"the same behind the tag", []pgproto3.BackendMessage{&pgproto3.CommandComplete{CommandTag: []byte("INSERT 0 1")}, noMessage{}}, true},
 		{"a panic for want of space, which may come of the commit", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "PANIC", SeverityUnlocalized: "PANIC", File: "xlog.c", Routine: "XLogWrite", Code: "53100"}}, true},
 		{"an error for want of space", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "ERROR", SeverityUnlocalized: "ERROR", File: "postgres.c", Routine: "errfinish", Code: "53100"}, &pgproto3.ReadyForQuery{TxStatus: 'I'}}, false},
+		{"a proxy's own word", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "ERROR", Code: "XX000", File: "pool_stream.c", Line: 1, Message: "unable to read data from DB node 2"}, &pgproto3.ReadyForQuery{TxStatus: 'I'}}, true},
 		{"a pooler without a server", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "query_wait_timeout"}}, false},
 		{"a session that was idle for too long", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", File: "postgres.c", Routine: "ProcessInterrupts", Code: "57P05"}}, false},
 		{"a violation", []pgproto3.BackendMessage{&pgproto3.ErrorResponse{Severity: "ERROR", SeverityUnlocalized: "ERROR", File: "postgres.c", Routine: "errfinish", Code: "23505"}, &pgproto3.ReadyForQuery{TxStatus: 'I'}}, false},
