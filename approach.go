@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"strconv"
 	"strings"
@@ -24,7 +25,8 @@ type approach struct {
 	follower *follower
 	call     *call // for whom; nil: nobody's
 	wire     *wire
-	config   *pgx.ConnConfig // of the connection, in pgx's hands: it works on a copy of what the pool gave it
+	config   *pgx.ConnConfig           // of the connection, in pgx's hands: it works on a copy of what the pool gave it
+	own      map[*peer]*pgx.ConnConfig // the peers' configurations, copied once: see ownOf
 	entries  []entry
 	base     context.Context // the pool's
 	ctx      context.Context // of waits: ends with the call too
@@ -69,7 +71,7 @@ var (
 // beforeConnect is the pool's: it waits until there is a peer to go to, and puts the approach into the private copy of
 // the configuration.
 func (f *follower) beforeConnect(ctx context.Context, cc *pgx.ConnConfig) error {
-	a := &approach{follower: f, wire: &wire{pool: f.kind}}
+	a := &approach{follower: f, wire: &wire{pool: f.kind}, own: make(map[*peer]*pgx.ConnConfig)}
 	a.call, _ = ctx.Value(callKey{}).(*call)
 	a.wire.approach = a
 	a.bind(ctx)
@@ -84,27 +86,40 @@ func (f *follower) beforeConnect(ctx context.Context, cc *pgx.ConnConfig) error 
 		return err
 	}
 	a.wire.user, a.wire.mode = splitTracer(a.ours.Tracer), a.ours.DefaultQueryExecMode
-	timeout := cc.ConnectTimeout
-	*cc = *a.ours
-	cc.Host, cc.Port = "#0", 1
-	if cc.ConnectTimeout <= 0 {
-		cc.ConnectTimeout = timeout // the pool's own bound
-	}
-	cc.Fallbacks = a.list()
-	cc.Tracer = a.wire
-	cc.DialFunc = a.dial
-	cc.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil } // dial resolves
-	cc.ValidateConnect = a.validate
-	cc.AfterConnect = a.wire.authenticated(a.ours.AfterConnect)
+	a.impersonate(cc)
 	return nil
 }
 
-// starts takes the configuration that pgx works on, and returns one for the program's tracer, without the list.
+// starts takes the configuration that pgx works on, and returns one for the program's tracer, without the list. The list comes
+// here, and not before, as pgx has copied by now what it was given: what is put in stays as it is.
 func (a *approach) starts(cc *pgx.ConnConfig) *pgx.ConnConfig {
 	a.config = cc
+	a.impersonate(cc)
 	shown := *cc
-	a.impersonate(&shown)
+	cc.Fallbacks = a.list()
+	cc.Host, cc.Port = "#0", 1
 	return &shown
+}
+
+// ownOf returns the approach's copy of a peer's configuration. There is one of each: the *tls.Config in it is in pgx's list, and
+// pgx finds a client certificate's files by that pointer, in the configuration with which it was copied.
+func (a *approach) ownOf(q *peer) *pgx.ConnConfig {
+	if a.own[q] == nil {
+		a.own[q] = q.config.ConnConfig.Copy()
+	}
+	return a.own[q]
+}
+
+// sharingTLS returns a copy of cc, of which everything may be changed, with the same *tls.Config in it.
+func sharingTLS(cc *pgx.ConnConfig) *pgx.ConnConfig {
+	shared := *cc
+	shared.RuntimeParams = maps.Clone(cc.RuntimeParams)
+	shared.Fallbacks = nil
+	for _, f := range cc.Fallbacks {
+		own := *f
+		shared.Fallbacks = append(shared.Fallbacks, &own)
+	}
+	return &shared
 }
 
 // bind makes the context of the approach's waits. The pool detaches its own from the caller's, so that the caller's
@@ -174,7 +189,7 @@ func (a *approach) prepare() error {
 		return nil
 	}
 	a.retreat()
-	ours := q.config.ConnConfig.Copy()
+	ours := sharingTLS(a.ownOf(q))
 	if before := a.follower.user.BeforeConnect; before != nil {
 		if err := before(a.base, ours); err != nil {
 			return err
@@ -207,9 +222,9 @@ func (a *approach) list() (all []*pgconn.FallbackConfig) {
 	for range max(2, min(walkRounds, walkMost/len(peers))) {
 		for _, q := range peers {
 			add(entry{}, nil)
-			own := q.config.ConnConfig
-			if q == a.to {
-				own = a.ours
+			own := a.ours
+			if q != a.to {
+				own = a.ownOf(q)
 			}
 			add(entry{peer: q}, own.TLSConfig)
 			for _, second := range own.Fallbacks {
@@ -275,14 +290,21 @@ func (a *approach) turn() {
 	}
 }
 
-// impersonate puts the peer's identity into the configuration in pgx's hands, which reads it behind the dial.
-func (a *approach) impersonate(to *pgx.ConnConfig) {
-	from := a.ours
-	to.Host, to.Port, to.TLSConfig, to.Fallbacks = from.Host, from.Port, from.TLSConfig, from.Fallbacks
-	to.SSLNegotiation, to.SSLCertMode = from.SSLNegotiation, from.SSLCertMode
-	to.ChannelBinding, to.RequireAuth = from.ChannelBinding, from.RequireAuth
-	to.KerberosSrvName, to.KerberosSpn = from.KerberosSrvName, from.KerberosSpn
-	to.User, to.Password, to.Database, to.RuntimeParams = from.User, from.Password, from.Database, from.RuntimeParams
+// impersonate makes of a configuration the peer's, with the approach in it. The one in pgx's hands is read behind the dial.
+func (a *approach) impersonate(cc *pgx.ConnConfig) {
+	had := *cc
+	*cc = *a.ours
+	if cc.ConnectTimeout <= 0 {
+		cc.ConnectTimeout = had.ConnectTimeout // the pool's own bound
+	}
+	if cc.OnNotification == nil {
+		cc.OnNotification = had.OnNotification // pgx's own
+	}
+	cc.Tracer = a.wire
+	cc.DialFunc = a.dial
+	cc.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil } // dial resolves
+	cc.ValidateConnect = a.validate
+	cc.AfterConnect = a.wire.authenticated(a.ours.AfterConnect)
 }
 
 // knock dials one address of the peer after another.

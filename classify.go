@@ -76,8 +76,8 @@ type evidence struct {
 
 // classify judges an error by its type and SQLSTATE (PostgreSQL documentation, appendix A), first match first. It is
 // pure but for reading the caller's context, which knows whose deadline has passed: pgx reports a deadline of its own
-// and the caller's alike. pgconn.SafeToRetry is not asked: it says true for a statement in flight under the simple
-// protocol, and false for a dial that was refused.
+// and the caller's alike. pgconn.SafeToRetry is not asked: it says false for a dial that was refused, and up to
+// pgx 5.12 it said true for a statement in flight under the simple protocol.
 func classify(e evidence) verdict {
 	v := verdict{class: classOf(e)}
 	v.executed = executedBy(e, v.class)

@@ -30,7 +30,8 @@ import (
 //     until it is closed. What Config and Stat of this pool tell as MaxConns has room for several servers and is no
 //     limit. MinConns and MinIdleConns are not kept: connections are made when they are wanted.
 //   - The program's hooks and tracers are called as for the peers' pools. BeforeConnect is called for each server
-//     that is tried; what it changes in the way of TLS holds for the first of them only.
+//     that is tried. Each server is shown its own client certificate. What BeforeConnect changes in the TLSConfig that it
+//     is given holds for every server; another TLSConfig, or other Fallbacks, hold for the first that is tried only.
 //
 // Close of the MultiPool closes it, and waits for its connections; after that it is a closed pool. In a pool of one peer
 // it is that peer's own pool.

@@ -79,6 +79,19 @@ func TestDatabaseSQLFollowsAPromotion(t *testing.T) {
 	}
 }
 
+// give puts files into a server's folder.
+func give(t *testing.T, s *pgtest.Server, files map[string][]byte) {
+	t.Helper()
+	folder, err := os.Stat(s.Dir())
+	require.NoError(t, err)
+	owner := folder.Sys().(*syscall.Stat_t)
+	for file, text := range files {
+		path := filepath.Join(s.Dir(), file)
+		require.NoError(t, os.WriteFile(path, text, 0o600))
+		require.NoError(t, os.Chown(path, int(owner.Uid), int(owner.Gid)))
+	}
+}
+
 // serveAs gives a server a certificate for a name and nothing else, and returns the certificate.
 func serveAs(t *testing.T, s *pgtest.Server, name string) []byte {
 	t.Helper()
@@ -94,17 +107,7 @@ func serveAs(t *testing.T, s *pgtest.Server, name string) []byte {
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	require.NoError(t, err)
 	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	folder, err := os.Stat(s.Dir())
-	require.NoError(t, err)
-	owner := folder.Sys().(*syscall.Stat_t)
-	for file, text := range map[string][]byte{
-		"named.crt": cert,
-		"named.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
-	} {
-		path := filepath.Join(s.Dir(), file)
-		require.NoError(t, os.WriteFile(path, text, 0o600))
-		require.NoError(t, os.Chown(path, int(owner.Uid), int(owner.Gid)))
-	}
+	give(t, s, map[string][]byte{"named.crt": cert, "named.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})})
 	require.NoError(t, s.Set(map[string]string{"ssl_cert_file": "named.crt", "ssl_key_file": "named.key"}))
 	return cert
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/jackc/puddle/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -1094,4 +1095,27 @@ func TestNobodyStarvesWhereThreePoolsShareOneConnection(t *testing.T) {
 		}
 	}
 	assert.Equal(t, map[poolKind]int{poolOwn: 100, poolPrimary: 100, poolReplicas: 100}, served)
+}
+
+// With pgx before 5.13 database/sql executed it three times.
+func TestDatabaseSQLDoesNotExecuteTwiceWhatItsConnectionDiedUnder(t *testing.T) {
+	if !rereads() {
+		t.Skip("pgx before 5.13")
+	}
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		db := stdlib.OpenDBFromPool(x.pool.Primary())
+		defer db.Close()
+		require.NoError(t, db.PingContext(ctx))
+		const write = "insert into log values (1)"
+		x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+			if s.Preparing || s.SQL != write {
+				return nil
+			}
+			return &pgfake.Response{Cut: pgfake.CutBeforeAnswer}
+		}))
+		_, err := db.ExecContext(ctx, write)
+		require.Error(t, err)
+		settled()
+		require.Equal(t, 1, x.primary.Applied(write))
+	})
 }

@@ -106,7 +106,8 @@ type Peer struct {
 
 	// ConnString, where set, is a connection string of this peer's own (one host): its host, port, TLS, user, password
 	// and database replace those of Config.Pool, its channel_binding, require_auth and Kerberos names where it has them.
-	// Another key in it is an error: the rest is Config.Pool's.
+	// Its sslcert and sslkey are the client certificate that this peer is shown; without them it is shown none, not that of
+	// Config.Pool. Another key in it is an error: the rest is Config.Pool's.
 	ConnString string
 
 	// Host and Port, where set, replace those of Config.Pool or of ConnString. Port 0 keeps the template's. Host is a name,
@@ -115,7 +116,8 @@ type Peer struct {
 	Host string
 	Port uint16
 
-	// ServerName, where set, is the name in the server's certificate, where that is not Host: for peers by address.
+	// ServerName, where set, is the name in the server's certificate, where that is not Host: for peers by address. It changes
+	// nothing about the client certificate, which is that of ConnString or else of Config.Pool.
 	ServerName string
 
 	// Role, where it is not RoleUnknown, is believed and never asked: for servers that cannot tell it.

@@ -2,11 +2,11 @@ package multipool
 
 import (
 	"cmp"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"math"
 	"net"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -151,9 +151,7 @@ func adopt(to *pgconn.Config, connString string) error {
 	if err := checkPeerKeys(connString); err != nil {
 		return err
 	}
-	to.Host, to.Port, to.TLSConfig, to.Fallbacks = from.Host, from.Port, from.TLSConfig, from.Fallbacks
-	to.SSLNegotiation, to.SSLCertMode = from.SSLNegotiation, from.SSLCertMode
-	to.User, to.Password, to.Database = from.User, from.Password, from.Database
+	graft(to, from, peerFields...)
 	to.KerberosSrvName = cmp.Or(from.KerberosSrvName, to.KerberosSrvName)
 	to.KerberosSpn = cmp.Or(from.KerberosSpn, to.KerberosSpn)
 	if _, given := lookup(connString, "channel_binding", ""); given || from.ChannelBinding != "prefer" {
@@ -165,6 +163,27 @@ func adopt(to *pgconn.Config, connString string) error {
 	return nil
 }
 
+// What a configuration says of the way to a server, and what a peer's own connection string always says of it.
+var (
+	wayFields  = []string{"Host", "Port", "TLSConfig", "Fallbacks"}
+	peerFields = append([]string{"SSLNegotiation", "SSLCertMode", "User", "Password", "Database"}, wayFields...)
+)
+
+// graft gives to the named fields of from. It does so by a whole copy of from, onto which goes everything else that to has: pgx
+// keeps the files of client certificates in a field of its own, which belongs to the *tls.Config of that configuration and
+// of no other. For the same reason nothing here clones one: every configuration is a copy that pgx has made, and what is in it is
+// changed in place.
+func graft(to, from *pgconn.Config, fields ...string) {
+	had := reflect.ValueOf(*to)
+	*to = *from
+	into := reflect.ValueOf(to).Elem()
+	for i := range into.NumField() {
+		if f := into.Type().Field(i); f.IsExported() && !slices.Contains(fields, f.Name) {
+			into.Field(i).Set(had.Field(i))
+		}
+	}
+}
+
 // setHost points cc, which has been made from connString, at one host, with its way of TLS: a certificate is checked for the
 // new name.
 func setHost(cc *pgconn.Config, connString, host string) error {
@@ -172,16 +191,25 @@ func setHost(cc *pgconn.Config, connString, host string) error {
 	if err != nil {
 		return err
 	}
-	for i, w := range ways {
-		ways[i] = &pgconn.FallbackConfig{Host: host, Port: cc.Port, TLSConfig: renameTLS(w.TLSConfig, w.Host, host)}
+	port := cc.Port
+	for _, w := range ways {
+		if w.TLSConfig != nil && w.TLSConfig.ServerName == w.Host {
+			w.TLSConfig.ServerName = host
+		}
+		w.Host, w.Port = host, port
 	}
-	cc.Host, cc.TLSConfig, cc.Fallbacks = host, ways[0].TLSConfig, ways[1:]
+	setWays(cc, ways)
 	return nil
 }
 
 // waysOf are a configuration's hosts in their order, each as often as there are ways to connect to it.
 func waysOf(cc *pgconn.Config) []*pgconn.FallbackConfig {
 	return append([]*pgconn.FallbackConfig{{Host: cc.Host, Port: cc.Port, TLSConfig: cc.TLSConfig}}, cc.Fallbacks...)
+}
+
+// setWays leaves cc these ways to connect, which are its own.
+func setWays(cc *pgconn.Config, ways []*pgconn.FallbackConfig) {
+	cc.Host, cc.Port, cc.TLSConfig, cc.Fallbacks = ways[0].Host, ways[0].Port, ways[0].TLSConfig, ways[1:]
 }
 
 // waysTo are the ways to a host that cc does not list: those to the first that it lists of the same kind, socket or not.
@@ -203,23 +231,23 @@ func waysTo(cc *pgconn.Config, connString, host string) ([]*pgconn.FallbackConfi
 	return slices.DeleteFunc(all, func(w *pgconn.FallbackConfig) bool { return w.Host != to.Host || w.Port != to.Port }), nil
 }
 
-// saidWays are the ways to a host by what connString says. What cc says otherwise of TLS the program has set since: it would
-// be lost, or at odds with the rest.
+// saidWays are the ways to a host by what connString says; cc takes them in. What cc says otherwise of TLS the program has set
+// since: it would be lost, or at odds with the rest.
 func saidWays(cc *pgconn.Config, connString, host string) ([]*pgconn.FallbackConfig, error) {
 	said, err := pgconn.ParseConfig(withHost(connString, host, cc.Port))
 	if err != nil {
 		return nil, newConnStringError(connString, err)
 	}
-	ways := waysOf(said)
 	switch {
-	case slices.ContainsFunc(ways, func(w *pgconn.FallbackConfig) bool { return w.Host != host }):
+	case slices.ContainsFunc(waysOf(said), func(w *pgconn.FallbackConfig) bool { return w.Host != host }):
 		return nil, errors.New("what the connection string says of TLS cannot be told for another host: give the peer a ConnString")
 	case said.SSLNegotiation != cc.SSLNegotiation:
 		return nil, changedError("SSLNegotiation", "sslnegotiation", cc.SSLNegotiation, said.SSLNegotiation)
 	case said.SSLCertMode != cc.SSLCertMode:
 		return nil, changedError("SSLCertMode", "sslcertmode", cc.SSLCertMode, said.SSLCertMode)
 	}
-	return ways, nil
+	graft(cc, said, wayFields...)
+	return waysOf(cc), nil
 }
 
 func changedError(field, key, set, said string) error {
@@ -237,55 +265,45 @@ func setPort(pool *pgxpool.Config, port uint16) {
 	cc.Port = port
 }
 
-func renameTLS(c *tls.Config, old, host string) *tls.Config {
-	if c == nil || c.ServerName != old {
-		return c
-	}
-	c = c.Clone()
-	c.ServerName = host
-	return c
-}
-
 // setServerName has certificates checked for another name than the host's.
 func setServerName(pool *pgxpool.Config, name string) {
-	named := func(c *tls.Config) *tls.Config {
-		if c == nil {
-			return nil
+	for _, w := range waysOf(&pool.ConnConfig.Config) {
+		if w.TLSConfig != nil {
+			w.TLSConfig.ServerName = name
 		}
-		c = c.Clone()
-		c.ServerName = name
-		return c
-	}
-	cc := pool.ConnConfig
-	cc.TLSConfig = named(cc.TLSConfig)
-	for _, f := range cc.Fallbacks {
-		f.TLSConfig = named(f.TLSConfig)
 	}
 }
 
 // splitHosts makes one template for each host of config. pgx lists a host twice under sslmode=prefer and allow, once
 // with TLS and once without: that is one peer with a fallback.
 func splitHosts(config *pgxpool.Config) ([]peerConfig, error) {
-	cc := config.ConnConfig
-	var peers []peerConfig
-	for _, e := range waysOf(&cc.Config) {
+	all := waysOf(&config.ConnConfig.Config)
+	var names []string
+	ways := map[string][]int{} // of each name, by their places in all
+	for i, e := range all {
 		if !isHost(e.Host) {
-			return nil, fmt.Errorf("multipool: host #%d %w", len(peers)+1, errNoHost)
+			return nil, fmt.Errorf("multipool: host #%d %w", len(names)+1, errNoHost)
 		}
 		name := peerName(e.Host, e.Port)
-		i := slices.IndexFunc(peers, func(p peerConfig) bool { return p.Name == name })
-		if i < 0 {
-			own := config.Copy()
-			own.ConnConfig.Host, own.ConnConfig.Port, own.ConnConfig.TLSConfig = e.Host, e.Port, e.TLSConfig
-			own.ConnConfig.Fallbacks = nil
-			peers = append(peers, peerConfig{Peer: Peer{Name: name, Host: e.Host, Port: e.Port}, pool: own})
-			continue
-		}
-		own := peers[i].pool.ConnConfig
-		if (own.TLSConfig == nil) == (e.TLSConfig == nil) || len(own.Fallbacks) > 0 {
+		switch known := ways[name]; {
+		case len(known) == 0:
+			names = append(names, name)
+		case len(known) > 1, (all[known[0]].TLSConfig == nil) == (e.TLSConfig == nil):
 			return nil, fmt.Errorf("multipool: peer %s is given twice", name)
 		}
-		own.Fallbacks = []*pgconn.FallbackConfig{e}
+		ways[name] = append(ways[name], i)
+	}
+	peers := make([]peerConfig, 0, len(names))
+	for _, name := range names {
+		own := config.Copy()
+		cc := &own.ConnConfig.Config
+		copied := waysOf(cc)
+		var kept []*pgconn.FallbackConfig
+		for _, i := range ways[name] {
+			kept = append(kept, copied[i])
+		}
+		setWays(cc, kept)
+		peers = append(peers, peerConfig{Peer: Peer{Name: name, Host: cc.Host, Port: cc.Port}, pool: own})
 	}
 	for i := range peers[1:] {
 		ownPassword(config, peers[i+1].pool)

@@ -5,7 +5,7 @@ go 1.26.0
 replace github.com/pgmultipool/multipool => ../..
 
 require (
-	github.com/jackc/pgx/v5 v5.12.0
+	github.com/jackc/pgx/v5 v5.13.0
 	github.com/jackc/tern/v2 v2.3.4
 	github.com/pgmultipool/multipool v0.0.0-00010101000000-000000000000
 	github.com/pressly/goose/v3 v3.29.0
