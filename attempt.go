@@ -285,7 +285,7 @@ const retryPause = 50 * time.Millisecond
 // the pool closes.
 func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *trail) error {
 	if top.hopeless(in) {
-		return p.noPeer(top, in, t, nil)
+		return p.noPeer(top, in, t, ctx.Err())
 	}
 	now := time.Now()
 	if t.until.IsZero() {

@@ -15,7 +15,7 @@ func TestAWriteThatIsStoppedInItsCommit(t *testing.T) {
 	slow := map[string]string{
 		"fsync": "on", "commit_delay": "40000", "commit_siblings": "0", "log_min_duration_statement": "0", "log_statement_stats": "on",
 	}
-	for _, how := range []string{terminate, cancelled} {
+	for _, how := range []string{stopsSession, stopsStatement} {
 		for _, mode := range []string{"cache_statement", "simple_protocol"} {
 			t.Run(how+", "+mode, func(t *testing.T) {
 				t.Parallel()

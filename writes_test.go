@@ -290,15 +290,15 @@ func (l *appendLedger) issued() int64 {
 	return l.last
 }
 
-// tally is how many appends ended how.
-type tally struct {
+// appendTally is how many appends ended how.
+type appendTally struct {
 	Appends, Acknowledged, Unknown, UnknownApplied, Failed, Unmarked int
 }
 
 // verdicts are what a ledger says beside what is there.
 type verdicts struct {
-	tally
-	byMode map[string]*tally
+	appendTally
+	byMode map[string]*appendTally
 
 	lost, doubled, denied, torn []string // what must not be
 }
@@ -307,13 +307,13 @@ func (v *verdicts) wrong() []string { return slices.Concat(v.lost, v.doubled, v.
 
 // compare judges every call by how often its ids are there.
 func (l *appendLedger) compare(there map[int64]int) (v verdicts) {
-	v.byMode = map[string]*tally{}
+	v.byMode = map[string]*appendTally{}
 	for _, c := range l.calls {
 		if v.byMode[c.mode] == nil {
-			v.byMode[c.mode] = &tally{}
+			v.byMode[c.mode] = &appendTally{}
 		}
 		for _, id := range c.ids {
-			v.tally.add(c, there[id])
+			v.appendTally.add(c, there[id])
 			v.byMode[c.mode].add(c, there[id])
 		}
 		unknown := errors.Is(c.err, ErrOutcomeUnknown)
@@ -335,7 +335,7 @@ func (l *appendLedger) compare(there map[int64]int) (v verdicts) {
 	return v
 }
 
-func (t *tally) add(c *appendCall, there int) {
+func (t *appendTally) add(c *appendCall, there int) {
 	t.Appends++
 	switch {
 	case c.err == nil:
@@ -517,8 +517,8 @@ func (b *writesStage) round(x *blow) bool {
 
 // The two ways in which a server is told to stop what a session does.
 const (
-	terminate = "pg_terminate_backend"
-	cancelled = "pg_cancel_backend"
+	stopsSession   = "pg_terminate_backend"
+	stopsStatement = "pg_cancel_backend"
 )
 
 // strike makes calls of one way at once and has the server end its sessions, or its statements, under them.
@@ -532,7 +532,7 @@ func (b *writesStage) strike(x *blow, how string) {
 			return
 		default:
 			n := b.stop(how)
-			if how == terminate {
+			if how == stopsSession {
 				b.ended += n
 			} else {
 				b.stopped += n
@@ -605,9 +605,9 @@ func TestWritesCutAtEveryMessage(t *testing.T) {
 		}
 		switch rounds % 20 {
 		case 9:
-			b.strike(x, cancelled)
+			b.strike(x, stopsStatement)
 		case 19:
-			b.strike(x, terminate)
+			b.strike(x, stopsSession)
 		}
 	}
 	again := b.sentAgain()
