@@ -20,6 +20,7 @@ const (
 	kindCommit
 	kindRollback
 	kindRollbackTo
+	kindSavepoint
 	kindDeallocate
 	kindCopy
 )
@@ -45,6 +46,8 @@ type statement struct {
 func (st *statement) endsTx() bool {
 	return st.kind == kindCommit || st.kind == kindRollback || st.kind == kindRollbackTo
 }
+
+func (st *statement) lastWord() string { return st.lower[strings.LastIndexByte(st.lower, ' ')+1:] }
 
 var (
 	seriesPattern  = regexp.MustCompile(`generate_series\s*\(\s*1\s*,\s*(\$1|'?\d+'?)`)
@@ -187,6 +190,8 @@ func (s *session) compile(sql string) *statement {
 		if next == "to" {
 			st.kind = kindRollbackTo
 		}
+	case "savepoint":
+		st.kind = kindSavepoint
 	case "deallocate":
 		st.kind = kindDeallocate
 	case "show":

@@ -63,6 +63,7 @@ func (c *conn) serve() {
 		c.mu.Unlock()
 		if over {
 			c.cut(orderly, nil)
+			c.session.rollback()
 			return
 		}
 		c.pump()
@@ -92,6 +93,11 @@ func (c *conn) pump() {
 		if held && c.session.stuck {
 			break
 		}
+	}
+	if c.ended {
+		c.mu.Unlock()
+		c.session.rollback()
+		c.mu.Lock()
 	}
 	c.pumping = false
 }
@@ -163,16 +169,28 @@ func (c *conn) see(st *statement) bool {
 	return true
 }
 
-// apply counts a statement that takes effect, and moves the log where that moves it; false as with see.
-func (c *conn) apply(st *statement, moves bool) bool {
+// moves moves the log where a statement does that; false as with see.
+func (c *conn) moves(log bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended {
 		return false
 	}
-	st.tally.applied.Add(1)
-	if moves {
+	if log {
 		c.peer.lsn.Add(64)
+	}
+	return true
+}
+
+// commit counts statements that take effect; false as with see.
+func (c *conn) commit(done []effect) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return false
+	}
+	for _, e := range done {
+		e.tally.applied.Add(1)
 	}
 	return true
 }

@@ -9,5 +9,5 @@
 // executed if the server wakes, even when the client has gone by then.
 //
 // What it is not: an SQL engine. Statements are answered by their shape (see [Handler]); transactions change the status
-// that the client is told and what a standby refuses, and undo nothing.
+// that the client is told, what a standby refuses, and what counts as applied.
 package pgfake

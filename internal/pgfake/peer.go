@@ -398,7 +398,7 @@ func (p *Peer) Count(text string) int {
 	return 0
 }
 
-// Applied returns how often this text took effect, answered or not. Rolling back does not undo it.
+// Applied returns how often this text took effect, answered or not: the transaction that it ran in has committed.
 func (p *Peer) Applied(text string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

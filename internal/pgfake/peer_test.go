@@ -155,6 +155,76 @@ func TestTransactions(t *testing.T) {
 	})
 }
 
+func TestWhatATransactionUndoesIsNotApplied(t *testing.T) {
+	bubble(t, pgfake.Options{}, func(t *testing.T, p *pgfake.Peer, pool *pgxpool.Pool) {
+		const kept, undone = "insert into t values (1)", "insert into t values (2)"
+		ctx := t.Context()
+		ended := map[string]bool{}
+		p.Handle(func(s pgfake.Statement) *pgfake.Response {
+			return &pgfake.Response{Ended: func(committed bool) { ended[s.SQL] = committed }}
+		})
+		tx, err := pool.Begin(ctx)
+		require.NoError(t, err)
+		for _, sql := range []string{kept, "savepoint a", undone, "rollback to a"} {
+			_, err = tx.Exec(ctx, sql)
+			require.NoError(t, err)
+		}
+		require.Zero(t, p.Applied(kept))
+		require.NoError(t, tx.Commit(ctx))
+		require.Equal(t, 1, p.Applied(kept))
+		require.Zero(t, p.Applied(undone))
+		require.Equal(t, map[string]bool{kept: true, undone: false, "commit": true}, ended)
+
+		tx, err = pool.Begin(ctx)
+		require.NoError(t, err)
+		_, err = tx.Exec(ctx, kept)
+		require.NoError(t, err)
+		p.CutConns()
+		require.Error(t, tx.Commit(ctx))
+		synctest.Wait()
+		require.Equal(t, 1, p.Applied(kept))
+		require.False(t, ended[kept])
+	})
+}
+
+func TestAnErrorAfterTheTag(t *testing.T) {
+	for name, c := range map[string]struct {
+		late      pgfake.Error
+		committed bool
+		args      []any
+		applied   int
+	}{
+		"simple":                            {pgfake.Error{Code: "57014"}, false, nil, 1},
+		"simple, fatal":                     {pgfake.Error{Severity: "FATAL", Code: "57P01"}, false, nil, 1},
+		"extended":                          {pgfake.Error{Code: "23514"}, false, []any{1}, 0},
+		"extended, fatal":                   {pgfake.Error{Severity: "FATAL", Code: "57P01"}, false, []any{1}, 0},
+		"extended, fatal, after its commit": {pgfake.Error{Severity: "FATAL", Code: "57P01"}, true, []any{1}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, pgfake.Options{}, func(t *testing.T, p *pgfake.Peer, pool *pgxpool.Pool) {
+				sql := "insert into t values (1)"
+				if c.args != nil {
+					sql = "insert into t values ($1::int4)"
+				}
+				p.Handle(func(s pgfake.Statement) *pgfake.Response {
+					if !s.Preparing && s.Simple != (c.args == nil) {
+						t.Errorf("simple: %v", s.Simple)
+					}
+					return &pgfake.Response{Late: &c.late, LateCommitted: c.committed}
+				})
+				conn, err := pool.Acquire(t.Context())
+				require.NoError(t, err)
+				defer conn.Release()
+				_, err = conn.Exec(t.Context(), sql, c.args...)
+				requireCode(t, c.late.Code, err)
+				require.Equal(t, c.late.Severity == "FATAL", conn.Conn().IsClosed())
+				synctest.Wait()
+				require.Equal(t, c.applied, p.Applied(sql))
+			})
+		})
+	}
+}
+
 func TestBatch(t *testing.T) {
 	bubble(t, pgfake.Options{}, func(t *testing.T, p *pgfake.Peer, pool *pgxpool.Pool) {
 		for range 2 {

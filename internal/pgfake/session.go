@@ -48,10 +48,27 @@ type session struct {
 	portals    map[string]*portal
 	unnamed    portal
 
+	pending []effect       // of the open transaction, explicit or implicit
+	marks   map[string]int // how much of it there was at each savepoint
+	late    *late          // what comes at Sync
+
 	copying  *statement
+	copier   *Response
 	copyRows int
 	copyTail []byte
 	copyText bool
+}
+
+// effect is what a statement has done, if its transaction commits.
+type effect struct {
+	tally *tally
+	ended func(committed bool) // nil: nobody is told
+}
+
+// late is an error that comes at Sync.
+type late struct {
+	err       *Error
+	committed bool // after the commit
 }
 
 // portal keeps its Bind message, since the input buffer moves on.
@@ -65,6 +82,7 @@ func newSession(c *conn) *session {
 	return &session{
 		c: c, p: c.peer, tx: 'I',
 		statements: map[string]*statement{}, known: map[string]*statement{}, portals: map[string]*portal{},
+		marks: map[string]int{},
 	}
 }
 
@@ -268,8 +286,7 @@ func (s *session) message(typ byte, body []byte) {
 	case 'H':
 		s.push()
 	case 'S':
-		s.skipping = false
-		s.ready()
+		s.sync()
 	case 'Q':
 		sql, _ := cstring(body)
 		s.query(string(sql))
@@ -435,11 +452,81 @@ func (s *session) describeRow(columns []Column, formats []int16) {
 	s.out = appendRowDescription(s.out, columns, formats)
 }
 
+// sync ends the flight of the extended protocol, and the transaction where no BEGIN has opened one: that is its commit.
+func (s *session) sync() {
+	l := s.late
+	s.late = nil
+	switch {
+	case s.skipping:
+	case l != nil && !l.committed:
+		s.fail(l.err)
+	case s.tx == 'I' && !s.commit():
+		s.cut()
+		return
+	case l != nil:
+		s.fail(l.err)
+	}
+	s.skipping = false
+	if !s.done {
+		s.ready()
+	}
+}
+
+// takeEffect notes what a statement does. A COMMIT does what its transaction has done; false: the connection has ended.
+func (s *session) takeEffect(st *statement, r *Response) bool {
+	switch {
+	case st.kind == kindCommit && s.tx != 'E':
+		s.pending = append(s.pending, effect{st.tally, r.Ended})
+		return s.commit()
+	case st.kind == kindCommit, st.kind == kindRollback:
+		s.rollback()
+		st.tally.applied.Add(1)
+	case st.kind == kindRollbackTo:
+		s.end(s.marks[st.lastWord()], false)
+		st.tally.applied.Add(1)
+	case st.kind == kindBegin:
+		st.tally.applied.Add(1)
+	case st.kind == kindSavepoint:
+		s.marks[st.lastWord()] = len(s.pending)
+		st.tally.applied.Add(1)
+	default:
+		s.pending = append(s.pending, effect{st.tally, r.Ended})
+	}
+	return true
+}
+
+// commit makes what is pending last, and reports false where the connection has ended before.
+func (s *session) commit() bool {
+	if len(s.pending) == 0 {
+		return true
+	}
+	if !s.c.commit(s.pending) {
+		return false
+	}
+	s.end(0, true)
+	return true
+}
+
+// rollback undoes what is pending.
+func (s *session) rollback() { s.end(0, false) }
+
+// end is the end of what has become pending since there were n effects.
+func (s *session) end(n int, committed bool) {
+	n = min(n, len(s.pending))
+	for _, e := range s.pending[n:] {
+		if e.ended != nil {
+			e.ended(committed)
+		}
+	}
+	s.pending = s.pending[:n]
+}
+
 // query is the simple protocol. The texts are told apart at each semicolon outside of quotes.
 func (s *session) query(sql string) {
-	for _, text := range splitStatements(sql) {
+	texts := splitStatements(sql)
+	for i, text := range texts {
 		st := s.compile(text)
-		if !s.execute(st, nil, true) || s.done || s.stuck || s.copying != nil {
+		if !s.execute(st, nil, i == len(texts)-1) || s.done || s.stuck || s.copying != nil {
 			break
 		}
 	}
@@ -454,8 +541,11 @@ func (s *session) query(sql string) {
 func (s *session) fail(e *Error) bool {
 	s.out = appendError(s.out, e)
 	s.skipping = true
-	if s.tx == 'T' {
-		s.tx = 'E'
+	switch s.tx {
+	case 'I':
+		s.rollback()
+	case 'T':
+		s.tx = 'E' // undone at its end, or at a ROLLBACK TO
 	}
 	s.done = s.done || e.fatal()
 	return false
@@ -475,8 +565,9 @@ func (s *session) asks(st *statement, set *settings) Statement {
 }
 
 // execute runs one statement, up to CommandComplete, and reports whether the next one of the same flight may run. po is
-// nil in the simple protocol.
-func (s *session) execute(st *statement, po *portal, simple bool) bool {
+// nil in the simple protocol, where the last statement of a text ends the transaction that no BEGIN has opened.
+func (s *session) execute(st *statement, po *portal, last bool) bool {
+	simple := po == nil
 	set := s.p.set.Load()
 	if !s.p.record(s.c, st) {
 		s.cut()
@@ -494,6 +585,7 @@ func (s *session) execute(st *statement, po *portal, simple bool) bool {
 	var r *Response
 	if set.handler != nil {
 		asked := s.asks(st, set)
+		asked.Simple = simple
 		if po != nil {
 			asked.Args = st.textArgs(po)
 		}
@@ -514,9 +606,16 @@ func (s *session) execute(st *statement, po *portal, simple bool) bool {
 	} else {
 		refused = s.refuses(st, set)
 	}
-	if refused == nil && st.kind != kindCopy && !s.c.apply(st, st.writes && !set.standby) {
-		s.cut()
-		return false
+	if refused == nil && st.kind != kindCopy {
+		if !s.c.moves(st.writes && !set.standby) || !s.takeEffect(st, r) {
+			s.cut()
+			return false
+		}
+		// What is cut was sent whole, and a server goes on to Sync.
+		if s.tx == 'I' && (simple && last || r.Cut != CutNever || r.Hang) && !s.commit() {
+			s.cut()
+			return false
+		}
 	}
 	if r.Cut == CutBeforeAnswer {
 		s.cut()
@@ -560,6 +659,7 @@ func (s *session) execute(st *statement, po *portal, simple bool) bool {
 		tag = s.answer(st, po, formats, set)
 	}
 	if s.copying != nil {
+		s.copier = r
 		s.push()
 		return true
 	}
@@ -573,10 +673,15 @@ func (s *session) execute(st *statement, po *portal, simple bool) bool {
 	default:
 		s.out = appendTag(s.out, tag)
 	}
-	if r.Cut == CutAfterAnswer {
+	switch {
+	case r.Cut == CutAfterAnswer:
 		s.ready()
 		s.cut()
 		return false
+	case r.Late != nil && simple:
+		return s.fail(r.Late)
+	case r.Late != nil:
+		s.late = &late{r.Late, r.LateCommitted}
 	}
 	return true
 }
@@ -648,16 +753,19 @@ func (s *session) copyData(typ byte, body []byte) {
 		s.copyTail = append(s.copyTail, body...)
 		s.copyTuples()
 	case 'c':
-		st := s.copying
-		s.copying = nil
-		if !s.c.apply(st, true) {
+		st, r := s.copying, s.copier
+		s.copying, s.copier = nil, nil
+		if !s.c.moves(true) || !s.takeEffect(st, r) || s.tx == 'I' && !s.commit() {
 			s.cut()
 			return
 		}
 		s.out = appendTag(s.out, "COPY "+strconv.Itoa(s.copyRows))
+		if r.Late != nil {
+			s.fail(r.Late)
+		}
 		s.copied()
 	case 'f':
-		s.copying = nil
+		s.copying, s.copier = nil, nil
 		reason, _ := cstring(body)
 		s.fail(&Error{Code: "57014", Message: "COPY from stdin failed: " + string(reason)})
 		s.copied()

@@ -31,6 +31,7 @@ type Statement struct {
 	// Args are in text form where the type of the parameter is known, as sent otherwise; nil is NULL.
 	Args      [][]byte
 	Preparing bool // the client asks for a description; nothing is executed
+	Simple    bool // it came by the simple query protocol
 	InTx      bool
 	// The state of the peer at this moment.
 	Standby  bool
@@ -57,6 +58,14 @@ type Response struct {
 	Delay time.Duration // added to the delay of the Peer; inline connections do not wait
 	Hang  bool          // executed, never answered: until a cancel request or the end of the connection
 	Cut   Cut
+
+	// Late comes after the tag. A statement of the simple query protocol outside of a transaction, and a COMMIT, is
+	// committed by then; one of the extended protocol is undone by it, unless LateCommitted says that it comes after Sync's
+	// commit.
+	Late          *Error
+	LateCommitted bool
+	// Ended is called once, when the transaction that the statement ran in has ended, in the goroutine of the connection.
+	Ended func(committed bool)
 }
 
 func (r *Response) answers() bool {
