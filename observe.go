@@ -111,11 +111,36 @@ func (w *wire) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQuer
 }
 
 func (w *wire) TraceQueryEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryEndData) {
-	w.sent.tagged = d.CommandTag.String() != ""
+	w.sent.tagged = d.CommandTag.String() != "" || d.Err != nil && w.dropped(d.Err)
 	w.end(ctx, d.Err)
 	if w.user != nil {
 		w.user.query.TraceQueryEnd(ctx, c, d)
 	}
+}
+
+// dropped reports whether a command tag had come before the error by which the connection was lost: under the extended
+// protocol pgx drops it then, and only the reader of the result still has it.
+func (w *wire) dropped(err error) bool {
+	if w.pg == nil || !w.pg.IsClosed() {
+		return false
+	}
+	if w.reader == nil {
+		return true
+	}
+	tag, of := w.reader.Close() // it reads nothing: the connection is closed
+	return tag.String() != "" && of != nil && errors.Is(err, of)
+}
+
+// readerOf returns the reader that pgx uses for every result of the connection, nil if it makes new ones. Nothing is sent
+// under a context that has ended.
+func readerOf(pg *pgconn.PgConn) *pgconn.ResultReader {
+	ended, end := context.WithCancel(context.Background())
+	end()
+	first := pg.ExecParams(ended, "", nil, nil, nil, nil)
+	if first != pg.ExecParams(ended, "", nil, nil, nil, nil) {
+		return nil
+	}
+	return first
 }
 
 func (w *wire) TraceBatchStart(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
@@ -346,6 +371,9 @@ func (w *wire) tellRole(generation uint64) {
 func (w *wire) connected(pg *pgconn.PgConn) {
 	pg.CustomData()[wireKey] = w
 	w.pg = pg
+	if !w.peer.solo {
+		w.reader = readerOf(pg)
+	}
 	if w.peer.asked {
 		w.presume()
 	}

@@ -33,17 +33,18 @@ type wire struct {
 	// The rest.
 	committing atomic.Bool // a transaction's COMMIT is on its way: it is not to be cancelled
 
-	mode     pgx.QueryExecMode // by which pgx sends what says nothing of it
-	reported bool              // the running statement's fault has been
-	dialling bool              // holds a place among the peer's handshakes
-	quiet    bool              // taken and released by ourselves: the program's tracer is not told
-	swept    bool              // by a sweep, for which the program's PrepareConn was not asked: nor is its AfterRelease
-	pool     poolKind          // whose connection it is
-	approach *approach         // how a connection of a pool that follows is being made; nil: it is not
-	eye      eye               // on the raw socket
-	noted    uint32            // seq of the last read that the watch has noted as long; the watch's alone
-	seen     uint32            // seq at the watch's last tick; the watch's alone
-	calls    int32             // out's upper part at the watch's last tick; the watch's alone
+	reader   *pgconn.ResultReader // of every result; nil: pgx has not one for all
+	mode     pgx.QueryExecMode    // by which pgx sends what says nothing of it
+	reported bool                 // the running statement's fault has been
+	dialling bool                 // holds a place among the peer's handshakes
+	quiet    bool                 // taken and released by ourselves: the program's tracer is not told
+	swept    bool                 // by a sweep, for which the program's PrepareConn was not asked: nor is its AfterRelease
+	pool     poolKind             // whose connection it is
+	approach *approach            // how a connection of a pool that follows is being made; nil: it is not
+	eye      eye                  // on the raw socket
+	noted    uint32               // seq of the last read that the watch has noted as long; the watch's alone
+	seen     uint32               // seq at the watch's last tick; the watch's alone
+	calls    int32                // out's upper part at the watch's last tick; the watch's alone
 
 	seat atomic.Int32
 	main atomic.Pointer[socket] // the connection itself, of several tries the last
