@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,6 +79,9 @@ func envNumber(t *testing.T, name string) (n int, set bool) {
 type machineTallies struct {
 	Runs, Commands, Reads, FailedReads, Writes, FailedWrites, Unknown, Applied int
 
+	Answers, Late     int // errors given to writes, and those of them that came after the tag
+	NeedlesslyUnknown int // of unknown outcome, and the table of docs/outcomes.md says that they were not executed
+
 	Trips             int64
 	Attempts, Sent    int           // the most of any call
 	LongestUnaffected time.Duration // the longest call of a kind that no fault may fail
@@ -92,6 +96,9 @@ func (s *machineTallies) add(m *machine) {
 	s.FailedWrites += m.sum.FailedWrites
 	s.Unknown += m.sum.Unknown
 	s.Applied += len(m.applied)
+	s.Answers += m.sum.Answers
+	s.Late += m.sum.Late
+	s.NeedlesslyUnknown += m.sum.NeedlesslyUnknown
 	s.Trips += m.sum.Trips
 	s.Attempts = max(s.Attempts, m.sum.Attempts)
 	s.Sent = max(s.Sent, m.sum.Sent)
@@ -119,6 +126,7 @@ type machineSetting struct {
 	safePrimary bool // the primary has no faults: no write may fail
 	cold        bool // callers and faults begin with the pool
 	shared      bool // monitors have no connections of their own
+	awake       bool // the primary never hangs
 	conns       int32
 	length      time.Duration
 }
@@ -136,9 +144,11 @@ type machine struct {
 	mu       sync.Mutex
 	trace    []string
 	failures []string
-	applied  map[int64]int                       // how often an insert took effect
-	excused  map[int64]bool                      // reads whose connection was cut behind their rows
-	batched  map[int64]bool                      // the inserts of a batch of two
+	applied  map[int64]int       // how often an insert took effect
+	excused  map[int64]bool      // reads whose connection was cut behind their rows
+	batched  map[int64]bool      // the inserts of a batch, and whether it is one of two
+	claims   map[string]executed // what the table says of a statement that was answered with this message
+	xacts    xacts
 	live     map[*machineCall]context.CancelFunc // calls that a command may cancel
 	writes   []*machineCall                      // all that have ended
 	sum      machineTallies
@@ -155,6 +165,7 @@ type faultyPeer struct {
 	mu       sync.Mutex
 	cuts     []pgfake.Cut // of the next statements
 	refusals int          // of the next statements: conflicts on a replica, constraints on the primary
+	answers  []answer     // of the next writes
 }
 
 // machineCall is one call, found through its context by the hook and the tracer.
@@ -170,7 +181,7 @@ type machineCall struct {
 	cancelled atomic.Bool
 	err       error
 	excused   bool  // a row had been handed out
-	undone    bool  // a transaction or several statements: the fake undoes nothing
+	settles   bool  // it asks what became of its transaction, and may begin another
 	copied    bool  // by copy, not insert
 	more      int64 // the second id of a batch
 }
@@ -179,7 +190,7 @@ type machineCallKey struct{}
 
 func newMachine(seed uint64) *machine {
 	return &machine{
-		seed: seed, applied: map[int64]int{}, excused: map[int64]bool{}, batched: map[int64]bool{},
+		seed: seed, applied: map[int64]int{}, excused: map[int64]bool{}, batched: map[int64]bool{}, claims: map[string]executed{},
 		live: map[*machineCall]context.CancelFunc{},
 	}
 }
@@ -223,7 +234,7 @@ func (m *machine) play(t *testing.T) {
 	defer watchdog.Stop()
 	rng := m.generator(0)
 	m.machineSetting = machineSetting{
-		safeReplica: rng.IntN(2) == 0, safePrimary: rng.IntN(3) == 0, cold: rng.IntN(4) == 0, shared: rng.IntN(4) == 0,
+		safeReplica: rng.IntN(2) == 0, safePrimary: rng.IntN(3) == 0, cold: rng.IntN(4) == 0, shared: rng.IntN(4) == 0, awake: rng.IntN(2) == 0,
 		conns: []int32{4, 5, 10}[rng.IntN(3)], length: time.Duration(20+rng.IntN(41)) * time.Second,
 	}
 	bubble(t, machineReplicas, m.configure, func(_ context.Context, x *fakes) { m.run(x, rng) })
@@ -299,35 +310,90 @@ func (m *machine) handler(f *faultyPeer) pgfake.Handler {
 		switch {
 		case gone && s.Preparing:
 			return &pgfake.Response{Err: &pgfake.Error{Severity: "FATAL", Code: "42601"}} // nothing of the flight is done
-		case s.SQL == lookFull || s.Preparing:
+		case s.SQL == lookFull:
 			return looks(s)
 		case gone:
 			return &pgfake.Response{Cut: pgfake.CutBeforeExecute} // a server rolls back what it had begun
 		}
+		if r := m.xacts.answer(s); r != nil || s.Preparing {
+			return r
+		}
 		id, insert := statementID(s)
-		r := f.fault(id)
+		r := f.fault(s, id)
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if r != nil && r.Cut == pgfake.CutAfterAnswer && m.batched[id] {
+		two, batch := m.batched[id]
+		if r == nil {
+			r = m.answer(f, s, batch)
+		}
+		if r.Cut == pgfake.CutAfterAnswer && two {
 			r.Cut = pgfake.CutBeforeAnswer // the fake would say ReadyForQuery in the midst of a batch
 		}
 		switch {
-		case insert && !s.Standby && (r == nil || r.Err == nil && r.Cut != pgfake.CutBeforeExecute):
-			m.applied[id]++
-		case !insert && r != nil && r.Cut == pgfake.CutBeforeTag:
+		case insert:
+			r.Ended = func(committed bool) {
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				if committed {
+					m.applied[id]++
+				}
+			}
+		case r.Cut == pgfake.CutBeforeTag:
 			m.excused[id] = true
 		}
 		return r
 	}
 }
 
+// answer gives a write the next error that its protocol allows, and notes what may be claimed of it.
+func (m *machine) answer(f *faultyPeer, s pgfake.Statement, batch bool) *pgfake.Response {
+	commit, copies := s.SQL == "commit", strings.HasPrefix(s.SQL, "copy")
+	if s.Standby || !commit && !copies && !strings.HasPrefix(s.SQL, "insert") {
+		return &pgfake.Response{}
+	}
+	a, ok := f.nextAnswer(s.Simple || s.InTx)
+	if !ok {
+		return &pgfake.Response{}
+	}
+	m.sum.Answers++
+	if a.tagged {
+		m.sum.Late++
+	}
+	message := fmt.Sprintf("answer %d, %s", m.sum.Answers, a)
+	switch {
+	case s.InTx && !commit: // pgx's own, never marked
+	case copies && a.err.Severity == "FATAL":
+		m.claims[message] = executedUnknown // pgx drops a copy's tag with the connection
+	default:
+		m.claims[message] = a.claim(s.Simple, batch)
+	}
+	return a.response(message)
+}
+
+// nextAnswer takes the next error. What a commit at Sync raises, and what comes after it, is for statements of the extended
+// protocol outside of transactions.
+func (f *faultyPeer) nextAnswer(simply bool) (answer, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, a := range f.answers {
+		if !simply || !a.atSync() {
+			f.answers = slices.Delete(f.answers, i, i+1)
+			return a, true
+		}
+	}
+	return answer{}, false
+}
+
+// machineAnswers are drawn from.
+var machineAnswers = slices.Concat(beforeTag, afterTag, afterTag, beforeSync, afterCommit)
+
 // fault is what is to become of the next statement of a program's.
-func (f *faultyPeer) fault(id int64) *pgfake.Response {
+func (f *faultyPeer) fault(s pgfake.Statement, id int64) *pgfake.Response {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case id == 0: // BEGIN, COMMIT and their like
-	case f.refusals > 0:
+	case id == 0 && s.SQL != "commit": // BEGIN and its like
+	case f.refusals > 0 && id != 0:
 		f.refusals--
 		if f.replica {
 			return &pgfake.Response{Err: &pgfake.Error{
@@ -382,7 +448,7 @@ func (m *machine) drive(rng *rand.Rand) {
 }
 
 func (m *machine) command(rng *rand.Rand, f *faultyPeer) {
-	switch n := rng.IntN(30); n {
+	switch n := rng.IntN(36); n {
 	case 0, 1:
 		m.note("%s dies", f.name)
 		f.severed.Add(1)
@@ -402,10 +468,16 @@ func (m *machine) command(rng *rand.Rand, f *faultyPeer) {
 		m.note("%s is revived", f.name)
 		f.Revive()
 	case 7, 8:
+		if m.awake && !f.replica {
+			break
+		}
 		m.note("%s hangs", f.name)
 		f.Hang()
 		f.hung = true
 	case 9:
+		if m.awake && !f.replica {
+			break
+		}
 		m.note("%s is isolated", f.name)
 		f.Isolate()
 		f.hung = true
@@ -452,6 +524,16 @@ func (m *machine) command(rng *rand.Rand, f *faultyPeer) {
 		f.mu.Unlock()
 	case 26:
 		m.cancel(rng.IntN(2) == 0)
+	case 30, 31, 32, 33, 34, 35:
+		if f.replica {
+			break
+		}
+		f.mu.Lock()
+		for range 1 + rng.IntN(8) {
+			f.answers = append(f.answers, machineAnswers[rng.IntN(len(machineAnswers))])
+		}
+		m.note("%s answers writes: %v", f.name, f.answers)
+		f.mu.Unlock()
 	default:
 		m.heal(f)
 	}
@@ -460,7 +542,7 @@ func (m *machine) command(rng *rand.Rand, f *faultyPeer) {
 func (m *machine) heal(f *faultyPeer) {
 	m.note("%s is healed", f.name)
 	f.mu.Lock()
-	f.cuts, f.refusals = nil, 0
+	f.cuts, f.refusals, f.answers = nil, 0, nil
 	f.mu.Unlock()
 	f.delay.Store(0)
 	f.StartupError("")
@@ -571,11 +653,11 @@ func (m *machine) write(ctx context.Context, rng *rand.Rand, c *machineCall) {
 	p := m.x.pool
 	literal := fmt.Sprintf("insert into t values (%d)", c.id)
 	const argument = "insert into t values ($1::int8)"
-	kinds := 9
-	if m.safePrimary {
+	kinds := 11
+	if m.safePrimary || m.awake {
 		// A copy that waits for its server holds a mutex in pgconn, at which the time of a bubble stops: copies are made
 		// only where the server never keeps them waiting.
-		kinds = 10
+		kinds = 12
 	}
 	switch rng.IntN(kinds) {
 	case 0:
@@ -603,19 +685,30 @@ func (m *machine) write(ctx context.Context, rng *rand.Rand, c *machineCall) {
 		c.kind = "row that inserts"
 		c.err = p.QueryRow(ctx, argument+" returning v", c.id).Scan(new(int))
 	case 6, 7:
-		c.kind, c.undone = "transaction", true
+		c.kind = "transaction"
 		m.transact(ctx, rng, c)
-	case 8:
+	case 8, 9:
+		c.kind, c.settles = "RunTx", true
+		c.err = p.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error {
+			c.held = true
+			_, err := tx.Exec(ctx, literal)
+			return err
+		})
+	case 10:
 		c.kind = "batch"
 		b := &pgx.Batch{}
 		b.Queue(literal)
-		if rng.IntN(2) == 0 {
-			c.more, c.undone = m.ids.Add(1), true
+		two := rng.IntN(2) == 0
+		if two {
+			c.more = m.ids.Add(1)
 			b.Queue(argument, c.more)
-			m.mu.Lock()
-			m.batched[c.id], m.batched[c.more] = true, true
-			m.mu.Unlock()
 		}
+		m.mu.Lock()
+		m.batched[c.id] = two
+		if two {
+			m.batched[c.more] = two
+		}
+		m.mu.Unlock()
 		c.err = p.SendBatch(ctx, b).Close()
 	default:
 		c.kind, c.copied = "copy", true
@@ -692,7 +785,7 @@ func (m *machine) judge(c *machineCall) {
 	if c.sent > machineSent && !c.held {
 		m.fail("%v: sent %d times", c, c.sent)
 	}
-	if c.attempts > machineAttempts {
+	if c.attempts > machineAttempts && !c.settles {
 		m.fail("%v: %d attempts", c, c.attempts)
 	}
 	m.mu.Lock()
@@ -721,7 +814,14 @@ func (m *machine) judge(c *machineCall) {
 		}
 		m.writes = append(m.writes, c)
 	}
+	needlessly, silently := m.compare(c)
 	m.mu.Unlock()
+	if needlessly {
+		m.fail("%v: of unknown outcome, while it is certain that it was not executed: %v", c, c.err)
+	}
+	if silently {
+		m.fail("%v: may be executed, and the error does not say so: %v", c, c.err)
+	}
 	switch {
 	case c.err == nil:
 	case unaffected:
@@ -729,6 +829,23 @@ func (m *machine) judge(c *machineCall) {
 	default:
 		m.note("    %v: %v", c, c.err)
 	}
+}
+
+// compare holds the error of a write that was answered against the table of docs/outcomes.md.
+func (m *machine) compare(c *machineCall) (needlessly, silently bool) {
+	var answered *pgconn.PgError
+	if !errors.As(c.err, &answered) {
+		return false, false
+	}
+	claim, ok := m.claims[answered.Message]
+	if !ok {
+		return false, false
+	}
+	unknown := errors.Is(c.err, ErrOutcomeUnknown)
+	if needlessly = unknown && claim != executedUnknown; needlessly {
+		m.sum.NeedlesslyUnknown++
+	}
+	return needlessly, !unknown && claim == executedUnknown
 }
 
 // state is what the peers carry, for a failure's text.
@@ -919,7 +1036,7 @@ func (m *machine) accounts() {
 				m.fail("%v: done %d times (%v)", c, n, c.err)
 			case c.err == nil && n != 1:
 				m.fail("%v: not done, and no error", c)
-			case c.err != nil && !unknown && n != 0 && !(c.undone && (c.kind == "transaction" || isAnswer(c.err))):
+			case c.err != nil && !unknown && n != 0:
 				m.fail("%v: done, and the error does not say that it may be: %v (%T)", c, c.err, c.err)
 			}
 		}
@@ -936,10 +1053,4 @@ func (m *machine) effect(c *machineCall, id int64) (n int) {
 		n += f.Applied(fmt.Sprintf(`copy "c%d" ( "v" ) from stdin binary`, id))
 	}
 	return n
-}
-
-// isAnswer reports a server's error that undoes the whole of a batch, which the fake does not.
-func isAnswer(err error) bool {
-	var answer *pgconn.PgError
-	return errors.As(err, &answer) && !isFatal(answer)
 }
