@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -388,4 +389,103 @@ func TestPoolersThatAreFullAreNotAtFault(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The server stops statements and sessions behind a pooler while they commit, which is slow, and logs each, so that it
+// stops them after the commit: what is done then was said to be, or of unknown outcome.
+func TestPoolersAServerThatStopsWritesInTheirCommit(t *testing.T) {
+	t.Parallel()
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1, Settings: map[string]string{
+		"fsync": "on", "commit_delay": "10000", "commit_siblings": "0", "log_min_duration_statement": "0",
+	}})
+	s := poolersOf(t, c, nil, "multipool_wait=20s")
+	const (
+		insert = "insert into log (id) values ($1)"
+		simply = pgx.QueryExecModeSimpleProtocol
+	)
+	ways := []func(ctx context.Context, id int64) error{
+		func(ctx context.Context, id int64) error { _, err := s.pool.Exec(ctx, insert, id); return err },
+		func(ctx context.Context, id int64) error { _, err := s.pool.Exec(ctx, insert, simply, id); return err },
+		func(ctx context.Context, id int64) error {
+			_, err := s.pool.Exec(ctx, fmt.Sprintf("insert into log (id) values (%d)", id))
+			return err
+		},
+		func(ctx context.Context, id int64) error { return scanOne(ctx, s.pool, insert+" returning id", id) },
+		func(ctx context.Context, id int64) error {
+			return s.pool.QueryRow(ctx, insert+" returning id", simply, id).Scan(new(int64))
+		},
+		func(ctx context.Context, id int64) error {
+			return pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error { _, err := tx.Exec(ctx, insert, id); return err })
+		},
+		func(ctx context.Context, id int64) error {
+			return s.pool.RunTx(ctx, pgx.TxOptions{}, func(tx pgx.Tx) error { _, err := tx.Exec(ctx, insert, id); return err })
+		},
+		func(ctx context.Context, id int64) error {
+			_, err := s.pool.CopyFrom(ctx, pgx.Identifier{"log"}, []string{"id"}, pgx.CopyFromRows([][]any{{id}}))
+			return err
+		},
+		func(ctx context.Context, id int64) error {
+			b := &pgx.Batch{}
+			b.Queue(insert, id)
+			return s.pool.SendBatch(ctx, b).Close()
+		},
+	}
+	var last, unknown atomic.Int64
+	var ended sync.Map // error by id
+	writers := gatherFor(20*time.Second, 18, func(ctx context.Context) error {
+		id := last.Add(1)
+		err := ways[id%int64(len(ways))](ctx, id)
+		ended.Store(id, err)
+		if errors.Is(err, ErrOutcomeUnknown) {
+			unknown.Add(1)
+		}
+		return nil
+	})
+	server, err := c.Primary().Conn(testContext(t))
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = server.Close(context.Background()) })
+	stopped := map[string]int64{}
+	waitFor(t, "writes to be stopped in their commit", time.Minute, func() bool {
+		for _, stop := range []string{"pg_terminate_backend", "pg_cancel_backend"} {
+			tag, err := server.Exec(testContext(t), "select "+stop+`(pid) from pg_stat_activity
+				where state = 'active' and pid <> pg_backend_pid() and query ~* '(into|copy).*log|commit' and random() < 0.2`)
+			require.NoError(t, err)
+			stopped[stop] += tag.RowsAffected()
+		}
+		return stopped["pg_terminate_backend"] >= 50 && stopped["pg_cancel_backend"] >= 50 && unknown.Load() >= 30
+	})
+	writers.dismiss()
+	s.pool.Close() // what a caller has given up goes on behind the pooler
+	waitFor(t, "the last write to end", 20*time.Second, func() bool {
+		return count(t, c, "select count(*) from pg_stat_activity where state <> 'idle' and pid <> pg_backend_pid() and backend_type = 'client backend'") == 0
+	})
+	rows, err := server.Query(testContext(t), "select id, count(*) from log group by id")
+	require.NoError(t, err)
+	there := map[int64]int{}
+	var id int64
+	var n int
+	_, err = pgx.ForEachRow(rows, []any{&id, &n}, func() error { there[id] = n; return nil })
+	require.NoError(t, err)
+	var failed, unknownDone int
+	ended.Range(func(key, value any) bool {
+		id, n := key.(int64), there[key.(int64)]
+		err, _ := value.(error)
+		marked := errors.Is(err, ErrOutcomeUnknown)
+		switch {
+		case n > 1:
+			t.Errorf("way %d: done %d times: %v", id%int64(len(ways)), n, err)
+		case err == nil && n == 0:
+			t.Errorf("way %d: not done, and no error", id%int64(len(ways)))
+		case err != nil && !marked && n > 0:
+			t.Errorf("way %d: done, and the error does not say that it may be: %v", id%int64(len(ways)), err)
+		case marked && n > 0:
+			unknownDone++
+		case err != nil && !marked:
+			failed++
+		}
+		return true
+	})
+	t.Logf("%d writes, told to stop: %v; %d of unknown outcome, of which %d are done; %d failed and not done", last.Load(), stopped,
+		unknown.Load(), unknownDone, failed)
+	require.Positive(t, unknownDone, "some were stopped after their commit")
 }
