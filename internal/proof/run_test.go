@@ -24,8 +24,10 @@ import (
 )
 
 // Runs of a seed each: callers append to a few lists and read them at the primary, through one pool, while servers are
-// killed, promoted, frozen, restarted and cut off. Replication is synchronous, so that nothing that was acknowledged may
-// be missing. A seed gives the same faults and the same calls in each caller's order; how they meet is not the seed's.
+// killed, promoted, frozen, restarted and cut off, and sessions terminated and cancelled. What the servers log of each
+// statement is drawn too, because a server obeys a termination or a cancel when it has logged. Replication is synchronous,
+// so that nothing that was acknowledged may be missing. A seed gives the same faults and the same calls in each caller's
+// order; how they meet is not the seed's.
 //
 //	MULTIPOOL_PROOF_RUNS=20 go test -v -run TestRuns .
 //	MULTIPOOL_PROOF_SEED=7 go test -v -run TestRuns .
@@ -47,6 +49,7 @@ type run struct {
 	pool    *multipool.MultiPool
 	begun   time.Time
 
+	told int64 // sessions and statements that were told to stop
 	ids  atomic.Int64
 	done atomic.Int64 // calls that succeeded
 	stop chan struct{}
@@ -60,6 +63,25 @@ type run struct {
 type setting struct {
 	Quorum bool // any one standby confirms; otherwise all do, when they have applied
 	Faults int
+	Server map[string]string // what the servers log, and how long a commit takes
+}
+
+// serverSettings draws what servers log of a statement, each of which makes them obey a termination or a cancel between
+// its tag and its end, and whether a commit takes long enough to be met by one.
+func serverSettings(rng *rand.Rand) map[string]string {
+	settings := map[string]string{}
+	for _, group := range []map[string]string{
+		{"log_min_duration_statement": "0"},
+		{"log_duration": "on"},
+		{"log_statement_stats": "on"},
+		{"log_min_duration_sample": "0", "log_statement_sample_rate": "0.5"},
+		{"commit_delay": strconv.Itoa(500 + rng.IntN(3000)), "commit_siblings": "0", "fsync": "on"}, // delayed only if synced
+	} {
+		if rng.IntN(2) == 0 {
+			maps.Copy(settings, group)
+		}
+	}
+	return settings
 }
 
 // caller is how a run's callers call; the plain one does what a program should.
@@ -68,11 +90,11 @@ type caller func(r *run, ctx context.Context, rng *rand.Rand, c *Call) error
 func newRun(t *testing.T, seed uint64) *run {
 	t.Helper()
 	r := &run{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), begun: time.Now(), stop: make(chan struct{})}
-	r.setting = setting{Quorum: r.rng.IntN(2) == 0, Faults: 6 + r.rng.IntN(5)}
-	o := pgtest.Options{Standbys: 2, SyncApply: !r.setting.Quorum}
+	r.setting = setting{Quorum: r.rng.IntN(2) == 0, Faults: 6 + r.rng.IntN(5), Server: serverSettings(r.rng)}
+	o := pgtest.Options{Standbys: 2, SyncApply: !r.setting.Quorum, Settings: maps.Clone(r.setting.Server)}
 	if r.setting.Quorum {
 		// Each server names all: which of them is the primary changes, and none is its own standby.
-		o.Settings = map[string]string{"synchronous_standby_names": "ANY 1 (node1, node2, node3)"}
+		o.Settings["synchronous_standby_names"] = "ANY 1 (node1, node2, node3)"
 	}
 	r.cluster = pgtest.Start(t, o)
 	ctx := t.Context()
@@ -148,31 +170,41 @@ const (
 	appendList = "update lists set ids = ids || $1::bigint where key = $2"
 )
 
-// plainly reads or appends as a program should.
-func plainly(r *run, ctx context.Context, rng *rand.Rand, c *Call) error {
-	way := rng.IntN(8)
-	if way >= 4 {
-		c.ID = r.ids.Add(1)
-	}
-	return r.call(ctx, way, c)
+// ways are the ways to append. Each is one statement, or a transaction that the program begins.
+var ways = []string{
+	"Exec", "QueryRow", "transaction", "batch", // by the extended protocol, except for COMMIT
+	"Exec without arguments", "Exec, simple", "QueryRow, simple",
 }
 
-// call reads, or appends in one of the ways.
-func (r *run) call(ctx context.Context, way int, c *Call) (err error) {
-	switch way {
-	default:
-		c.Kind = "read"
+// plainly reads or appends as a program should.
+func plainly(r *run, ctx context.Context, rng *rand.Rand, c *Call) error {
+	c.Kind = "read"
+	if rng.IntN(2) == 0 {
+		c.ID, c.Kind = r.ids.Add(1), ways[rng.IntN(len(ways))]
+	}
+	return r.call(ctx, c)
+}
+
+// call reads, or appends in the way of the call's kind.
+func (r *run) call(ctx context.Context, c *Call) (err error) {
+	const simply = pgx.QueryExecModeSimpleProtocol
+	switch c.Kind {
+	case "read":
 		err = r.pool.QueryRow(multipool.WithPrimary(ctx), readList, c.Key).Scan(&c.List)
 		c.Seen = err == nil
-	case 4:
-		c.Kind = "Exec"
+	case "Exec":
 		_, err = r.pool.Exec(ctx, appendList, c.ID, c.Key)
-	case 5:
-		c.Kind = "QueryRow"
+	case "Exec without arguments":
+		_, err = r.pool.Exec(ctx, fmt.Sprintf("update lists set ids = ids || %d::bigint where key = %d", c.ID, c.Key))
+	case "Exec, simple":
+		_, err = r.pool.Exec(ctx, appendList, simply, c.ID, c.Key)
+	case "QueryRow":
 		err = r.pool.QueryRow(ctx, appendList+" returning ids", c.ID, c.Key).Scan(&c.List)
 		c.Seen = err == nil
-	case 6:
-		c.Kind = "transaction"
+	case "QueryRow, simple":
+		err = r.pool.QueryRow(ctx, appendList+" returning ids", simply, c.ID, c.Key).Scan(&c.List)
+		c.Seen = err == nil
+	case "transaction":
 		err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 			if err := tx.QueryRow(ctx, readList+" for update", c.Key).Scan(&c.List); err != nil {
 				return err
@@ -182,8 +214,7 @@ func (r *run) call(ctx context.Context, way int, c *Call) (err error) {
 		})
 		c.List = append(c.List, c.ID)
 		c.Seen = err == nil
-	case 7:
-		c.Kind = "batch"
+	case "batch":
 		b := &pgx.Batch{}
 		b.Queue("select 1")
 		b.Queue(appendList, c.ID, c.Key)
@@ -203,8 +234,8 @@ func (r *run) progress() {
 }
 
 // settle waits until the standbys have everything that anybody can have seen. The primary shows what the standbys have
-// not confirmed in two cases that are PostgreSQL's, not the pool's: behind a crash of its own, and where a caller's
-// deadline ends the wait for a standby. What is lost then had been seen.
+// not confirmed in two cases that are PostgreSQL's, not the pool's: after a crash of its own, and where a caller's
+// deadline, a cancel or a termination ends the wait for a standby. What is lost then had been seen.
 func (r *run) settle() {
 	r.t.Helper()
 	require.NoError(r.t, r.cluster.WaitCaughtUp(r.t.Context()))
@@ -232,6 +263,8 @@ var faults = []struct {
 		return nil
 	}},
 	{"statements are cut", (*run).cut},
+	{"sessions are terminated", func(r *run) error { return r.interrupt("pg_terminate_backend") }},
+	{"statements are cancelled", func(r *run) error { return r.interrupt("pg_cancel_backend") }},
 }
 
 func (r *run) standby() *pgtest.Server {
@@ -275,6 +308,30 @@ func (r *run) cut() error {
 	for _, relay := range r.relays {
 		relay.Disarm()
 	}
+	return nil
+}
+
+// interrupt has the primary tell every other one of the callers' statements under way to stop, again and again for a while,
+// so that it meets them at every point.
+func (r *run) interrupt(function string) error {
+	ctx := r.t.Context()
+	conn, err := r.cluster.Primary().Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	told := int64(0)
+	for end := time.Now().Add(300*time.Millisecond + time.Duration(r.rng.IntN(700))*time.Millisecond); time.Now().Before(end); {
+		tag, err := conn.Exec(ctx, "select "+function+`(pid) from pg_stat_activity
+			where application_name = 'caller' and state = 'active' and query ~* 'lists|commit' and random() < 0.5`)
+		if err != nil {
+			return err
+		}
+		told += tag.RowsAffected()
+		r.pause(1, 5*time.Millisecond)
+	}
+	r.note("  %d are told", told)
+	r.told += told
 	return nil
 }
 
@@ -435,6 +492,7 @@ func TestRunsAreLinearizable(t *testing.T) {
 	first := envNumber(t, "MULTIPOOL_PROOF_SEED", 0)
 	var sum tally
 	happened := map[string]int{}
+	var told int64
 	for i := range envNumber(t, "MULTIPOOL_PROOF_RUNS", 2) {
 		seed := uint64(first + i)
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
@@ -442,6 +500,7 @@ func TestRunsAreLinearizable(t *testing.T) {
 			calls, final := r.play(plainly, r.nemesis)
 			n := tallyOf(calls, final)
 			sum.add(n)
+			told += r.told
 			t.Logf("%+v: %+v, %.1f s\n%s", r.setting, n, time.Since(r.begun).Seconds(), r.history())
 			for _, line := range r.trace {
 				if _, name, _ := strings.Cut(strings.TrimSpace(line), " "); !strings.HasPrefix(name, " ") {
@@ -454,7 +513,7 @@ func TestRunsAreLinearizable(t *testing.T) {
 			require.NoError(t, Linearizable(calls, final, patience))
 		})
 	}
-	t.Logf("in all: %+v", sum)
+	t.Logf("in all: %+v, %d told to stop", sum, told)
 	for _, name := range slices.Sorted(maps.Keys(happened)) {
 		t.Logf("%3d %s", happened[name], name)
 	}
@@ -465,7 +524,11 @@ func TestAProgramThatSendsAgainIsCaught(t *testing.T) {
 	r := newRun(t, 1)
 	calls, final := r.play(func(r *run, ctx context.Context, rng *rand.Rand, c *Call) error {
 		err := plainly(r, ctx, rng, c)
-		if c.ID != 0 && errors.Is(err, multipool.ErrOutcomeUnknown) && r.call(ctx, 4, c) == nil {
+		if c.ID == 0 || !errors.Is(err, multipool.ErrOutcomeUnknown) {
+			return err
+		}
+		c.Kind = "Exec"
+		if r.call(ctx, c) == nil {
 			return nil
 		}
 		return err
