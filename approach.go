@@ -9,7 +9,8 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"sync/atomic"
+	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -25,8 +26,8 @@ type approach struct {
 	follower *follower
 	call     *call // for whom; nil: nobody's
 	wire     *wire
-	config   *pgx.ConnConfig           // of the connection, in pgx's hands: it works on a copy of what the pool gave it
 	own      map[*peer]*pgx.ConnConfig // the peers' configurations, copied once: see ownOf
+	timeout  time.Duration             // the pool's own bound, where the program has none
 	entries  []entry
 	base     context.Context // the pool's
 	ctx      context.Context // of waits: ends with the call too
@@ -40,7 +41,8 @@ type approach struct {
 	visits  []visit // one for each entry that pgx has come to
 	failed  error   // ends the approach
 
-	arrived atomic.Pointer[pgconn.DialFunc] // the peer's dialer, for cancel requests
+	mu      sync.Mutex      // orders cancel requests on behalf of tries that have failed with the end
+	arrived pgconn.DialFunc // the program's way to dial the peer; nil: not yet
 }
 
 // entry is one address in pgx's hands: a peer's, or its second with the other way of TLS (sslmode=prefer, allow).
@@ -71,7 +73,9 @@ var (
 // beforeConnect is the pool's: it waits until there is a peer to go to, and puts the approach into the private copy of
 // the configuration.
 func (f *follower) beforeConnect(ctx context.Context, cc *pgx.ConnConfig) error {
-	a := &approach{follower: f, wire: &wire{pool: f.kind}, own: make(map[*peer]*pgx.ConnConfig)}
+	a := &approach{
+		follower: f, wire: &wire{pool: f.kind}, own: make(map[*peer]*pgx.ConnConfig), timeout: cc.ConnectTimeout,
+	}
 	a.call, _ = ctx.Value(callKey{}).(*call)
 	a.wire.approach = a
 	a.bind(ctx)
@@ -85,19 +89,18 @@ func (f *follower) beforeConnect(ctx context.Context, cc *pgx.ConnConfig) error 
 		a.end()
 		return err
 	}
-	a.wire.user, a.wire.mode = splitTracer(a.ours.Tracer), a.ours.DefaultQueryExecMode
+	a.wire.user = splitTracer(a.ours.Tracer)
 	a.impersonate(cc)
 	return nil
 }
 
-// starts takes the configuration that pgx works on, and returns one for the program's tracer, without the list. The list comes
-// here, and not before, as pgx has copied by now what it was given: what is put in stays as it is.
+// starts puts the list into the configuration that pgx works on, and returns one for the program's tracer, without it. The list
+// comes here, and not before, as pgx has copied by now what it was given: what is put in stays as it is.
 func (a *approach) starts(cc *pgx.ConnConfig) *pgx.ConnConfig {
-	a.config = cc
 	a.impersonate(cc)
-	shown := *cc
 	cc.Fallbacks = a.list()
 	cc.Host, cc.Port = "#0", 1
+	shown := *a.ours
 	return &shown
 }
 
@@ -190,6 +193,9 @@ func (a *approach) prepare() error {
 	}
 	a.retreat()
 	ours := sharingTLS(a.ownOf(q))
+	if ours.ConnectTimeout <= 0 {
+		ours.ConnectTimeout = a.timeout
+	}
 	if before := a.follower.user.BeforeConnect; before != nil {
 		if err := before(a.base, ours); err != nil {
 			return err
@@ -204,7 +210,7 @@ func (a *approach) prepare() error {
 		w.stand()
 		return err
 	}
-	a.to, a.ours = q, ours
+	a.to, a.ours, w.own, w.mode = q, ours, ours, ours.DefaultQueryExecMode
 	return nil
 }
 
@@ -235,14 +241,17 @@ func (a *approach) list() (all []*pgconn.FallbackConfig) {
 	return all
 }
 
-// dial is pgx's: for the entries of the list one after another, and for cancel requests, which go to an address. pgx
-// sends those also on behalf of a try that has failed, while it goes on: they are refused.
+// dial is pgx's: for the entries of the list one after another, and then as any connection's is. pgx sends cancel
+// requests also on behalf of a try that has failed, while it goes on: they are refused.
 func (a *approach) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	a.mu.Lock()
+	arrived := a.arrived
+	a.mu.Unlock()
+	if arrived != nil {
+		return a.wire.dialer(arrived)(ctx, network, addr)
+	}
 	e, is := a.entryOf(network, addr)
 	if !is {
-		if dial := a.arrived.Load(); dial != nil {
-			return (*dial)(ctx, network, addr)
-		}
 		return nil, errElsewhere
 	}
 	a.visits = append(a.visits, visit{})
@@ -284,7 +293,7 @@ func (a *approach) turn() {
 		err = a.prepare()
 	}
 	if err == nil {
-		a.impersonate(a.config)
+		a.impersonate(a.wire.config)
 	} else if !errors.Is(err, errPeerDown) { // it fell while we waited at its door: the next turn asks again
 		a.failed = err
 	}
@@ -294,9 +303,6 @@ func (a *approach) turn() {
 func (a *approach) impersonate(cc *pgx.ConnConfig) {
 	had := *cc
 	*cc = *a.ours
-	if cc.ConnectTimeout <= 0 {
-		cc.ConnectTimeout = had.ConnectTimeout // the pool's own bound
-	}
 	if cc.OnNotification == nil {
 		cc.OnNotification = had.OnNotification // pgx's own
 	}
@@ -327,9 +333,8 @@ func (a *approach) knock(ctx context.Context, e entry) (net.Conn, error) {
 }
 
 func (a *approach) dialHost(ctx context.Context, host string, port uint16) (net.Conn, error) {
-	dial := a.to.dialer(a.wire, a.ours.DialFunc)
 	if network, addr := pgconn.NetworkAddress(host, port); network == "unix" {
-		return dial(ctx, network, addr)
+		return a.wire.dial(ctx, a.ours.DialFunc, network, addr, true)
 	}
 	found, err := a.to.address.pinned(a.ours.LookupFunc, &a.to.generation)(ctx, host)
 	if err != nil {
@@ -341,7 +346,7 @@ func (a *approach) dialHost(ctx context.Context, host string, port uint16) (net.
 		if _, _, err := net.SplitHostPort(one); err != nil { // a look-up may tell the port too
 			_, addr = pgconn.NetworkAddress(one, port)
 		}
-		conn, err := dial(ctx, "tcp", addr)
+		conn, err := a.wire.dial(ctx, a.ours.DialFunc, "tcp", addr, true)
 		if err == nil {
 			return conn, nil
 		}
@@ -374,11 +379,14 @@ func (a *approach) ended(err error) {
 	a.end()
 	w := a.wire
 	w.approach = nil
+	a.mu.Lock()
+	a.arrived = a.ours.DialFunc
+	a.mu.Unlock()
+	// What the approach was for is over: from here on the connection is one of its peer's.
+	shown := *a.ours
+	shown.DialFunc, shown.OnNotification = w.config.DialFunc, w.config.OnNotification // ours, and pgx's
+	*w.config = shown
 	if err == nil {
-		// What the approach was for is over: from here on the connection is one of its peer's.
-		dial := pgconn.DialFunc(a.to.dialer(w, a.ours.DialFunc))
-		a.arrived.Store(&dial)
-		a.impersonate(a.config)
 		return
 	}
 	last := a.judge(err)

@@ -32,6 +32,20 @@ func (p *peer) compose() *pgxpool.Config {
 	return c
 }
 
+// newPool makes a pool of a composed configuration, and then has it show the program's own: pgxpool has taken what it uses.
+// The tracer it reads for each new connection; in a pool of the program's, made from a copy, it is the program's alone.
+func newPool(ctx context.Context, c, user *pgxpool.Config) (*pgxpool.Pool, error) {
+	pool, err := pgxpool.NewWithConfig(ctx, c)
+	if err != nil {
+		return pool, err
+	}
+	c.ConnConfig.Tracer.(interface{ of(*pgxpool.Pool) }).of(pool)
+	c.BeforeConnect, c.AfterConnect = user.BeforeConnect, user.AfterConnect
+	c.PrepareConn, c.AfterRelease = user.PrepareConn, user.AfterRelease
+	c.MinConns, c.MinIdleConns, c.MaxConns = user.MinConns, user.MinIdleConns, user.MaxConns
+	return pool, nil
+}
+
 // afterConnect ends the making of a connection, behind the program's own part in it.
 func afterConnect(user *pgxpool.Config) func(context.Context, *pgx.Conn) error {
 	return func(ctx context.Context, conn *pgx.Conn) error {
@@ -89,12 +103,41 @@ func (p *peer) wireUp(ctx context.Context, cc *pgx.ConnConfig) error {
 			return err
 		}
 	}
+	w.own = new(pgx.ConnConfig)
+	*w.own = *cc
+	cc.Tracer = w // puts in the rest
+	return nil
+}
+
+// hide puts ours into the configuration in pgx's hands, after the program's tracer has seen it.
+func (w *wire) hide(cc *pgx.ConnConfig) {
+	p := w.peer
+	*w.own = *cc
 	w.mode = cc.DefaultQueryExecMode
 	cc.Tracer = w
-	cc.DialFunc = p.dialer(w, cc.DialFunc)
+	cc.DialFunc = w.dialer(cc.DialFunc)
 	cc.LookupFunc = p.address.pinned(cc.LookupFunc, &p.generation)
 	cc.AfterConnect = w.authenticated(cc.AfterConnect)
-	return nil
+}
+
+// show puts the program's own back into the configuration in pgx's hands, which copies it for whoever asks the
+// connection for it, and tells it with an error. DialFunc stays ours: cancel requests are dialled by it.
+func (w *wire) show() {
+	cc, own := w.config, w.own
+	cc.Tracer, cc.LookupFunc = own.Tracer, own.LookupFunc
+	cc.AfterConnect, cc.ValidateConnect = own.AfterConnect, own.ValidateConnect
+}
+
+// dialer is the DialFunc of a connection's configuration: it makes the connection, and dials its cancel requests. One
+// made from a copy of that configuration is none of ours, and dialled as the program says.
+func (w *wire) dialer(own pgconn.DialFunc) pgconn.DialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		network, addr, cancels := cancelTarget(network, addr)
+		if !cancels && w.over.Load() {
+			return own(ctx, network, addr)
+		}
+		return w.dial(ctx, own, network, addr, !cancels)
+	}
 }
 
 // authenticated is pgconn's AfterConnect of every connection, in front of the program's own.
@@ -109,33 +152,32 @@ func (w *wire) authenticated(after func(context.Context, *pgconn.PgConn) error) 
 	}
 }
 
-// dialer makes the network connections of one wire: its own, and later those of cancel requests. A dial ends when the
+// dial makes the network connections of one wire: the connection itself, or one for a cancel request. A dial ends when the
 // peer falls.
-func (p *peer) dialer(w *wire, dial pgconn.DialFunc) pgconn.DialFunc {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if p.sockets.refuses() {
-			return nil, errPeerDown
-		}
-		if w.committing.Load() {
-			return nil, errCommitting
-		}
-		ctx, done := p.era.Load().within(ctx)
-		defer done()
-		raw, err := dial(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		s := &socket{Conn: raw, wire: w, peer: p, main: w.pg == nil}
-		if !p.sockets.add(s) { // it fell while we dialled
-			_ = raw.Close()
-			return nil, errPeerDown
-		}
-		if s.main {
-			w.main.Store(s)
-			w.eye.open(raw)
-		}
-		return s, nil
+func (w *wire) dial(ctx context.Context, dial pgconn.DialFunc, network, addr string, main bool) (net.Conn, error) {
+	p := w.peer
+	if p.sockets.refuses() {
+		return nil, errPeerDown
 	}
+	if w.committing.Load() {
+		return nil, errCommitting
+	}
+	ctx, done := p.era.Load().within(ctx)
+	defer done()
+	raw, err := dial(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	s := &socket{Conn: raw, wire: w, peer: p, main: main, network: network, addr: addr}
+	if !p.sockets.add(s) { // it fell while we dialled
+		_ = raw.Close()
+		return nil, errPeerDown
+	}
+	if main {
+		w.main.Store(s)
+		w.eye.open(raw)
+	}
+	return s, nil
 }
 
 // prepareConn marks a connection as held, behind the program's own say. pgxpool calls it on every way out of the pool,

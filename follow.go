@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/puddle/v2"
 )
@@ -27,11 +28,13 @@ import (
 //     pool since the making began: then it fails with a [NoPeerError], and the next is made there.
 //   - MaxConns holds for each server, whichever pools of the MultiPool use it. Where they want more together than there
 //     are, each gets as many as the others; one that wants less leaves the rest. A hijacked connection counts
-//     until it is closed. What Config and Stat of this pool tell as MaxConns has room for several servers and is no
-//     limit. MinConns and MinIdleConns are not kept: connections are made when they are wanted.
+//     until it is closed. What Stat of this pool tells as MaxConns has room for several servers and is no limit.
+//     MinConns and MinIdleConns are not kept: connections are made when they are wanted.
 //   - The program's hooks and tracers are called as for the peers' pools. BeforeConnect is called for each server
 //     that is tried. Each server is shown its own client certificate. What BeforeConnect changes in the TLSConfig that it
 //     is given holds for every server; another TLSConfig, or other Fallbacks, hold for the first that is tried only.
+//   - Its Config is the program's, as that of a peer's pool is: of all hosts of the configuration, those of Config.Peers
+//     excepted, and for the primary. What the program makes of it is the program's own.
 //
 // Close of the MultiPool closes it, and waits for its connections; after that it is a closed pool. In a pool of one peer
 // it is that peer's own pool.
@@ -155,7 +158,7 @@ func newFollower(p *MultiPool, k poolKind) *follower {
 		q.shared.Store(true)
 	}
 	var err error
-	f.pool, err = pgxpool.NewWithConfig(context.Background(), f.compose())
+	f.pool, err = newPool(context.Background(), f.compose(), f.user)
 	if err != nil {
 		panic(err) // a pool without room for a connection: the peers' own have been made of the same
 	}
@@ -175,12 +178,26 @@ func (f *follower) compose() *pgxpool.Config {
 	c := f.user.Copy()
 	c.MinConns, c.MinIdleConns = 0, 0
 	c.MaxConns = f.maxConns()
+	if len(f.owner.config.Peers) == 0 {
+		c.ConnConfig = f.owner.config.Pool.ConnConfig.Copy() // of all hosts, for who copies it: the approach has its own
+	}
+	if c.ConnConfig.ValidateConnect == nil && f.owner.config.Mode == ModeReplicated {
+		c.ConnConfig.ValidateConnect = f.kind.check()
+	}
 	c.ConnConfig.Tracer = &followTracer{poolTracer: newPoolTracer(f.owner, f.user.ConnConfig.Tracer), follower: f}
 	c.BeforeConnect = f.beforeConnect
 	c.AfterConnect = afterConnect(f.user)
 	c.AfterRelease = afterRelease(f.user)
 	c.PrepareConn = f.prepareConn(sayOf(f.user))
 	return c
+}
+
+// check chooses the server of a connection that the program makes itself, from a copy of the pool's configuration.
+func (k poolKind) check() pgconn.ValidateConnectFunc {
+	if k == poolReplicas {
+		return preferReplica
+	}
+	return wantPrimary
 }
 
 // maxConns is room for the connections of all peers, and of more that there may be some day: the seats bound it in truth.
@@ -358,6 +375,9 @@ type followTracer struct {
 // that. Where there is none to be had the call goes on with a context that has ended, with the error.
 func (t *followTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireStartData) context.Context {
 	ctx = t.tellAcquire(ctx, pool, d)
+	if pool != t.pool {
+		return ctx
+	}
 	c := &call{follower: t.follower, traced: ctx}
 	c.Context, c.end = context.WithCancel(ctx)
 	if err := c.enter(); err != nil {
@@ -378,8 +398,7 @@ func (t *followTracer) TraceAcquireEnd(ctx context.Context, pool *pgxpool.Pool, 
 // TraceRelease closes a connection that nobody of the pool is to have after this caller.
 func (t *followTracer) TraceRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseData) {
 	f := t.follower
-	w := wireOf(d.Conn)
-	if !f.keeps(f.owner.topology.Load(), w.peer) {
+	if pool == t.pool && !f.keeps(f.owner.topology.Load(), wireOf(d.Conn).peer) {
 		farewell(d.Conn)
 	}
 	t.poolTracer.TraceRelease(pool, d)

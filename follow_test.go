@@ -279,7 +279,7 @@ func TestNobodyIsHandedAConnectionOfAnEarlierPrimary(t *testing.T) {
 		wireOf(c.Conn()).use.Store(useNone) // as if it were idle
 		x.primary.SetStandby(true)          // whoever looks meanwhile sees the same
 		x.pool.observe(observation{peer: x.pool.peers()[0], role: RoleReplica})
-		ok, err := pool.Config().PrepareConn(ctx, c.Conn())
+		ok, err := x.pool.followers.made[0].prepareConn(nil)(ctx, c.Conn())
 		require.NoError(t, err)
 		assert.False(t, ok)
 		c.Release()
@@ -1045,7 +1045,7 @@ func TestAFollowingPoolHasRoomForAllThatTakeItsCalls(t *testing.T) {
 	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
 		settled()
 		for _, pool := range []*pgxpool.Pool{x.pool.Primary(), x.pool.Replicas()} {
-			assert.GreaterOrEqual(t, pool.Config().MaxConns, int32(20))
+			assert.GreaterOrEqual(t, pool.Stat().MaxConns(), int32(20))
 		}
 	})
 }

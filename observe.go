@@ -29,7 +29,7 @@ type ReleaseTracer interface {
 	TraceRelease(pool *MultiPool, data TraceReleaseData)
 }
 
-// userTracers is the program's tracer, asked once for each kind it serves.
+// userTracers is the program's tracer, asked once for each kind it serves, and called for those. nil: it has none.
 type userTracers struct {
 	query   pgx.QueryTracer
 	batch   pgx.BatchTracer
@@ -48,6 +48,77 @@ func splitTracer(t pgx.QueryTracer) *userTracers {
 	u.prepare, _ = t.(pgx.PrepareTracer)
 	u.connect, _ = t.(pgx.ConnectTracer)
 	return u
+}
+
+func (u *userTracers) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
+	if u == nil {
+		return ctx
+	}
+	return u.query.TraceQueryStart(ctx, c, d)
+}
+
+func (u *userTracers) TraceQueryEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryEndData) {
+	if u != nil {
+		u.query.TraceQueryEnd(ctx, c, d)
+	}
+}
+
+func (u *userTracers) TraceBatchStart(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
+	if u == nil || u.batch == nil {
+		return ctx
+	}
+	return u.batch.TraceBatchStart(ctx, c, d)
+}
+
+func (u *userTracers) TraceBatchQuery(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchQueryData) {
+	if u != nil && u.batch != nil {
+		u.batch.TraceBatchQuery(ctx, c, d)
+	}
+}
+
+func (u *userTracers) TraceBatchEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchEndData) {
+	if u != nil && u.batch != nil {
+		u.batch.TraceBatchEnd(ctx, c, d)
+	}
+}
+
+func (u *userTracers) TraceCopyFromStart(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromStartData) context.Context {
+	if u == nil || u.copy == nil {
+		return ctx
+	}
+	return u.copy.TraceCopyFromStart(ctx, c, d)
+}
+
+func (u *userTracers) TraceCopyFromEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromEndData) {
+	if u != nil && u.copy != nil {
+		u.copy.TraceCopyFromEnd(ctx, c, d)
+	}
+}
+
+func (u *userTracers) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareStartData) context.Context {
+	if u == nil || u.prepare == nil {
+		return ctx
+	}
+	return u.prepare.TracePrepareStart(ctx, c, d)
+}
+
+func (u *userTracers) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareEndData) {
+	if u != nil && u.prepare != nil {
+		u.prepare.TracePrepareEnd(ctx, c, d)
+	}
+}
+
+func (u *userTracers) TraceConnectStart(ctx context.Context, d pgx.TraceConnectStartData) context.Context {
+	if u == nil || u.connect == nil {
+		return ctx
+	}
+	return u.connect.TraceConnectStart(ctx, d)
+}
+
+func (u *userTracers) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
+	if u != nil && u.connect != nil {
+		u.connect.TraceConnectEnd(ctx, d)
+	}
 }
 
 // begin marks the connection busy, in a place of its own: a counter that all callers share would cost them more than the
@@ -104,18 +175,13 @@ func (w *wire) reportOnce(v verdict, err error) {
 func (w *wire) TraceQueryStart(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryStartData) context.Context {
 	w.begin()
 	w.sent.takes(d.SQL, d.Args)
-	if w.user != nil {
-		ctx = w.user.query.TraceQueryStart(ctx, c, d)
-	}
-	return ctx
+	return w.user.TraceQueryStart(ctx, c, d)
 }
 
 func (w *wire) TraceQueryEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceQueryEndData) {
 	w.sent.tagged = d.CommandTag.String() != "" || d.Err != nil && w.dropped(d.Err)
 	w.end(ctx, d.Err)
-	if w.user != nil {
-		w.user.query.TraceQueryEnd(ctx, c, d)
-	}
+	w.user.TraceQueryEnd(ctx, c, d)
 }
 
 // dropped reports whether a command tag had come before the error by which the connection was lost: under the extended
@@ -146,40 +212,28 @@ func readerOf(pg *pgconn.PgConn) *pgconn.ResultReader {
 func (w *wire) TraceBatchStart(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchStartData) context.Context {
 	w.begin()
 	w.sent.takes("", nil)
-	if w.user != nil && w.user.batch != nil {
-		ctx = w.user.batch.TraceBatchStart(ctx, c, d)
-	}
-	return ctx
+	return w.user.TraceBatchStart(ctx, c, d)
 }
 
 func (w *wire) TraceBatchQuery(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchQueryData) {
-	if w.user != nil && w.user.batch != nil {
-		w.user.batch.TraceBatchQuery(ctx, c, d)
-	}
+	w.user.TraceBatchQuery(ctx, c, d)
 }
 
 func (w *wire) TraceBatchEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceBatchEndData) {
 	w.end(ctx, d.Err)
-	if w.user != nil && w.user.batch != nil {
-		w.user.batch.TraceBatchEnd(ctx, c, d)
-	}
+	w.user.TraceBatchEnd(ctx, c, d)
 }
 
 func (w *wire) TraceCopyFromStart(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromStartData) context.Context {
 	w.begin()
 	w.sent.takes(copyText, nil)
-	if w.user != nil && w.user.copy != nil {
-		ctx = w.user.copy.TraceCopyFromStart(ctx, c, d)
-	}
-	return ctx
+	return w.user.TraceCopyFromStart(ctx, c, d)
 }
 
 func (w *wire) TraceCopyFromEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceCopyFromEndData) {
 	w.sent.tagged = d.CommandTag.String() != "" || w.pg.IsClosed() // then pgx drops the tag that had come
 	w.end(ctx, d.Err)
-	if w.user != nil && w.user.copy != nil {
-		w.user.copy.TraceCopyFromEnd(ctx, c, d)
-	}
+	w.user.TraceCopyFromEnd(ctx, c, d)
 }
 
 func (w *wire) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareStartData) context.Context {
@@ -188,10 +242,7 @@ func (w *wire) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePr
 	if d.Name != "" && !strings.HasPrefix(d.Name, "stmtcache_") && needOf(d.SQL) == needPrimary {
 		w.peer.owner.needs.learn(d.Name)
 	}
-	if w.user != nil && w.user.prepare != nil {
-		ctx = w.user.prepare.TracePrepareStart(ctx, c, d)
-	}
-	return ctx
+	return w.user.TracePrepareStart(ctx, c, d)
 }
 
 func (w *wire) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareEndData) {
@@ -199,19 +250,18 @@ func (w *wire) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrep
 	if d.Err != nil && !w.peer.solo {
 		w.reportOnce(classify(evidence{err: d.Err, ctx: ctx, phase: phaseRun, standby: w.standby}), d.Err)
 	}
-	if w.user != nil && w.user.prepare != nil {
-		w.user.prepare.TracePrepareEnd(ctx, c, d)
-	}
+	w.user.TracePrepareEnd(ctx, c, d)
 }
 
 func (w *wire) TraceConnectStart(ctx context.Context, d pgx.TraceConnectStartData) context.Context {
+	w.config = d.ConnConfig
 	if w.approach != nil {
 		d.ConnConfig = w.approach.starts(d.ConnConfig)
+	} else {
+		w.config.Tracer = w.own.Tracer
+		defer w.hide(w.config)
 	}
-	if w.user != nil && w.user.connect != nil {
-		ctx = w.user.connect.TraceConnectStart(ctx, d)
-	}
-	return ctx
+	return w.user.TraceConnectStart(ctx, d)
 }
 
 func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
@@ -221,6 +271,7 @@ func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
 	} else {
 		w.stand()
 	}
+	w.show()
 	switch {
 	case w.approach != nil:
 		w.approach.ended(d.Err)
@@ -228,14 +279,18 @@ func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
 		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseAcquire})
 		w.peer.report(w.generation, v, d.Err)
 	}
-	if w.user != nil && w.user.connect != nil {
-		w.user.connect.TraceConnectEnd(ctx, d)
-	}
+	w.config, w.own = nil, nil
+	w.over.Store(true)
+	w.user.TraceConnectEnd(ctx, d)
 }
 
-// poolTracer is the tracer of a peer's pool: of releases for us, of both for the program.
+// poolTracer is the tracer of a peer's pool: of releases for us, of both for the program. In whatever else is made from a
+// copy of the pool's configuration it is the program's own tracer and nothing more.
 type poolTracer struct {
+	*userTracers
 	owner   *MultiPool
+	pool    *pgxpool.Pool
+	given   pgx.QueryTracer // the program's
 	acquire AcquireTracer
 	release ReleaseTracer
 
@@ -248,7 +303,7 @@ type poolTracer struct {
 type acquiringTracer struct{ *poolTracer }
 
 func newPoolTracer(p *MultiPool, user pgx.QueryTracer) poolTracer {
-	t := poolTracer{owner: p}
+	t := poolTracer{owner: p, given: user, userTracers: splitTracer(user)}
 	t.acquire, _ = user.(AcquireTracer)
 	t.release, _ = user.(ReleaseTracer)
 	t.poolAcquire, _ = user.(pgxpool.AcquireTracer)
@@ -264,16 +319,22 @@ func (t *poolTracer) tracer() pgx.QueryTracer {
 	return t
 }
 
-// TraceQueryStart makes the type fit ConnConfig.Tracer. It is not called: each connection has its wire there.
-func (t *poolTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	return ctx
+// of says which pool is ours, before anybody has it.
+func (t *poolTracer) of(pool *pgxpool.Pool) { t.pool = pool }
+
+// programs returns the program's tracer.
+func (t *poolTracer) programs() pgx.QueryTracer { return t.given }
+
+// ownTracer is the program's tracer where t is one of ours.
+func ownTracer(t pgx.QueryTracer) pgx.QueryTracer {
+	if ours, is := t.(interface{ programs() pgx.QueryTracer }); is {
+		return ours.programs()
+	}
+	return t
 }
 
-// TraceQueryEnd is not called; see TraceQueryStart.
-func (t *poolTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
-
 func (t *poolTracer) TraceRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseData) {
-	if w := wireOf(d.Conn); w != nil {
+	if w := wireOf(d.Conn); w != nil && pool == t.pool {
 		if w.peer.shared.Load() && w.peer.seats.wanted() {
 			farewell(d.Conn)
 		}
@@ -289,7 +350,7 @@ func (t *poolTracer) TraceRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseData
 // tellRelease tells the program.
 func (t *poolTracer) tellRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseData) {
 	switch {
-	case t.release != nil:
+	case t.release != nil && pool == t.pool:
 		t.release.TraceRelease(t.owner, d)
 	case t.poolRelease != nil:
 		t.poolRelease.TraceRelease(pool, d)
@@ -310,7 +371,7 @@ func (t *poolTracer) tellAcquire(ctx context.Context, pool *pgxpool.Pool, d pgxp
 		return ctx
 	}
 	switch {
-	case t.acquire != nil:
+	case t.acquire != nil && pool == t.pool:
 		return t.acquire.TraceAcquireStart(ctx, t.owner, d)
 	case t.poolAcquire != nil:
 		return t.poolAcquire.TraceAcquireStart(ctx, pool, d)
@@ -323,7 +384,7 @@ func (t *poolTracer) tellAcquired(ctx context.Context, pool *pgxpool.Pool, d pgx
 		return
 	}
 	switch {
-	case t.acquire != nil:
+	case t.acquire != nil && pool == t.pool:
 		t.acquire.TraceAcquireEnd(ctx, t.owner, d)
 	case t.poolAcquire != nil:
 		t.poolAcquire.TraceAcquireEnd(ctx, pool, d)

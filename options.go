@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -333,7 +332,7 @@ func ParseConfig(connString string) (*pgxpool.Config, error) {
 // takeKeys moves our keys out of params into the fields that are still zero.
 func (c *Config) takeKeys(params map[string]string) error {
 	for key, value := range params {
-		if !strings.HasPrefix(key, "multipool_") {
+		if !isOurKey(key) {
 			continue
 		}
 		i := slices.IndexFunc(settings, func(s setting) bool { return s.key == key })
@@ -399,7 +398,7 @@ func (c Config) complete() (Config, []peerConfig, error) {
 	if c.Pool.ConnConfig == nil {
 		panic("config must be created by ParseConfig") // as pgxpool.NewWithConfig does
 	}
-	given := c.Pool
+	given := takeIn(c.Pool)
 	c.Pool = given.Copy()
 	c.Route.Peers = slices.Clone(c.Route.Peers)
 	c.Models = maps.Clone(c.Models)
@@ -431,7 +430,7 @@ func (c *Config) takeSessionAttrs(connString string, peers []peerConfig) {
 	target := TargetAuto
 	switch {
 	case check == nil:
-		if v, _ := lookup(connString, "target_session_attrs", "PGTARGETSESSIONATTRS"); v == "any" {
+		if saysAny(connString) {
 			target = TargetAny
 		}
 	case sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsReadWrite),
@@ -449,8 +448,4 @@ func (c *Config) takeSessionAttrs(connString string, peers []peerConfig) {
 	for _, p := range peers {
 		p.pool.ConnConfig.ValidateConnect = nil
 	}
-}
-
-func sameFunc(a, b func(context.Context, *pgconn.PgConn) error) bool {
-	return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer()
 }

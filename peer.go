@@ -145,7 +145,7 @@ func newPeer(owner *MultiPool, c peerConfig) (*peer, error) {
 	p.breaker = newBreaker(p.name, &p.rate, &p.picks.trips)
 	p.address.offset = rand.Uint32()
 	var err error
-	p.pool, err = pgxpool.NewWithConfig(owner.lifetime, p.compose())
+	p.pool, err = newPool(owner.lifetime, p.compose(), p.config)
 	return p, err
 }
 

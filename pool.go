@@ -3,6 +3,7 @@ package multipool
 import (
 	"context"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -97,7 +98,7 @@ func Open(ctx context.Context, config Config) (*MultiPool, error) {
 		return nil, err
 	}
 	p := &MultiPool{
-		given: config.Pool.Copy(), config: complete, hooks: *complete.Hooks,
+		given: takeIn(config.Pool), config: complete, hooks: *complete.Hooks,
 		solo: len(peers) == 1 && complete.Discover == nil, begun: time.Now(),
 	}
 	p.lagEvery.Store(math.MaxInt64)
@@ -430,8 +431,16 @@ func (p *MultiPool) Reset() {
 	p.followers.reset()
 }
 
-// Config returns a copy of the configuration that the pool was made from.
-func (p *MultiPool) Config() *pgxpool.Config { return p.given.Copy() }
+// Config returns a copy of the configuration that the pool was made from. A second constructor makes the same of it. Its
+// ConnConfig is for connections of the program's own, of which the pool knows nothing: for pgx.ConnectConfig, stdlib.OpenDB,
+// a listener or a migration. They go to the primary, where the program has set neither target_session_attrs nor
+// ConnConfig.ValidateConnect; not so under the other modes, nor where the configuration has a Peer.Role. multipool_* keys
+// are not among its RuntimeParams, since no server knows them: constructors find them all the same, also in a copy, unless
+// ConnConfig.BuildFrontend has been replaced; one that is set there anew wins.
+func (p *MultiPool) Config() *pgxpool.Config {
+	believed := slices.ContainsFunc(p.config.Peers, func(q Peer) bool { return q.Role != RoleUnknown })
+	return giveOut(p.given, !p.solo && p.config.Mode == ModeReplicated && !believed)
+}
 
 // Stat returns the statistics of the pool that writes use: the primary's, the first peer's while there is none. All
 // peers and their sums are in [MultiPool.Status].
@@ -443,7 +452,8 @@ func (p *MultiPool) Stat() *pgxpool.Stat {
 }
 
 // PeerPool returns the pool of one peer, whatever becomes of that peer; nil if there is none of that name. What goes
-// through it is not routed, but its outcomes are judged.
+// through it is not routed, but its outcomes are judged. Its Config, and that of its connections, is the program's own: what
+// is made from it is not the pool's.
 func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
 	if q := p.named(name); q != nil {
 		return q.pool

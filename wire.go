@@ -33,6 +33,10 @@ type wire struct {
 	// The rest.
 	committing atomic.Bool // a transaction's COMMIT is on its way: it is not to be cancelled
 
+	config *pgx.ConnConfig // of the connection while it is made, in pgx's hands
+	own    *pgx.ConnConfig // what the program would have there
+	over   atomic.Bool     // the making has ended
+
 	reader   *pgconn.ResultReader // of every result; nil: pgx has not one for all
 	mode     pgx.QueryExecMode    // by which pgx sends what says nothing of it
 	reported bool                 // the running statement's fault has been
