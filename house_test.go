@@ -147,6 +147,7 @@ var imports = map[string][]string{
 	"keepalive.go": {},
 	"observe.go":   {pgxPath, pgconnPath, poolPath},
 	"classify.go":  {pgxPath, pgconnPath, puddlePath},
+	"outcome.go":   {pgxPath, pgconnPath},
 	"breaker.go":   {breakerPath},
 	"monitor.go":   {pgxPath, pgconnPath, watchPath},
 	"look.go":      {pgxPath, pgconnPath, watchPath},
@@ -174,6 +175,7 @@ var abstains = map[string][]string{
 	"lsn.go":       {"context", "net", "os", "sync", "time"},
 	"errors.go":    {"context", "net", "os", "sync", "time"},
 	"classify.go":  {"os", "sync"},
+	"outcome.go":   {"os", "sync", "time"},
 }
 
 // knowsNot is what the files that keep the topology do not speak of: who asks for a peer, and how it is talked to.
