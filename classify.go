@@ -126,7 +126,7 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 		return classStarting
 	case code == "57P01", code == "57P02": // admin_shutdown, crash_shutdown
 		return classPeer
-	case code == "57P05", code == "25P03": // idle_session_timeout, idle_in_transaction_session_timeout
+	case endsBySetting(code):
 		return classApplication
 	case code == "53400": // configuration_limit_exceeded: the statement's own
 		return classApplication
@@ -136,7 +136,8 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 		return classOfPooler(pgErr, errors.As(e.err, &dial))
 	case !fatal && (code == "58P01" || code == "58P02") && !slices.Contains(storageFiles, pgErr.File): // undefined_file, duplicate_file
 		return classApplication // that a statement names
-	case strings.HasPrefix(code, "58"), code == "XX001", code == "XX002": // system_error, data_corrupted, index_corrupted
+	case strings.HasPrefix(code, "58"), code == "XX001", code == "XX002", // system_error, data_corrupted, index_corrupted
+		fatal && strings.HasPrefix(code, "XX"): // internal_error, as Pgpool says at log-in while it has no server
 		return classPeer
 	case code == "57P04", errors.As(e.err, &dial): // database_dropped; any refusal at log-in
 		return classConfig
@@ -145,6 +146,10 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 	}
 	return classApplication
 }
+
+// endsBySetting reports whether a session was ended by a time limit that the program or its administrator has set for it:
+// idle_in_transaction_session_timeout, transaction_timeout (version 17), idle_session_timeout (14).
+func endsBySetting(code string) bool { return code == "25P03" || code == "25P04" || code == "57P05" }
 
 // storageFiles are the server's source files that miss a file of the server's own: one that a COPY or pg_read_file
 // names is missed by others.

@@ -235,6 +235,10 @@ func TestClassifyDials(t *testing.T) {
 		{"a database that takes no connections", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "55000"})), classConfig},
 		{"no right to connect", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "42501"})), classConfig},
 		{"an unknown run-time parameter", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "42704"})), classConfig},
+		{"a pooler that has no server at the moment", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "XX000", Message: "all backend nodes are down, pgpool requires at least one valid node"})), classPeer},
+		{"... as others say it", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "58000"})), classPeer},
+		{"a file that a session needs is missing", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "58P01"})), classPeer},
+		{"a server that cannot read its catalog", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "XX001"})), classPeer},
 		{"too many clients", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "53300"})), classOverload},
 		{"too many clients of a pooler", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "no more connections allowed (max_client_conn)"})), classOverload},
 		{"too many clients of one database or user of a pooler", "sslmode=disable", pipeTo(answers(&pgproto3.ErrorResponse{Severity: "FATAL", Code: "08P01", Message: "client connections exceeded (max_user_client_connections)"})), classOverload},
@@ -376,6 +380,7 @@ func TestClassifyServerErrors(t *testing.T) {
 		{"starting", serverError("FATAL", "57P03", "", ""), both, verdict{classStarting, executedUnknown}},
 		{"the database is dropped", serverError("FATAL", "57P04", "", ""), both, verdict{classConfig, executedUnknown}},
 		{"idle for too long", serverError("FATAL", "57P05", "", ""), both, verdict{classApplication, executedNo}},
+		{"in a transaction for too long", serverError("FATAL", "25P04", "ProcessInterrupts", ""), both, verdict{classApplication, executedNo}},
 		{"idle in a transaction for too long", serverError("FATAL", "25P03", "", ""), both, verdict{classApplication, executedNo}},
 
 		{"no more connections", serverError("FATAL", "53300", "", ""), both, verdict{classOverload, executedUnknown}},

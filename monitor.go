@@ -130,16 +130,21 @@ func (m *monitor) rest(ctx context.Context, pause time.Duration) bool {
 }
 
 // listen blocks in a read of the monitor's own connection until ctx ends. A connection that ends meanwhile is a fault
-// of the peer's like any other.
+// of the peer's like any other, unless the server says that it ended this session for its own sake (57P05: it was idle):
+// the next look makes another, when its time has come.
 func (m *monitor) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := m.conn.PgConn().WaitForNotification(ctx)
-		if m.conn.IsClosed() {
+		switch {
+		case m.conn.IsClosed():
 			m.conn = nil
-			m.peer.suspect(err)
+			if verdictOf(err).blamesPeer() {
+				m.peer.suspect(err)
+			} else {
+				<-ctx.Done()
+			}
 			return
-		}
-		if err != nil {
+		case err != nil:
 			return
 		}
 	}
@@ -251,7 +256,7 @@ func (m *monitor) regular(ctx context.Context) error {
 		return ctx.Err()
 	}
 	m.hangUp()
-	if looking.Err() == nil {
+	if looking.Err() == nil && verdictOf(err).blamesPeer() {
 		m.peer.accuse(err)
 	}
 	return m.probe(ctx)

@@ -127,6 +127,7 @@ func (u *userTracers) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEnd
 func (w *wire) begin() {
 	if n := w.seq.Load(); n&1 == 0 {
 		w.started, w.reported = w.peer.generation.Load(), false
+		w.gone = w.pg.IsClosed()
 		w.seq.Store(n + 1)
 	}
 }
@@ -143,6 +144,9 @@ func (w *wire) end(ctx context.Context, err error) {
 	w.settle()
 	if w.peer.solo {
 		return
+	}
+	if w.gone {
+		return // nothing was asked of the server
 	}
 	w.tellRole(w.started)
 	if err == nil {
@@ -247,7 +251,7 @@ func (w *wire) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePr
 
 func (w *wire) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareEndData) {
 	// An error here reaches the end of the statement that needed it, but for a copy's, which pgx ends with nothing.
-	if d.Err != nil && !w.peer.solo {
+	if d.Err != nil && !w.peer.solo && !w.gone {
 		w.reportOnce(classify(evidence{err: d.Err, ctx: ctx, phase: phaseRun, standby: w.standby}), d.Err)
 	}
 	w.user.TracePrepareEnd(ctx, c, d)

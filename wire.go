@@ -40,6 +40,7 @@ type wire struct {
 	reader   *pgconn.ResultReader // of every result; nil: pgx has not one for all
 	mode     pgx.QueryExecMode    // by which pgx sends what says nothing of it
 	reported bool                 // the running statement's fault has been
+	gone     bool                 // the connection was known to be closed when the running statement began
 	dialling bool                 // holds a place among the peer's handshakes
 	quiet    bool                 // taken and released by ourselves: the program's tracer is not told
 	swept    bool                 // by a sweep, for which the program's PrepareConn was not asked: nor is its AfterRelease

@@ -350,6 +350,9 @@ func (p *Peer) CutConns() { p.cutAll(crash, nil) }
 // ResetConns resets every connection (the client reads ECONNRESET, and nothing that was on its way); dials go on.
 func (p *Peer) ResetConns() { p.cutAll(abort, nil) }
 
+// EndConns ends every session with a word of the server's; dials go on.
+func (p *Peer) EndConns(e Error) { p.cutAll(crash, &e) }
+
 // FailNext makes the next n statements fail with ERROR and this code. They are seen, and not applied.
 func (p *Peer) FailNext(n int, code string) {
 	p.FailNextWith(n, Error{Severity: "ERROR", Code: code, Message: message(code)})

@@ -1,0 +1,145 @@
+package multipool
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/pgfake"
+)
+
+// A server is judged for what it did: not for what the program or its own settings ended, nor for what failed here.
+
+// unblamed checks that nobody has fallen, and that the hooks were told of no suspicion.
+func (x *fakes) unblamed() {
+	x.t.Helper()
+	settled()
+	for _, ps := range x.pool.Status().Peers {
+		assert.Zero(x.t, ps.Trips, ps.Name)
+		assert.Equal(x.t, "up", ps.Health, ps.Name)
+	}
+}
+
+// suspicions counts what the hooks are told of.
+func suspicions(c *Config) *int {
+	var mu sync.Mutex
+	n := new(int)
+	own := c.Hooks.PeerChanged
+	hooks := *c.Hooks
+	hooks.PeerChanged = func(e PeerEvent) {
+		mu.Lock()
+		defer mu.Unlock()
+		if e.To == "suspect" {
+			*n++
+		}
+		if own != nil {
+			own(e)
+		}
+	}
+	c.Hooks = &hooks
+	return n
+}
+
+func TestAStatementOnAClosedConnectionBlamesNobody(t *testing.T) {
+	var suspected *int
+	bubble(t, 1, func(c *Config) { suspected = suspicions(c) }, func(ctx context.Context, x *fakes) {
+		var txs []pgx.Tx
+		for range 10 {
+			tx, err := x.pool.Begin(ctx)
+			require.NoError(t, err)
+			txs = append(txs, tx)
+		}
+		settled()
+		x.primary.EndConns(pgfake.Error{Severity: "FATAL", Code: "25P03", Message: "terminating connection due to idle-in-transaction timeout"})
+		for _, tx := range txs {
+			_, err := tx.Exec(ctx, "insert into t values (1)")
+			require.ErrorContains(t, err, "25P03")
+			require.Error(t, tx.Rollback(ctx), "the connection is closed")
+			settled()
+		}
+		x.unblamed()
+		assert.Zero(t, *suspected, "after the server has ended the sessions")
+
+		for range 10 {
+			tx, err := x.pool.Begin(ctx)
+			require.NoError(t, err)
+			x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+				if s.SQL == "select slow" {
+					return &pgfake.Response{Hang: true}
+				}
+				return nil
+			}))
+			late, cancel := context.WithTimeout(ctx, 10*time.Millisecond)
+			_, err = tx.Exec(late, "select slow")
+			cancel()
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.Error(t, tx.Rollback(ctx), "the connection is closed")
+			settled()
+		}
+		x.unblamed()
+		assert.Zero(t, *suspected, "after a caller's deadline")
+	})
+}
+
+func TestAnIdleSessionOfTheMonitorsThatIsEndedBlamesNobody(t *testing.T) {
+	var suspected *int
+	bubble(t, 1, func(c *Config) { suspected = suspicions(c) }, func(ctx context.Context, x *fakes) {
+		x.read(ctx)
+		settled()
+		x.replicas[0].ResetCounters()
+		for range 23 {
+			time.Sleep(time.Second)
+			x.replicas[0].EndConns(pgfake.Error{Severity: "FATAL", Code: "57P05", Message: "terminating connection due to idle-session timeout"})
+			settled()
+		}
+		x.unblamed()
+		assert.Zero(t, *suspected)
+		assert.LessOrEqual(t, x.replicas[0].Dials(), 6, "a session for each regular look")
+		x.replicas[0].Die()
+		time.Sleep(15 * time.Second)
+		settled()
+		assert.Equal(t, "down", x.peer("replica1").Health, "it goes on looking")
+	})
+}
+
+// transaction_timeout of PostgreSQL 17 ends a session whose transaction takes too long, a single statement's included.
+func TestATransactionThatTakesTooLongIsNobodysFaultAndNotRunAgain(t *testing.T) {
+	const slow = "select slow"
+	var suspected *int
+	bubble(t, 2, func(c *Config) { suspected = suspicions(c) }, func(ctx context.Context, x *fakes) {
+		tooLong := answering(func(s pgfake.Statement) *pgfake.Response {
+			if s.Preparing || s.SQL != slow {
+				return nil
+			}
+			return &pgfake.Response{Delay: 300 * time.Millisecond, Err: &pgfake.Error{
+				Severity: "FATAL", Code: "25P04", Message: "terminating connection due to transaction timeout", Routine: "ProcessInterrupts",
+			}}
+		})
+		for _, p := range append(x.replicas, x.primary) {
+			p.Handle(tooLong)
+		}
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() { assert.ErrorContains(t, x.pool.QueryRow(ctx, slow).Scan(new(int)), "25P04") })
+			wg.Go(func() {
+				tx, err := x.pool.Begin(ctx)
+				if !assert.NoError(t, err) {
+					return
+				}
+				_, err = tx.Exec(ctx, slow)
+				assert.ErrorContains(t, err, "25P04")
+				assert.Error(t, tx.Rollback(ctx))
+			})
+		}
+		wg.Wait()
+		x.unblamed()
+		assert.Zero(t, *suspected)
+		assert.Equal(t, 10, x.replicas[0].Count(slow)+x.replicas[1].Count(slow), "each read is run once")
+		assert.Equal(t, 10, x.primary.Count(slow))
+	})
+}
