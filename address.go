@@ -2,10 +2,12 @@ package multipool
 
 import (
 	"context"
+	"errors"
 	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -17,14 +19,30 @@ type addressPin struct {
 	mu         sync.Mutex
 	address    string
 	generation uint64
-	offset     uint32 // where this program starts in the list, so that not all programs choose the same server
+	offset     uint32   // where this program starts in the list, so that not all programs choose the same server
+	found      []string // the last answer of the name service: taken while it gives none
 }
 
+// lookupError says that the name service has given no address. The server was not asked.
+type lookupError struct{ err error }
+
+func (e *lookupError) Error() string { return e.err.Error() }
+func (e *lookupError) Unwrap() error { return e.err }
+
+// unknown reports whether the name service knows that there is no such name.
+func (e *lookupError) unknown() bool {
+	var dns *net.DNSError
+	return errors.As(e.err, &dns) && dns.IsNotFound
+}
+
+// lookupTime is how long a name service is waited for that has given an answer before.
+const lookupTime = time.Second
+
 // pinned wraps a look-up: the pinned address alone while it is among the answers, else all of them in an order that is
-// the same for every dial.
+// the same for every dial. A name service that is out, or slow, is represented by its last answer.
 func (a *addressPin) pinned(find pgconn.LookupFunc, generation *atomic.Uint64) pgconn.LookupFunc {
 	return func(ctx context.Context, host string) ([]string, error) {
-		found, err := find(ctx, host)
+		found, err := a.lookUp(ctx, find, host)
 		if err != nil || len(found) < 2 {
 			return found, err
 		}
@@ -37,6 +55,33 @@ func (a *addressPin) pinned(find pgconn.LookupFunc, generation *atomic.Uint64) p
 		k := int(a.offset % uint32(len(ordered)))
 		return append(ordered[k:len(ordered):len(ordered)], ordered[:k]...), nil
 	}
+}
+
+func (a *addressPin) lookUp(ctx context.Context, find pgconn.LookupFunc, host string) ([]string, error) {
+	a.mu.Lock()
+	last := a.found
+	a.mu.Unlock()
+	within, cancel := ctx, func() {}
+	if last != nil {
+		limit := lookupTime
+		if end, ok := ctx.Deadline(); ok {
+			limit = min(limit, time.Until(end)/2) // the other half is for the dial
+		}
+		within, cancel = context.WithTimeout(ctx, limit)
+	}
+	defer cancel()
+	found, err := find(within, host)
+	if err == nil {
+		a.mu.Lock()
+		a.found = found
+		a.mu.Unlock()
+		return found, nil
+	}
+	failed := &lookupError{err}
+	if last != nil && ctx.Err() == nil && !failed.unknown() {
+		return last, nil
+	}
+	return nil, failed
 }
 
 // keep pins the address that a connection has reached.

@@ -327,7 +327,11 @@ func (a *approach) knock(ctx context.Context, e entry) (net.Conn, error) {
 	conn, err := a.dialHost(ctx, host, port)
 	now.dialled = err == nil
 	if err != nil && a.base.Err() == nil {
-		a.to.report(now.generation, verdict{class: classPeer}, err)
+		v := verdict{class: classPeer}
+		if failedHere(err) {
+			v.class = classHere
+		}
+		a.to.report(now.generation, v, err)
 	}
 	return conn, err
 }

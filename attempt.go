@@ -240,7 +240,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	}
 	t.tried.add(f.at)
 	t.last, t.reason = f.err, ReasonRetry
-	t.waits = v.blamesPeer()
+	t.waits = v.passes()
 	if v.class == classRefused {
 		p.refused(in, t, f)
 	}

@@ -2,7 +2,11 @@ package multipool
 
 import (
 	"context"
+	"net"
+	"os"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -142,4 +146,112 @@ func TestATransactionThatTakesTooLongIsNobodysFaultAndNotRunAgain(t *testing.T) 
 		assert.Equal(t, 10, x.replicas[0].Count(slow)+x.replicas[1].Count(slow), "each read is run once")
 		assert.Equal(t, 10, x.primary.Count(slow))
 	})
+}
+
+// crowd makes n callers read and write for a while, and returns how many calls were served and what the others met.
+func (x *fakes) crowd(n int, d time.Duration) (served int, failed map[string]int) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	failed = map[string]int{}
+	end := time.Now().Add(d)
+	for range n {
+		wg.Go(func() {
+			for time.Now().Before(end) {
+				ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+				err := x.pool.QueryRow(ctx, "select 1").Scan(new(int))
+				if err == nil {
+					_, err = x.pool.Exec(ctx, "insert into t values (1)")
+				}
+				cancel()
+				mu.Lock()
+				if served++; err != nil {
+					served--
+					failed[err.Error()]++
+				}
+				mu.Unlock()
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	wg.Wait()
+	return served, failed
+}
+
+// What fails here is no fault of the servers': the connections that exist go on, more callers than connections wait for
+// one that is released, and a server is dialled where it was last.
+func TestAFaultOnThisSideBlamesNobody(t *testing.T) {
+	var out atomic.Pointer[error]
+	emfile := error(&net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", syscall.EMFILE)})
+	misbehaving := error(&net.DNSError{Err: "server misbehaving", Name: "primary", IsTemporary: true})
+	unknown := error(&net.DNSError{Err: "no such host", Name: "primary", IsNotFound: true})
+	for _, tc := range []struct {
+		name          string
+		lookUp, dial  error
+		monitorsOwn   bool // the monitors lose their sessions too
+		last          bool // dials go on, to where the servers were last
+		serves, fails int
+	}{
+		{name: "the name service is out", lookUp: misbehaving, last: true},
+		{name: "the name service is out, and the monitors' sessions end", lookUp: misbehaving, monitorsOwn: true, last: true},
+		{name: "the name service knows the names no more", lookUp: unknown},
+		{name: "no descriptors", dial: emfile},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			out.Store(nil)
+			bubble(t, 2, func(c *Config) {
+				c.Pool.ConnConfig.LookupFunc = func(_ context.Context, host string) ([]string, error) {
+					if out.Load() != nil && tc.lookUp != nil {
+						return nil, tc.lookUp
+					}
+					return []string{host}, nil
+				}
+				dial := c.Pool.ConnConfig.DialFunc
+				c.Pool.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					if out.Load() != nil && tc.dial != nil {
+						return nil, tc.dial
+					}
+					return dial(ctx, network, addr)
+				}
+			}, func(ctx context.Context, x *fakes) {
+				for _, p := range append(x.replicas, x.primary) {
+					p.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+						if s.Preparing {
+							return nil
+						}
+						return &pgfake.Response{Delay: 20 * time.Millisecond}
+					}))
+				}
+				_, failed := x.crowd(4, time.Second)
+				require.Empty(t, failed)
+				out.Store(&emfile)
+				if tc.monitorsOwn {
+					for _, p := range append(x.replicas, x.primary) {
+						p.EndConns(pgfake.Error{Severity: "FATAL", Code: "57P05"})
+					}
+					_, _ = x.crowd(4, 100*time.Millisecond) // meets the program's own, which have ended too
+				}
+				dials := x.primary.Dials()
+				served, failed := x.crowd(30, 2*time.Second)
+				assert.Empty(t, failed)
+				assert.Greater(t, served, 200)
+				x.unblamed()
+				assert.Equal(t, tc.last, x.primary.Dials() > dials)
+				t.Logf("%d calls served", served)
+
+				x.primary.Die() // and a server that has fallen is seen to have
+				time.Sleep(2 * time.Second)
+				settled()
+				if tc.dial == nil {
+					assert.Equal(t, "down", x.peer("primary").Health)
+				}
+				out.Store(nil)
+				x.primary.Revive()
+				time.Sleep(3 * time.Second)
+				settled()
+				assert.Equal(t, "up", x.peer("primary").Health)
+				_, failed = x.crowd(4, time.Second)
+				assert.Empty(t, failed)
+			})
+		})
+	}
 }

@@ -42,6 +42,8 @@ const (
 	classConflict
 	// classBehind: a standby does not know an object that the primary may have: its definition is not replayed yet.
 	classBehind
+	// classHere: what it takes to dial is missing here: the name service, a descriptor, a port. The server was not asked.
+	classHere
 )
 
 // phase is how far a call had come.
@@ -60,6 +62,9 @@ type verdict struct {
 
 // blamesPeer reports whether the error is evidence against the peer.
 func (v verdict) blamesPeer() bool { return v.class == classPeer || v.class == classStarting }
+
+// passes reports whether the error is one that a wait may cure: elsewhere, or here when a connection is released.
+func (v verdict) passes() bool { return v.blamesPeer() || v.class == classHere }
 
 // evidence is what classify looks at.
 type evidence struct {
@@ -212,6 +217,8 @@ func classOfAcquire(e evidence) class {
 	var dial *pgconn.ConnectError
 	var cert *tls.CertificateVerificationError
 	switch {
+	case failedHere(e.err):
+		return classHere
 	case errors.Is(e.err, errPeerDown), errors.Is(e.err, errLapsed):
 		return classPeer // our own word, at a dial or a wait that the peer's fall has ended; elsewhere is where to go
 	case errors.As(e.err, &cert):
@@ -232,6 +239,18 @@ func classOfAcquire(e evidence) class {
 	}
 	return classApplication // a hook's own
 }
+
+// failedHere reports whether a dial failed for want of something on this side.
+func failedHere(err error) bool {
+	var lookup *lookupError
+	if errors.As(err, &lookup) {
+		return true
+	}
+	return slices.ContainsFunc(scarce, func(e syscall.Errno) bool { return errors.Is(err, e) })
+}
+
+// scarce are what a system call says where this process or its machine has no more descriptors, memory or ports.
+var scarce = []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL}
 
 // soon is how close to its deadline a context counts as ended: timers and the network poller are not exact.
 const soon = 5 * time.Millisecond

@@ -206,6 +206,8 @@ func TestClassifyDials(t *testing.T) {
 	}{
 		{"refused", "sslmode=disable", refuses(opError("dial", syscall.ECONNREFUSED)), classPeer},
 		{"unreachable", "sslmode=disable", refuses(opError("dial", syscall.EHOSTUNREACH)), classPeer},
+		{"no descriptor left", "sslmode=disable", refuses(opError("dial", os.NewSyscallError("socket", syscall.EMFILE))), classHere},
+		{"no port left", "sslmode=disable", refuses(opError("dial", os.NewSyscallError("connect", syscall.EADDRNOTAVAIL))), classHere},
 		{"no such host", "sslmode=disable", refuses(&net.DNSError{Err: "no such host", Name: "h", IsNotFound: true}), classPeer},
 		{"a dial that is cut off by its own timeout", "sslmode=disable", refuses(&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}), classPeer},
 		{"a dial context that has ended is not the caller's", "sslmode=disable", refuses(context.DeadlineExceeded), classPeer},

@@ -116,7 +116,9 @@ func (w *wire) hide(cc *pgx.ConnConfig) {
 	w.mode = cc.DefaultQueryExecMode
 	cc.Tracer = w
 	cc.DialFunc = w.dialer(cc.DialFunc)
-	cc.LookupFunc = p.address.pinned(cc.LookupFunc, &p.generation)
+	if !p.solo {
+		cc.LookupFunc = p.address.pinned(cc.LookupFunc, &p.generation)
+	}
 	cc.AfterConnect = w.authenticated(cc.AfterConnect)
 }
 

@@ -238,7 +238,14 @@ func (m *monitor) regular(ctx context.Context) error {
 		// The first look, or the last connection has ended: to connect takes its time, and nobody waits for it.
 		m.answers = m.peer.answers.Load()
 		seen, err := m.fresh(looking, m.connectTimeout())
-		if err != nil && looking.Err() != nil && ctx.Err() == nil {
+		switch v, known := verdictOf(err), health(m.peer.health.Load()) != healthUnknown; {
+		case err == nil || ctx.Err() != nil:
+		case looking.Err() != nil:
+			return m.probe(ctx)
+		case known && v.passes(): // there may be other witnesses
+			if v.blamesPeer() {
+				m.peer.accuse(err)
+			}
 			return m.probe(ctx)
 		}
 		return m.judge(ctx, seen, err)
@@ -313,7 +320,7 @@ func (m *monitor) askTwice(ctx context.Context) (sight, error) {
 	case asked.err == nil:
 		m.conn = old
 		m.peer.faults.note(err)
-		asked.undialled = true
+		asked.undialled = verdictOf(err).class != classHere
 		return asked.sight, nil
 	}
 	hangUp(old)
@@ -407,8 +414,11 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	v := verdictOf(err)
 	var answer *pgconn.PgError
 	var hook *hookError
-	switch {
-	case v.class == classConfig, errors.As(err, &hook) && health(p.health.Load()) == healthUnknown:
+	var lookup *lookupError
+	switch unseen := health(p.health.Load()) == healthUnknown; {
+	case v.class == classHere && !unseen && !(errors.As(err, &lookup) && lookup.unknown()):
+		p.rise(observation{cause: err}, false) // as below; calls find out on the connections that there are
+	case v.class == classConfig, errors.As(err, &hook) && unseen:
 		m.fall(healthMisfit, err)
 	case errors.As(err, &hook):
 		p.rise(observation{cause: err}, false) // the server was not asked, so nothing is known against it

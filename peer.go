@@ -460,7 +460,7 @@ func (p *peer) close(also func()) {
 	}
 	hangUp(c)
 	var answer *pgconn.PgError
-	if err == nil || errors.As(err, &answer) && verdictOf(err).class != classPeer {
+	if err == nil || failedHere(err) || errors.As(err, &answer) && verdictOf(err).class != classPeer {
 		p.sockets.cut(useNone, true) // what a caller left behind; the rest goes on
 	} else {
 		p.sockets.cut(useHeld, true)
