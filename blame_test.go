@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -239,7 +240,7 @@ func TestAFaultOnThisSideBlamesNobody(t *testing.T) {
 				t.Logf("%d calls served", served)
 
 				x.primary.Die() // and a server that has fallen is seen to have
-				time.Sleep(2 * time.Second)
+				time.Sleep(8 * time.Second)
 				settled()
 				if tc.dial == nil {
 					assert.Equal(t, "down", x.peer("primary").Health)
@@ -254,4 +255,114 @@ func TestAFaultOnThisSideBlamesNobody(t *testing.T) {
 			})
 		})
 	}
+}
+
+// dialled keeps the connections to one host, and has dials take their time.
+type dialled struct {
+	host string
+	dial pgconn.DialFunc
+
+	mu    sync.Mutex
+	takes time.Duration
+	conns []net.Conn
+}
+
+func (d *dialled) of(c *Config, host string) {
+	d.host, d.dial = host, c.Pool.ConnConfig.DialFunc
+	c.Pool.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if addr != d.host+":5432" {
+			return d.dial(ctx, network, addr)
+		}
+		d.mu.Lock()
+		takes := d.takes
+		d.mu.Unlock()
+		select {
+		case <-time.After(takes):
+		case <-ctx.Done():
+			return nil, &net.OpError{Op: "dial", Net: network, Err: ctx.Err()}
+		}
+		conn, err := d.dial(ctx, network, addr)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.conns = append(d.conns, conn)
+		return conn, err
+	}
+}
+
+func (d *dialled) take(each time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.takes = each
+}
+
+// cutFirst cuts the first that was made: before any call it is the monitor's.
+func (d *dialled) cutFirst() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_ = d.conns[0].Close()
+	d.conns = d.conns[1:]
+}
+
+// A server is far away: to connect takes it longer than a probe of one that is near may take.
+func TestALostSessionOfAServerFarAwayIsNoTrip(t *testing.T) {
+	var far dialled
+	bubble(t, 1, func(c *Config) {
+		far.of(c, "primary")
+		far.take(700 * time.Millisecond)
+	}, func(ctx context.Context, x *fakes) {
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		settled()
+
+		far.cutFirst() // the program has an idle connection
+		begun := time.Now()
+		settled()
+		_, err = x.pool.Exec(ctx, "insert into t values (2)")
+		require.NoError(t, err)
+		assert.Less(t, time.Since(begun), 300*time.Millisecond, "a session has answered for it")
+		time.Sleep(time.Second)
+		x.unblamed()
+
+		x.primary.CutConns() // it has none
+		begun = time.Now()
+		settled()
+		_, err = x.pool.Exec(ctx, "insert into t values (3)")
+		require.NoError(t, err)
+		assert.Less(t, time.Since(begun), 1500*time.Millisecond)
+		time.Sleep(time.Second)
+		x.unblamed()
+
+		x.primary.Hang() // one that is dead is found out nevertheless
+		begun = time.Now()
+		late, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, err = x.pool.Exec(late, "insert into t values (4)")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		for x.peer("primary").Health != "down" {
+			time.Sleep(10 * time.Millisecond)
+		}
+		assert.Less(t, time.Since(begun), 3500*time.Millisecond)
+		x.primary.Thaw()
+		time.Sleep(time.Second) // pgx's request to cancel is on its way still
+	})
+}
+
+// New connections hang while those that exist go on: the peer stands, whether or not its monitor has a session.
+func TestAPeerStandsByAnIdleConnectionOfTheProgram(t *testing.T) {
+	var mute dialled
+	bubble(t, 1, func(c *Config) { mute.of(c, "primary") }, func(ctx context.Context, x *fakes) {
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		settled()
+		mute.take(time.Hour)
+		mute.cutFirst()
+		for range 300 {
+			begun := time.Now()
+			_, err = x.pool.Exec(ctx, "insert into t values (2)")
+			require.NoError(t, err)
+			require.Less(t, time.Since(begun), 300*time.Millisecond)
+			time.Sleep(100 * time.Millisecond)
+		}
+		assert.Zero(t, x.peer("primary").Trips)
+	})
 }

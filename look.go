@@ -63,22 +63,54 @@ const (
 )
 
 // look asks the peer what it is, on the monitor's connection or, where it has none of its own, one of the program's.
-func (m *monitor) look(ctx context.Context, timeout time.Duration) (sight, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+func (m *monitor) look(ctx context.Context) (sight, error) {
+	switch {
+	case m.borrows && !m.peer.lends():
+		return m.fresh(ctx, max(lookTimeout, m.patience()))
+	case m.borrows:
+		ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+		defer cancel()
+		return m.askLent(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	if !m.borrows {
-		return m.ask(ctx, m.conn.PgConn())
-	}
-	if m.peer.lends() {
-		c, err := m.peer.pool.Acquire(ctx)
-		if err != nil {
-			return sight{}, err
-		}
-		defer c.Release()
-		return m.ask(ctx, c.Conn().PgConn())
-	}
-	return m.fresh(ctx, timeout)
+	return m.ask(ctx, m.conn.PgConn())
 }
+
+// askLent asks on a connection of the program's pool.
+func (m *monitor) askLent(ctx context.Context) (sight, error) {
+	c, err := m.peer.lend(ctx)
+	if err != nil {
+		return sight{}, err
+	}
+	defer c.Release()
+	return m.ask(ctx, c.Conn().PgConn())
+}
+
+// askIdle asks on a connection of the program's that it does not use: where there is none it waits for one that is released,
+// as long as it is searching.
+func (m *monitor) askIdle(ctx, searching context.Context, patience time.Duration) (sight, error) {
+	for {
+		if m.peer.hasIdle() {
+			within, end := context.WithTimeout(ctx, patience/4) // it may be taken, and another would be made
+			c, err := m.peer.lend(within)
+			end()
+			if err == nil {
+				defer c.Release()
+				return m.ask(ctx, c.Conn().PgConn())
+			}
+		}
+		select {
+		case <-time.After(idleTick):
+		case <-searching.Done():
+			return sight{}, errNoSession
+		}
+	}
+}
+
+const idleTick = 10 * time.Millisecond
+
+var errNoSession = errors.New("multipool: no connection is free for a look")
 
 // lends reports whether a look may go through a connection of the program's. Where the program holds every one, one is
 // made for the look: a full pool is no fault of the peer.
@@ -87,25 +119,51 @@ func (p *peer) lends() bool {
 	return s.AcquiredConns() < s.MaxConns() && !p.drained.Load() && !(p.shared.Load() && p.exhausted())
 }
 
+// hasIdle reports whether the program has a connection that it does not use.
+func (p *peer) hasIdle() bool { return !p.drained.Load() && p.pool.Stat().IdleConns() > 0 }
+
+// reached is what a look on a new connection has shown.
+type reached struct {
+	sight
+	conn *pgx.Conn
+	took time.Duration // to connect
+	err  error
+}
+
+// reach asks on a new connection.
+func (m *monitor) reach(ctx context.Context) (r reached) {
+	begun := time.Now()
+	if r.conn, r.err = m.connect(ctx); r.err != nil {
+		return r
+	}
+	r.took = max(time.Since(begun), 1)
+	m.modesty.Store(0) // rights may have changed, or the server
+	if r.sight, r.err = m.ask(ctx, r.conn.PgConn()); r.err != nil {
+		hangUp(r.conn)
+		r.conn = nil
+	}
+	return r
+}
+
+// adopt makes a new connection the monitor's, if it has answered.
+func (m *monitor) adopt(r reached) (sight, error) {
+	if r.took > 0 {
+		m.took.note(r.took)
+	}
+	if r.err != nil || m.borrows {
+		hangUp(r.conn)
+		return r.sight, r.err
+	}
+	m.conn = r.conn
+	return r.sight, nil
+}
+
 // fresh asks on a new connection, which becomes the monitor's.
 func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	m.hangUp()
-	begun := time.Now()
-	c, err := m.connect(ctx)
-	if err != nil {
-		return sight{}, err
-	}
-	m.took = time.Since(begun)
-	m.modesty.Store(0) // rights may have changed, or the server
-	seen, err := m.ask(ctx, c.PgConn())
-	if err != nil || m.borrows {
-		hangUp(c)
-		return seen, err
-	}
-	m.conn = c
-	return seen, nil
+	return m.adopt(m.reach(ctx))
 }
 
 // ask runs the look's statement by the extended protocol: never the simple one, which poolers and injections love. It
@@ -218,13 +276,35 @@ func (m *monitor) connectTimeout() time.Duration {
 	return max(cmp.Or(m.peer.config.ConnConfig.ConnectTimeout, defaultConnectTimeout), lookTimeout)
 }
 
+// patience is how long a probe waits for an answer: what it takes to connect there, with a wide margin.
+func (m *monitor) patience() time.Duration {
+	return max(probeTimeout, min(4*m.took.least(), m.connectTimeout()))
+}
+
+// connectTimes are what the last connects have taken. The least of them counts: one that was held up tells nothing of the
+// distance.
+type connectTimes struct {
+	last [3]time.Duration // 0: none yet
+	n    int
+}
+
+func (c *connectTimes) note(d time.Duration) {
+	c.last[c.n%len(c.last)] = d
+	c.n++
+}
+
+func (c *connectTimes) least() time.Duration {
+	return slices.Min(c.last[:max(1, min(c.n, len(c.last)))])
+}
+
 // retryTimeout is how long a try at a peer that is down may take: less than a first connect, because a dial that began
 // while packets were lost is tried again by the kernel after seconds, and a new one at once.
 func (m *monitor) retryTimeout() time.Duration {
-	if m.took == 0 {
+	took := m.took.least()
+	if took == 0 {
 		return m.connectTimeout()
 	}
-	return min(m.connectTimeout(), max(1500*time.Millisecond, 4*m.took))
+	return min(m.connectTimeout(), max(1500*time.Millisecond, 4*took))
 }
 
 var errOddAnswer = errors.New("multipool: the server answers a look with something else")

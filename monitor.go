@@ -27,15 +27,15 @@ type monitor struct {
 	waking  atomic.Pointer[context.CancelFunc] // ends a rest
 	cutting atomic.Pointer[context.CancelFunc] // ends a regular look, which may be waiting for a server that hangs
 
-	conn     *pgx.Conn     // the monitor's own; nil: none at the moment
-	took     time.Duration // what the last connect that succeeded took
-	modesty  atomic.Int32  // which of looks the server answers
-	saw      Role          // what the last look saw
-	before   replay        // what the last look saw of a replica's replay
-	strayed  uint64        // the reign in which the replica was ahead of its primary; 0: it was not
-	warmed   int64         // which loss of a primary a connection was made for
-	failures int           // looks in a row that have failed
-	answers  int64         // the peer's, when the look began that is under way
+	conn     *pgx.Conn // the monitor's own; nil: none at the moment
+	took     connectTimes
+	modesty  atomic.Int32 // which of looks the server answers
+	saw      Role         // what the last look saw
+	before   replay       // what the last look saw of a replica's replay
+	strayed  uint64       // the reign in which the replica was ahead of its primary; 0: it was not
+	warmed   int64        // which loss of a primary a connection was made for
+	failures int          // looks in a row that have failed
+	answers  int64        // the peer's, when the look began that is under way
 	hold     time.Duration
 	fellAt   time.Time
 	roseAt   time.Time
@@ -43,7 +43,7 @@ type monitor struct {
 
 const (
 	lookTimeout  = time.Second            // of a look at a peer that is well
-	probeTimeout = 500 * time.Millisecond // of a look at a suspect
+	probeTimeout = 500 * time.Millisecond // of a look at a suspect, at least: see patience
 	firstRetry   = 200 * time.Millisecond // after the breaker has opened
 	maxRetry     = time.Second
 	eagerTime    = time.Minute            // how long a peer that is down is tried each maxRetry; then each interval
@@ -251,7 +251,7 @@ func (m *monitor) regular(ctx context.Context) error {
 		return m.judge(ctx, seen, err)
 	}
 	begun := time.Now()
-	seen, err := m.look(looking, lookTimeout)
+	seen, err := m.look(looking)
 	if err == nil {
 		m.peer.roundTrip.note(seen.came - seen.asked)
 		if m.peer.leftOut() {
@@ -269,15 +269,15 @@ func (m *monitor) regular(ctx context.Context) error {
 	return m.probe(ctx)
 }
 
-// probe asks a suspect in two ways at once, by a statement on the monitor's connection and by a fresh dial: one
-// connection that fails tells nothing of the server. If either answers the peer stands. A probe whose own timer came
-// late is void: this process was stopped, and its peers are not to blame.
+// probe asks a suspect in three ways at once, by a statement on the monitor's connection, by one on an idle connection of
+// the program's, and by a fresh dial: one connection that fails tells nothing of the server. If any answers the peer
+// stands. A probe whose own timer came late is void: this process was stopped, and its peers are not to blame.
 func (m *monitor) probe(ctx context.Context) error {
 	for void := 0; ; void++ {
-		begun := time.Now()
+		begun, patience := time.Now(), m.patience()
 		m.answers = m.peer.answers.Load()
-		seen, err := m.askTwice(ctx)
-		if err != nil && time.Since(begun) > probeTimeout+lateTick && void < maxVoid && ctx.Err() == nil {
+		seen, err := m.askAround(ctx, patience)
+		if err != nil && time.Since(begun) > patience+lateTick && void < maxVoid && ctx.Err() == nil {
 			continue
 		}
 		return m.judge(ctx, seen, err)
@@ -288,46 +288,92 @@ func (m *monitor) probe(ctx context.Context) error {
 // keep to its time.
 const maxVoid = 3
 
-// askTwice returns what either way saw. A dial's refusal is told where the session did not answer, and where it says that
-// the server is shutting down: then sessions go on, and new ones are not to be sent there.
-func (m *monitor) askTwice(ctx context.Context) (sight, error) {
+// askAround returns what any way saw. A dial's refusal is told where no session did answer, and where it says that the
+// server is shutting down: then sessions go on, and new ones are not to be sent there. Where a session answers, and the
+// dial takes its time, the peer is used again meanwhile.
+func (m *monitor) askAround(ctx context.Context, patience time.Duration) (sight, error) {
 	type answer struct {
 		sight
 		err error
 	}
-	session := make(chan answer, 1)
+	within, end := context.WithTimeout(ctx, patience)
+	defer end()
 	old := m.conn
-	if old != nil && !m.borrows {
-		go func() {
-			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-			defer cancel()
-			seen, err := m.ask(ctx, old.PgConn())
-			session <- answer{seen, err}
-		}()
-	} else {
-		session <- answer{err: errNoSession}
-	}
 	m.conn = nil
-	dialled, err := m.fresh(ctx, probeTimeout)
-	asked := <-session
-	switch {
-	case err == nil:
-		hangUp(old)
-		return dialled, nil
-	case asked.err == nil && verdictOf(err).class == classStarting:
-		hangUp(old) // it would hold the shutdown up
-		return sight{}, err
-	case asked.err == nil:
-		m.conn = old
-		m.peer.faults.note(err)
-		asked.undialled = verdictOf(err).class != classHere
-		return asked.sight, nil
+	var own, lent chan answer // nil: not asked, or has answered
+	if old != nil && !m.borrows {
+		own = make(chan answer, 1)
+		go func() {
+			seen, err := m.ask(within, old.PgConn())
+			own <- answer{seen, err}
+		}()
 	}
-	hangUp(old)
-	return sight{}, err
+	searching, found := context.WithCancel(within)
+	defer found()
+	lent = make(chan answer, 1)
+	m.peer.owner.monitors.Go(func() {
+		within, end := context.WithTimeout(ctx, patience) // not cut short: the connection is the program's
+		defer end()
+		seen, err := m.askIdle(within, searching, patience)
+		lent <- answer{seen, err}
+	})
+	dialled := make(chan reached, 1)
+	go func() { dialled <- m.reach(within) }()
+
+	var dial *reached
+	var session *sight
+	kept := false // the monitor's own session
+	grace := time.NewTimer(dialGrace)
+	defer grace.Stop()
+	for dial == nil || dial.err != nil && (own != nil || session == nil && lent != nil) {
+		late := false
+		select {
+		case r := <-dialled:
+			dial = &r
+			found() // either way: it is not waited for any longer
+		case a := <-own:
+			own = nil
+			if a.err == nil {
+				session, kept = &a.sight, true
+			}
+		case a := <-lent:
+			lent = nil
+			if a.err == nil && session == nil {
+				session = &a.sight
+			}
+		case <-grace.C:
+			grace.Reset(dialGrace)
+			late = true
+		}
+		if late && session != nil && dial == nil && ctx.Err() == nil {
+			m.peer.rise(observation{}, false)
+		}
+	}
+	if own != nil { // the dial has answered, and there is one session too many
+		end()
+		<-own
+	}
+	draining := session != nil && verdictOf(dial.err).class == classStarting
+	if dial.err == nil || session == nil || draining || !kept {
+		hangUp(old) // it would hold a shutdown up
+		kept = false
+	}
+	switch {
+	case dial.err == nil:
+		return m.adopt(*dial)
+	case session == nil, draining:
+		return sight{}, dial.err
+	}
+	if kept {
+		m.conn = old
+	}
+	m.peer.faults.note(dial.err)
+	session.undialled = verdictOf(dial.err).class != classHere
+	return *session, nil
 }
 
-var errNoSession = errors.New("multipool: the monitor has no connection")
+// dialGrace is how long a dial may take before a session's answer is taken for the peer's.
+const dialGrace = 100 * time.Millisecond
 
 // recover tries the open breaker with a look on a fresh connection.
 func (m *monitor) recover(ctx context.Context) error {

@@ -199,6 +199,27 @@ func (p *peer) draw(ctx context.Context) (c *pgxpool.Conn, err error) {
 	return c, nil
 }
 
+// lend takes a connection out of the pool for a look. The program's tracer is not told.
+func (p *peer) lend(ctx context.Context) (*pgxpool.Conn, error) {
+	shared := p.shared.Load()
+	if shared && !p.turns.try(poolOwn) {
+		return nil, errNoSession
+	}
+	c, err := p.pool.Acquire(warming{ctx})
+	if err != nil {
+		if shared {
+			p.turns.give(poolOwn)
+		}
+		return nil, err
+	}
+	w := wireOf(c.Conn())
+	w.quiet = true
+	if shared {
+		w.out.Or(outTurn)
+	}
+	return c, nil
+}
+
 // takeWhileUp waits for a connection no longer than the peer stands.
 func (p *peer) takeWhileUp(ctx context.Context) (*pgxpool.Conn, error) {
 	within, done := p.era.Load().within(ctx)
@@ -452,7 +473,7 @@ func (p *peer) close(also func()) {
 		return
 	case <-time.After(closeGrace):
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), max(probeTimeout, min(4*p.monitor.took, p.monitor.connectTimeout())))
+	ctx, cancel := context.WithTimeout(context.Background(), p.monitor.patience())
 	defer cancel()
 	c, err := p.monitor.connect(ctx)
 	if err == nil {
