@@ -156,6 +156,12 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 // idle_in_transaction_session_timeout, transaction_timeout (version 17), idle_session_timeout (14).
 func endsBySetting(code string) bool { return code == "25P03" || code == "25P04" || code == "57P05" }
 
+// isFull reports that the server takes no more sessions, at all or of this role or database.
+func isFull(err error) bool {
+	var e *pgconn.PgError
+	return errors.As(err, &e) && e.Code == "53300" // too_many_connections
+}
+
 // storageFiles are the server's source files that miss a file of the server's own: one that a COPY or pg_read_file
 // names is missed by others.
 var storageFiles = []string{"md.c", "slru.c", "relmapper.c"}

@@ -557,6 +557,46 @@ func TestNoFaultWhenTheServerIsFull(t *testing.T) {
 	}
 }
 
+// The role may have as many connections as the pool has, and no more.
+func TestARolesLimitMayBeThePoolsOwn(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1, HBA: []string{"host all app 127.0.0.1/32 trust"}})
+	must(t, c, "create role app login connection limit 4", "create table t (id int)", "grant all on t to app")
+	p := openPool(t, Config{CheckInterval: 100 * time.Millisecond}, c.ConnString("user=app", "pool_max_conns=4"))
+	waitUp(t, p)
+	for range 5 {
+		held := make([]*pgxpool.Conn, 4)
+		var all sync.WaitGroup
+		for i := range held {
+			all.Go(func() {
+				conn, err := p.Acquire(WithPrimary(testContext(t)))
+				if !assert.NoError(t, err) {
+					return
+				}
+				_, err = conn.Exec(testContext(t), "insert into t values (1)")
+				assert.NoError(t, err)
+				held[i] = conn
+			})
+		}
+		all.Wait()
+		for _, conn := range held {
+			if conn != nil {
+				conn.Release()
+			}
+		}
+		p.Reset() // they are made anew
+	}
+	waitUp(t, p)
+	for _, ps := range p.Status().Peers {
+		assert.Zero(t, ps.Trips, ps.Name)
+	}
+	// The monitor goes on looking, through the program's connections.
+	require.NoError(t, c.Primary().Kill())
+	require.NoError(t, c.Standbys()[0].Promote())
+	waitFor(t, "the promotion", 10*time.Second, func() bool { return p.Status().Primary == c.Servers()[1].Addr() })
+	_, err := p.Exec(testContext(t), "insert into t values (2)")
+	require.NoError(t, err)
+}
+
 func TestASlowReplicaGetsFewReads(t *testing.T) {
 	s, relay := relayed(t, Config{})
 	s.seat(readers)

@@ -65,9 +65,9 @@ const (
 // look asks the peer what it is, on the monitor's connection or, where it has none of its own, one of the program's.
 func (m *monitor) look(ctx context.Context) (sight, error) {
 	switch {
-	case m.borrows && !m.peer.lends():
+	case m.borrowing() && !m.peer.lends():
 		return m.fresh(ctx, max(lookTimeout, m.patience()))
-	case m.borrows:
+	case m.borrowing():
 		ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 		defer cancel()
 		return m.askLent(ctx)
@@ -150,7 +150,7 @@ func (m *monitor) adopt(r reached) (sight, error) {
 	if r.took > 0 {
 		m.took.note(r.took)
 	}
-	if r.err != nil || m.borrows {
+	if r.err != nil || m.borrowing() {
 		hangUp(r.conn)
 		return r.sight, r.err
 	}

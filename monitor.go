@@ -21,7 +21,8 @@ import (
 type monitor struct {
 	peer     *peer
 	interval time.Duration
-	borrows  bool // look through an idle connection of the pool
+	borrows  bool         // always look through an idle connection of the pool
+	yielded  atomic.Int64 // when it has given its own up last, by the pool's clock; 0: never
 
 	nudged  chan struct{}                      // capacity 1: a nudge is never lost and never waits
 	waking  atomic.Pointer[context.CancelFunc] // ends a rest
@@ -87,6 +88,33 @@ func (m *monitor) nudge() {
 	}
 }
 
+const (
+	yieldFor  = 10 * time.Minute
+	yieldTime = time.Second // until the server has let the monitor's session go, with a wide margin
+)
+
+// yield has the monitor give its own connection up, and look through the program's for a while: the server has no more room
+// for us. It reports whether one has just become free, or is about to.
+func (m *monitor) yield() bool {
+	if m == nil || m.borrows {
+		return false
+	}
+	now := int64(max(m.peer.owner.clock(), 1))
+	was := m.yielded.Load()
+	if was == 0 || now-was > int64(yieldFor) {
+		m.yielded.CompareAndSwap(was, now)
+		m.nudge()
+		return true
+	}
+	return now-was < int64(yieldTime)
+}
+
+// borrowing reports whether the monitor looks through the program's connections.
+func (m *monitor) borrowing() bool {
+	was := m.yielded.Load()
+	return m.borrows || was != 0 && int64(m.peer.owner.clock())-was <= int64(yieldFor)
+}
+
 // run watches until ctx ends.
 func (m *monitor) run(ctx context.Context) {
 	defer m.hangUp()
@@ -117,7 +145,7 @@ func (m *monitor) rest(ctx context.Context, pause time.Duration) bool {
 	if m.peer.drained.Load() {
 		m.hangUp() // it would hold a smart shutdown up
 	}
-	if m.conn != nil && !m.borrows {
+	if m.conn != nil && !m.borrowing() {
 		m.listen(waiting)
 	} else {
 		<-waiting.Done()
@@ -161,6 +189,9 @@ func (m *monitor) out() bool {
 
 // examine looks at the peer as its state asks for, publishes what it found and returns the pause until the next time.
 func (m *monitor) examine(ctx context.Context) time.Duration {
+	if m.borrowing() {
+		m.hangUp()
+	}
 	var err error
 	switch {
 	case !m.peer.breaker.closed():
@@ -234,7 +265,7 @@ func (m *monitor) regular(ctx context.Context) error {
 	if m.peer.suspected.Load() {
 		return m.probe(ctx) // since we last asked
 	}
-	if m.conn == nil && !m.borrows {
+	if m.conn == nil && !m.borrowing() {
 		// The first look, or the last connection has ended: to connect takes its time, and nobody waits for it.
 		m.answers = m.peer.answers.Load()
 		seen, err := m.fresh(looking, m.connectTimeout())
@@ -301,7 +332,7 @@ func (m *monitor) askAround(ctx context.Context, patience time.Duration) (sight,
 	old := m.conn
 	m.conn = nil
 	var own, lent chan answer // nil: not asked, or has answered
-	if old != nil && !m.borrows {
+	if old != nil && !m.borrowing() {
 		own = make(chan answer, 1)
 		go func() {
 			seen, err := m.ask(within, old.PgConn())

@@ -179,8 +179,23 @@ func (p *peer) take(ctx context.Context, n int32, guest bool) (*pgxpool.Conn, er
 	return p.draw(ctx)
 }
 
-// draw takes a connection from the pool, in turn where other pools use the server too.
-func (p *peer) draw(ctx context.Context) (c *pgxpool.Conn, err error) {
+// draw takes a connection from the pool. Where the server has no more room for one, the monitor gives its own up: a pool
+// may be as large as its role's limit.
+func (p *peer) draw(ctx context.Context) (*pgxpool.Conn, error) {
+	c, err := p.drawInTurn(ctx)
+	for pause := 2 * time.Millisecond; err != nil && isFull(err) && p.monitor.yield(); pause *= 2 {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		c, err = p.drawInTurn(ctx)
+	}
+	return c, err
+}
+
+// drawInTurn takes a connection from the pool, in turn where other pools use the server too.
+func (p *peer) drawInTurn(ctx context.Context) (c *pgxpool.Conn, err error) {
 	if !p.shared.Load() {
 		return p.pool.Acquire(ctx)
 	}
@@ -320,6 +335,8 @@ func (p *peer) report(generation uint64, v verdict, err error) {
 	case v.class == classConfig:
 		p.faults.note(err)
 		p.monitor.nudge()
+	case isFull(err):
+		p.monitor.yield()
 	case v.class == classStarting && generation == p.generation.Load():
 		// The server lives, and says so: whether it comes or goes is for the probe to find out. Its sessions go on.
 		p.faults.note(err)
