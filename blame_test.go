@@ -366,3 +366,77 @@ func TestAPeerStandsByAnIdleConnectionOfTheProgram(t *testing.T) {
 		assert.Zero(t, x.peer("primary").Trips)
 	})
 }
+
+func TestTheStatusOfTheOnlyPeerIsWhatItsLastConnectHasShown(t *testing.T) {
+	bubble(t, 0, nil, func(ctx context.Context, x *fakes) {
+		shows := func(health string, serves bool) {
+			t.Helper()
+			settled()
+			ps := x.pool.Status().Peers[0]
+			assert.Equal(t, health, ps.Health)
+			assert.Equal(t, serves, ps.Serves)
+		}
+		shows("not yet seen", true)
+		require.NoError(t, x.pool.Ping(ctx))
+		shows("up", true)
+		x.primary.Die()
+		require.Error(t, x.pool.Ping(ctx))
+		require.Error(t, x.pool.Ping(ctx))
+		shows("down", false)
+		assert.Contains(t, x.pool.Status().Peers[0].LastFault, "refused")
+		x.primary.Revive()
+		x.primary.StartupError("28P01")
+		require.Error(t, x.pool.Ping(ctx))
+		shows("misconfigured", false)
+		x.primary.StartupError("")
+		require.NoError(t, x.pool.Ping(ctx))
+		shows("up", true)
+	})
+}
+
+func TestAPeerOfUnknownRoleSaysWhy(t *testing.T) {
+	full := serverError("FATAL", "53300", "InitializeSessionUserId", "too many connections")
+	p := &peer{name: "a"}
+	top := newTopology(ModeReplicated, []*peer{p}, []Role{RoleUnknown}).apply(observation{peer: p, health: healthUp, cause: full})
+	err := error(&NoPeerError{Peers: top.causes(&intent{place: placePrimary})})
+	assert.ErrorContains(t, err, "is of unknown role")
+	assert.ErrorContains(t, err, "53300")
+	assert.ErrorIs(t, err, full)
+}
+
+// A role or a database that is created late is used soon, without knocking with a wrong password for long.
+func TestWhatWasMisconfiguredIsUsedSoon(t *testing.T) {
+	for _, tc := range []struct {
+		code          string
+		soon          time.Duration
+		most, inAHour int
+	}{
+		{"3D000", 1300 * time.Millisecond, 9, 910},
+		{"28P01", 2600 * time.Millisecond, 5, 910},
+	} {
+		t.Run(tc.code, func(t *testing.T) {
+			bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+				x.read(ctx)
+				settled()
+				x.replicas[0].ResetCounters()
+				x.replicas[0].StartupError(tc.code)
+				x.replicas[0].CutConns()
+				time.Sleep(2 * time.Second)
+				assert.Equal(t, "misconfigured", x.peer("replica1").Health)
+				x.replicas[0].StartupError("")
+				begun := time.Now()
+				for x.peer("replica1").Health != "up" {
+					time.Sleep(10 * time.Millisecond)
+				}
+				assert.Less(t, time.Since(begun), tc.soon)
+				assert.LessOrEqual(t, x.replicas[0].Dials(), tc.most)
+
+				x.replicas[0].StartupError(tc.code)
+				x.replicas[0].CutConns()
+				x.replicas[0].ResetCounters()
+				time.Sleep(time.Hour)
+				assert.LessOrEqual(t, x.replicas[0].Dials(), tc.inAHour)
+			})
+		})
+	}
+}

@@ -162,6 +162,18 @@ func isFull(err error) bool {
 	return errors.As(err, &e) && e.Code == "53300" // too_many_connections
 }
 
+// triesPassword reports whether a refusal at log-in may count as a wrong password where those are counted: any by 28xxx, except
+// those that come before a password is asked for (pg_hba.conf) or after it was right (no such role, as trust alone shows it);
+// and what a pooler says in its own name.
+func triesPassword(err error) bool {
+	var e *pgconn.PgError
+	if !errors.As(err, &e) {
+		return false
+	}
+	tried := e.Routine != "ClientAuthentication" && e.Routine != "InitializeSessionUserId"
+	return strings.HasPrefix(e.Code, "28") && tried || e.Code == "08P01"
+}
+
 // storageFiles are the server's source files that miss a file of the server's own: one that a COPY or pg_read_file
 // names is missed by others.
 var storageFiles = []string{"md.c", "slru.c", "relmapper.c"}

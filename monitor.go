@@ -36,6 +36,7 @@ type monitor struct {
 	strayed  uint64       // the reign in which the replica was ahead of its primary; 0: it was not
 	warmed   int64        // which loss of a primary a connection was made for
 	failures int          // looks in a row that have failed
+	failing  time.Time    // since when
 	answers  int64        // the peer's, when the look began that is under way
 	hold     time.Duration
 	fellAt   time.Time
@@ -209,7 +210,9 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	case ctx.Err() != nil:
 		return 0
 	}
-	m.failures++
+	if m.failures++; m.failures == 1 {
+		m.failing = time.Now()
+	}
 	return m.backoff(err)
 }
 
@@ -571,7 +574,14 @@ func (m *monitor) backoff(err error) time.Duration {
 	case v.class == classStarting:
 		return jittered(retryStart)
 	case v.class == classConfig:
-		return jittered(m.interval) // knocking faster with a wrong password locks accounts
+		pause := min(firstRetry<<min(m.failures-1, 8), maxRetry)
+		switch {
+		case triesPassword(err): // knocking fast with a wrong one locks accounts
+			pause = maxRetry << min(m.failures-1, 8)
+		case time.Since(m.failing) > eagerTime:
+			pause = m.interval
+		}
+		return jittered(min(pause, m.interval))
 	case m.peer.breaker.openFor() > eagerTime && m.peer.owner.anybodyServes():
 		return jittered(max(m.interval, maxRetry))
 	}

@@ -279,7 +279,9 @@ func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
 	switch {
 	case w.approach != nil:
 		w.approach.ended(d.Err)
-	case d.Err != nil && !w.peer.solo:
+	case w.peer.solo:
+		w.peer.met(d.Err)
+	case d.Err != nil:
 		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseAcquire})
 		w.peer.report(w.generation, v, d.Err)
 	}

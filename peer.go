@@ -353,6 +353,21 @@ func (p *peer) report(generation uint64, v verdict, err error) {
 	}
 }
 
+// met takes in how a connect to the pool's only peer ended. It is for Status: nothing is judged.
+func (p *peer) met(err error) {
+	if err == nil {
+		p.health.Store(int32(healthUp))
+		return
+	}
+	p.faults.note(err)
+	switch v := verdictOf(err); {
+	case v.class == classConfig:
+		p.health.Store(int32(healthMisfit))
+	case v.blamesPeer():
+		p.health.Store(int32(healthDown))
+	}
+}
+
 // countFault tells the breaker, and reports whether the peer has fallen by it.
 func (p *peer) countFault(err error) (fell bool) {
 	p.verdicts.Lock()

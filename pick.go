@@ -216,7 +216,7 @@ func (t *topology) why(m *member, in *intent) (string, error) {
 	case m.role == RolePrimary && (m.peer != t.primary || t.split):
 		return "claims to be the primary", nil
 	case m.role == RoleUnknown:
-		return "is of unknown role", nil
+		return "is of unknown role", m.cause
 	case m.unfit() != "":
 		return m.unfit(), m.hostile
 	case m.role == RoleReplica && in.fresh.bounds():

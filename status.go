@@ -57,14 +57,15 @@ func (s *Sums) add(t *pgxpool.Stat) {
 
 // PeerStatus is one peer.
 type PeerStatus struct {
-	Name     string
-	Host     string
-	Port     uint16
-	Role     Role
-	Primary  bool   // is the primary, be it down
+	Name    string
+	Host    string
+	Port    uint16
+	Role    Role
+	Primary bool // is the primary, be it down
+	// Health of a pool's only peer is what its last connect has shown.
 	Health   string // "up", "suspect", "down", "draining", "misconfigured", "not yet seen"
 	Breaker  string // "closed", "open", "half-open"
-	Serves   bool   // is a candidate of reads or writes
+	Serves   bool   // is a candidate of reads or writes; of a pool's only peer: its last connect did not fail
 	Slow     bool   // is left out of the reads for being far slower than the others
 	Drained  bool   // by the operator
 	Unfit    string // why it is kept out of the reads though it is well: "is behind", ...; "" where it is not
@@ -114,6 +115,10 @@ func (p *MultiPool) Status() Status {
 			InFlight: int64(q.load.busy()), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),
 			Retries: q.picks.retries.Load(), Trips: q.breaker.trips.Load(),
 			Stat: q.pool.Stat(),
+		}
+		if p.solo {
+			h := health(q.health.Load())
+			ps.Health, ps.Serves = h.String(), h <= healthUp
 		}
 		if when, err := q.faults.last(); err != nil {
 			ps.LastFault, ps.FaultAt = err.Error(), when
