@@ -203,6 +203,9 @@ func (a *approach) prepare() error {
 	}
 	w.peer, w.generation = q, q.generation.Load()
 	w.started = w.generation
+	if err := q.knocks.wait(a.ctx, q.era.Load()); err != nil {
+		return err
+	}
 	if err := w.sit(a.ctx); err != nil {
 		return err
 	}
@@ -391,6 +394,7 @@ func (a *approach) ended(err error) {
 	shown.DialFunc, shown.OnNotification = w.config.DialFunc, w.config.OnNotification // ours, and pgx's
 	*w.config = shown
 	if err == nil {
+		a.to.knocks.ended(nil)
 		return
 	}
 	last := a.judge(err)
@@ -416,6 +420,7 @@ func (a *approach) judge(err error) (last error) {
 			failure.err = inner // without the entry's number
 		}
 		last = failure
+		v.peer.knocks.ended(failure)
 		if v.dialled {
 			v.peer.report(v.generation, verdictOf(failure), failure)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -439,4 +440,94 @@ func TestWhatWasMisconfiguredIsUsedSoon(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Servers that refuse new sessions are not stormed, and lose nothing by it.
+func TestAPeerThatRefusesNewSessionsGetsFewDials(t *testing.T) {
+	for _, refusal := range []string{"53300", "dials"} {
+		t.Run(refusal, func(t *testing.T) {
+			bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+				for range 20 {
+					x.read(ctx)
+				}
+				slow := answering(func(s pgfake.Statement) *pgfake.Response {
+					if s.Preparing {
+						return nil
+					}
+					return &pgfake.Response{Delay: 20 * time.Millisecond}
+				})
+				x.primary.Handle(slow)
+				for _, p := range x.replicas {
+					p.Handle(slow)
+					if refusal == "dials" {
+						p.Refuse(nil)
+					} else {
+						p.StartupError(refusal)
+					}
+					p.ResetCounters()
+				}
+				const seconds = 5
+				var wg sync.WaitGroup
+				end := time.Now().Add(seconds * time.Second)
+				for range 20 {
+					wg.Go(func() {
+						for time.Now().Before(end) {
+							assert.NoError(t, x.pool.QueryRow(ctx, "select 1").Scan(new(int)))
+						}
+					})
+				}
+				wg.Wait()
+				for i, p := range x.replicas {
+					assert.LessOrEqual(t, p.Dials(), 4*seconds+maxHandshakes+seconds, "replica%d", i+1)
+					p.Accept()
+					p.StartupError("")
+				}
+				time.Sleep(3 * time.Second)
+				settled()
+				var held []*pgxpool.Conn
+				begun := time.Now()
+				for range 10 {
+					c, err := x.pool.Acquire(WithPeer(ctx, "replica1:5432"))
+					require.NoError(t, err)
+					held = append(held, c)
+				}
+				assert.Less(t, time.Since(begun), 400*time.Millisecond, "at once again after one success")
+				release(held)
+			})
+		})
+	}
+}
+
+func TestAServerThatStartsIsNotShownAsDraining(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		x.read(ctx)
+		settled()
+		x.replicas[0].StartupError("57P03") // hot standby is disabled
+		x.replicas[0].CutConns()
+		time.Sleep(time.Second)
+		settled()
+		assert.Equal(t, "starting", x.peer("replica1").Health)
+		x.replicas[0].ResetCounters()
+		time.Sleep(time.Hour)
+		assert.LessOrEqual(t, x.replicas[0].Dials(), 60*5+3600/4)
+		x.replicas[0].StartupError("")
+		time.Sleep(7 * time.Second)
+		settled()
+		assert.Equal(t, "up", x.peer("replica1").Health)
+
+		c, err := x.pool.Acquire(WithPeer(ctx, "replica1:5432"))
+		require.NoError(t, err)
+		x.replicas[0].StartupError("57P03") // a smart shutdown: sessions go on
+		done := make(chan struct{})
+		go func() { // a second connection is wanted
+			defer close(done)
+			if c, err := x.pool.Acquire(WithPeer(withTimeout(t, time.Second), "replica1:5432")); err == nil {
+				c.Release()
+			}
+		}()
+		<-done
+		settled()
+		assert.Equal(t, "draining", x.peer("replica1").Health)
+		c.Release()
+	})
 }

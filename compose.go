@@ -95,6 +95,9 @@ func (p *peer) wireUp(ctx context.Context, cc *pgx.ConnConfig) error {
 	w := &wire{peer: p, user: splitTracer(cc.Tracer), generation: p.generation.Load()}
 	w.started = w.generation
 	if !p.solo {
+		if err := p.knocks.allow(); err != nil {
+			return err
+		}
 		if err := w.sit(ctx); err != nil {
 			return err
 		}

@@ -36,6 +36,7 @@
 //	                                              +----probe fails-----> down --a look succeeds--> up
 //	      --refused by password, database, TLS--> misconfigured --a look succeeds--> up
 //	      --refused as the server shuts down----> draining -------a look succeeds--> up
+//	      --refused as the server starts--------> starting -------a look succeeds--> up
 //
 // A fault is an error of the connection or the server behind it, never the program's. The first one makes the peer
 // suspect: it is left out of the reads, and its monitor probes it at once, on a connection of its own and by a fresh

@@ -48,7 +48,7 @@ type Decision struct {
 type PeerEvent struct {
 	Peer      string
 	Role      Role
-	From, To  string // health: "not yet seen", "up", "suspect", "down", "misconfigured", "draining"; To "gone": removed
+	From, To  string // health: "not yet seen", "up", "suspect", "down", "misconfigured", "draining", "starting"; To "gone": removed
 	FromRole  Role
 	Slow      bool   // its reads take far longer than elsewhere
 	Drained   bool   // by the operator

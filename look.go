@@ -133,7 +133,9 @@ type reached struct {
 // reach asks on a new connection.
 func (m *monitor) reach(ctx context.Context) (r reached) {
 	begun := time.Now()
-	if r.conn, r.err = m.connect(ctx); r.err != nil {
+	r.conn, r.err = m.connect(ctx)
+	m.peer.knocks.ended(r.err)
+	if r.err != nil {
 		return r
 	}
 	r.took = max(time.Since(begun), 1)

@@ -49,7 +49,7 @@ const (
 	firstRetry   = 200 * time.Millisecond // after the breaker has opened
 	maxRetry     = time.Second
 	eagerTime    = time.Minute            // how long a peer that is down is tried each maxRetry; then each interval
-	retryStart   = 250 * time.Millisecond // constant, while the server says that it is starting or shutting down
+	retryStart   = 250 * time.Millisecond // constant for eagerTime, while the server says that it is starting or shutting down
 
 	// While there is no primary each peer is looked at this often, on the connection that there is: writers wait. Where none
 	// does the looks are eased after a while, and where some do after a longer one: failover managers take half a minute.
@@ -182,7 +182,7 @@ func (m *monitor) listen(ctx context.Context) {
 // out reports whether the peer is out of use by a verdict, not by a suspicion.
 func (m *monitor) out() bool {
 	switch health(m.peer.health.Load()) {
-	case healthDraining, healthMisfit:
+	case healthDraining, healthStarting, healthMisfit:
 		return true
 	}
 	return !m.peer.breaker.closed()
@@ -197,7 +197,7 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	switch {
 	case !m.peer.breaker.closed():
 		err = m.recover(ctx)
-	case m.peer.questioned(), health(m.peer.health.Load()) == healthDraining:
+	case m.peer.questioned(), health(m.peer.health.Load()) >= healthDraining:
 		err = m.probe(ctx)
 	default:
 		err = m.regular(ctx)
@@ -396,7 +396,7 @@ func (m *monitor) askAround(ctx context.Context, patience time.Duration) (sight,
 	case dial.err == nil:
 		return m.adopt(*dial)
 	case session == nil, draining:
-		return sight{}, dial.err
+		return sight{undialled: draining}, dial.err
 	}
 	if kept {
 		m.conn = old
@@ -503,7 +503,11 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	case errors.As(err, &hook):
 		p.rise(observation{cause: err}, false) // the server was not asked, so nothing is known against it
 	case v.class == classStarting:
-		m.fall(healthDraining, err)
+		to := healthStarting
+		if seen.undialled || health(p.health.Load()) == healthDraining && p.sockets.used() {
+			to = healthDraining // a server that starts has no sessions
+		}
+		m.fall(to, err)
 	case !v.blamesPeer() && errors.As(err, &answer):
 		// The server has answered, if only that it is full: it lives, and those who hold connections go on.
 		p.rise(observation{cause: err}, false)
@@ -571,8 +575,14 @@ func (m *monitor) backoff(err error) time.Duration {
 	switch {
 	case err == errHeld:
 		return m.hold - min(m.peer.breaker.openFor(), m.hold) + time.Millisecond
-	case v.class == classStarting:
+	case v.class == classStarting && time.Since(m.failing) <= eagerTime:
 		return jittered(retryStart)
+	case v.class == classStarting: // as where hot standby is disabled
+		pause := maxRetry
+		if m.peer.owner.anybodyServes() {
+			pause = max(m.interval, maxRetry)
+		}
+		return jittered(pause)
 	case v.class == classConfig:
 		pause := min(firstRetry<<min(m.failures-1, 8), maxRetry)
 		switch {

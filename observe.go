@@ -281,7 +281,10 @@ func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
 		w.approach.ended(d.Err)
 	case w.peer.solo:
 		w.peer.met(d.Err)
-	case d.Err != nil:
+	case d.Err == nil:
+		w.peer.knocks.ended(nil)
+	default:
+		w.peer.knocks.ended(d.Err)
 		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseAcquire})
 		w.peer.report(w.generation, v, d.Err)
 	}

@@ -42,6 +42,7 @@ type peer struct {
 	address    addressPin
 	era        atomic.Pointer[era]
 	dials      chan struct{} // places for handshakes
+	knocks     knocks
 	guests     chan struct{} // places for reads that fell back to the primary; nil: no limit
 
 	// verdicts orders what opens and closes the breaker with what is published of it; observe is called under it.
@@ -540,6 +541,62 @@ func (e *era) within(ctx context.Context) (_ context.Context, done func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(e, cancel)
 	return ctx, func() { stop(); cancel() }
+}
+
+// knocks holds back dials to a peer that has failed the last one: one each knockEach goes, and all when one has succeeded.
+type knocks struct {
+	mu      sync.Mutex
+	failure error // of the last; nil: it succeeded
+	last    time.Time
+}
+
+// knockEach makes at most four dials a second: what fails may have the monitor dial too.
+const knockEach = 500 * time.Millisecond
+
+// heldBack is the error of a connect that was not tried: that of the last one.
+type heldBack struct{ error }
+
+func (e heldBack) Unwrap() error { return e.error }
+
+// allow returns why no dial may go now, nil if one may.
+func (k *knocks) allow() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.failure == nil:
+		return nil
+	case time.Since(k.last) < knockEach:
+		return heldBack{k.failure}
+	}
+	k.last = time.Now()
+	return nil
+}
+
+// ended takes in how a connect ended that was tried.
+func (k *knocks) ended(err error) {
+	var hook *hookError
+	if errors.Is(err, errPeerDown) || errors.Is(err, context.Canceled) || errors.As(err, &hook) {
+		return // it was called off, or never was a dial
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.failure = err; err != nil {
+		k.last = time.Now()
+	}
+}
+
+// wait waits until a dial may go.
+func (k *knocks) wait(ctx, era context.Context) error {
+	for k.allow() != nil {
+		select {
+		case <-time.After(knockEach / 10):
+		case <-era.Done():
+			return errPeerDown
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // maxHandshakes is how many connections are made to one peer at a time. A burst of callers on a cold pool is served as

@@ -63,7 +63,7 @@ type PeerStatus struct {
 	Role    Role
 	Primary bool // is the primary, be it down
 	// Health of a pool's only peer is what its last connect has shown.
-	Health   string // "up", "suspect", "down", "draining", "misconfigured", "not yet seen"
+	Health   string // "up", "suspect", "down", "draining", "starting", "misconfigured", "not yet seen"
 	Breaker  string // "closed", "open", "half-open"
 	Serves   bool   // is a candidate of reads or writes; of a pool's only peer: its last connect did not fail
 	Slow     bool   // is left out of the reads for being far slower than the others

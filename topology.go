@@ -29,9 +29,10 @@ const (
 	healthDown     // the breaker is open
 	healthMisfit   // the server answers and refuses us: password, database, TLS
 	healthDraining // the server is shutting down: sessions go on, new ones are refused
+	healthStarting // the server says that it takes no sessions yet, and there are none
 )
 
-var healthNames = [...]string{"not yet seen", "up", "suspect", "down", "misconfigured", "draining"}
+var healthNames = [...]string{"not yet seen", "up", "suspect", "down", "misconfigured", "draining", "starting"}
 
 func (h health) String() string { return nameOf(healthNames[:], int(h), "health") }
 
