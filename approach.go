@@ -9,7 +9,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -41,8 +41,7 @@ type approach struct {
 	visits  []visit // one for each entry that pgx has come to
 	failed  error   // ends the approach
 
-	mu      sync.Mutex      // orders cancel requests on behalf of tries that have failed with the end
-	arrived pgconn.DialFunc // the program's way to dial the peer; nil: not yet
+	arrived atomic.Pointer[pgconn.DialFunc] // the program's way to dial the peer; nil: not yet
 }
 
 // entry is one address in pgx's hands: a peer's, or its second with the other way of TLS (sslmode=prefer, allow).
@@ -247,11 +246,8 @@ func (a *approach) list() (all []*pgconn.FallbackConfig) {
 // dial is pgx's: for the entries of the list one after another, and then as any connection's is. pgx sends cancel
 // requests also on behalf of a try that has failed, while it goes on: they are refused.
 func (a *approach) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	a.mu.Lock()
-	arrived := a.arrived
-	a.mu.Unlock()
-	if arrived != nil {
-		return a.wire.dialer(arrived)(ctx, network, addr)
+	if own := a.arrived.Load(); own != nil {
+		return a.wire.dialer(*own)(ctx, network, addr)
 	}
 	e, is := a.entryOf(network, addr)
 	if !is {
@@ -386,9 +382,7 @@ func (a *approach) ended(err error) {
 	a.end()
 	w := a.wire
 	w.approach = nil
-	a.mu.Lock()
-	a.arrived = a.ours.DialFunc
-	a.mu.Unlock()
+	a.arrived.Store(&a.ours.DialFunc)
 	// What the approach was for is over: from here on the connection is one of its peer's.
 	shown := *a.ours
 	shown.DialFunc, shown.OnNotification = w.config.DialFunc, w.config.OnNotification // ours, and pgx's

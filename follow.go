@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/puddle/v2"
 )
@@ -190,14 +189,6 @@ func (f *follower) compose() *pgxpool.Config {
 	c.AfterRelease = afterRelease(f.user)
 	c.PrepareConn = f.prepareConn(sayOf(f.user))
 	return c
-}
-
-// check chooses the server of a connection that the program makes itself, from a copy of the pool's configuration.
-func (k poolKind) check() pgconn.ValidateConnectFunc {
-	if k == poolReplicas {
-		return preferReplica
-	}
-	return wantPrimary
 }
 
 // maxConns is room for the connections of all peers, and of more that there may be some day: the seats bound it in truth.

@@ -83,6 +83,14 @@ func preferReplica(ctx context.Context, pg *pgconn.PgConn) error {
 	return pgconn.ValidateConnectTargetSessionAttrsPreferStandby(ctx, pg)
 }
 
+// check chooses the server of a connection that the program makes itself, from a copy of the pool's configuration.
+func (k poolKind) check() pgconn.ValidateConnectFunc {
+	if k == poolReplicas {
+		return preferReplica
+	}
+	return wantPrimary
+}
+
 func isOurKey(key string) bool { return strings.HasPrefix(key, "multipool_") }
 
 // saysAny reports whether a connection string asks for any server, of which pgx tells as little as of one that says

@@ -83,6 +83,7 @@ const (
 	pgxPath     = "github.com/jackc/pgx/v5"
 	pgconnPath  = pgxPath + "/pgconn"
 	watchPath   = pgconnPath + "/ctxwatch"
+	protoPath   = pgxPath + "/pgproto3"
 	pgtypePath  = pgxPath + "/pgtype"
 	poolPath    = pgxPath + "/pgxpool"
 	puddlePath  = "github.com/jackc/puddle/v2"
@@ -114,8 +115,7 @@ var imports = map[string][]string{
 	"runtx.go":      {pgxPath, pgconnPath, poolPath},
 	"receipt.go":    {pgxPath, pgconnPath, poolPath},
 	"router.go":     {pgxPath, pgconnPath, poolPath},
-	"given.go":      {pgconnPath, protoPath, poolPath},
-	"follow.go":     {pgxPath, pgconnPath, poolPath, puddlePath},
+	"follow.go":     {pgxPath, poolPath, puddlePath},
 	"call.go":       {puddlePath},
 	"approach.go":   {pgxPath, pgconnPath},
 	"drain.go":      {},
@@ -140,9 +140,11 @@ var imports = map[string][]string{
 	// the back
 	"peer.go":      {pgxPath, pgconnPath, poolPath, puddlePath},
 	"compose.go":   {pgxPath, pgconnPath, poolPath},
+	"given.go":     {pgconnPath, protoPath, poolPath},
 	"address.go":   {pgconnPath},
 	"wire.go":      {pgxPath, pgconnPath, poolPath},
-	"sockets.go":   {pgconnPath},
+	"sockets.go":   {},
+	"cancel.go":    {pgconnPath},
 	"seats.go":     {puddlePath},
 	"peek.go":      {poolPath},
 	"keepalive.go": {},

@@ -2,13 +2,8 @@ package multipool
 
 import (
 	"net"
-	"reflect"
-	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
-
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // socket is the raw network connection of a wire, under TLS. It is the peer's hold on a connection that somebody else
@@ -34,52 +29,6 @@ func (s *socket) RemoteAddr() net.Addr {
 		return cancelAddr{s.network, s.addr} // a server names its socket relative to its own directory
 	}
 	return cancelAddr{at.Network(), at.String()}
-}
-
-// cancelAddr is where a cancel request for a connection of ours goes.
-type cancelAddr struct{ network, addr string }
-
-const cancelNetwork = "multipool-cancel"
-
-func (cancelAddr) Network() string  { return cancelNetwork }
-func (a cancelAddr) String() string { return a.network + " " + a.addr }
-
-// cancelTarget returns what is to be dialled, and whether that is for a cancel request of a connection of ours.
-func cancelTarget(network, addr string) (string, string, bool) {
-	if network != cancelNetwork {
-		return network, addr, false
-	}
-	network, addr, _ = strings.Cut(addr, " ")
-	return network, addr, true
-}
-
-// cancelRequest is the name of pgx's method that sends a cancel request.
-var cancelRequest = runtime.FuncForPC(reflect.ValueOf((*pgconn.PgConn).CancelRequest).Pointer()).Name()
-
-// askedToCancel reports whether the caller of its caller is pgx, about to cancel a statement. There may be TLS and the
-// program's own wrappers in between.
-func askedToCancel() bool {
-	var callers [8]uintptr
-	frames := runtime.CallersFrames(callers[:runtime.Callers(3, callers[:])])
-	for {
-		f, more := frames.Next()
-		if f.Function == cancelRequest || !more {
-			return f.Function == cancelRequest
-		}
-	}
-}
-
-// Close closes the network connection and forgets it.
-func (s *socket) Close() error {
-	w := s.wire
-	s.peer.sockets.forget(s)
-	err := s.Conn.Close()
-	s.closed.Store(true)
-	if s.main && w.main.Load() == s {
-		w.leave() // a connection that was hijacked is never released
-		w.vacate()
-	}
-	return err
 }
 
 // sockets is the register of a peer's network connections, those of cancel requests included.
