@@ -13,15 +13,20 @@ import (
 
 // trail is what one call has been through: a value on the caller's stack.
 type trail struct {
-	tried   tried
-	picked  *topology // that the last attempt was picked on
-	attempt int       // attempts begun
-	resent  int       // statements sent again after one had reached a server
-	reason  Reason    // why the next attempt goes where it goes, where that is not the intent's own reason
-	guest   bool      // the next attempt is a read that falls back to the primary
-	last    error     // of the last attempt; nil: there was none
-	waits   bool      // the last error is one that waiting may cure
-	until   time.Time
+	progress
+	tried  tried
+	picked *topology // that the last attempt was picked on
+	reason Reason    // why the next attempt goes where it goes, where that is not the intent's own reason
+	guest  bool      // the next attempt is a read that falls back to the primary
+	last   error     // of the last attempt; nil: there was none
+	waits  bool      // the last error is one that waiting may cure
+	until  time.Time
+}
+
+// progress is how far a call has come.
+type progress struct {
+	attempt uint16 // attempts begun
+	resent  uint8  // statements sent again after one had reached a server
 }
 
 // maxResent is how often one call is sent again after it reached a server.
@@ -30,14 +35,32 @@ const maxResent = 2
 // attempt is the one loop by which every call goes out: choose a peer, take a connection, run, and where that failed
 // judge whether and where to go on. What run returned beside its error comes back with the last error.
 func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string, run func(*pgxpool.Conn, *wire) (T, error)) (T, error) {
-	var result T
 	var in intent
 	if err := p.intend(ctx, op, sql, &in); err != nil {
-		return result, err
+		var none T
+		return none, err
 	}
 	var t trail
+	return goThrough(ctx, p, &in, &t, run)
+}
+
+// again is attempt for a call of which one attempt has failed when its result was out already, and nobody had it yet.
+// false: there is no other.
+func again[T any](ctx context.Context, p *MultiPool, op operation, sql string, been progress, f failure, run func(*pgxpool.Conn, *wire) (T, error)) (result T, more bool, err error) {
+	var in intent
+	t := trail{progress: been}
+	if p.intend(ctx, op, sql, &in) != nil || !p.goOn(ctx, &in, &t, f) {
+		return result, false, nil
+	}
+	result, err = goThrough(ctx, p, &in, &t, run)
+	return result, true, err
+}
+
+// goThrough makes the attempts of a call.
+func goThrough[T any](ctx context.Context, p *MultiPool, in *intent, t *trail, run func(*pgxpool.Conn, *wire) (T, error)) (T, error) {
+	var result T
 	for {
-		peer, err := p.choose(ctx, &in, &t)
+		peer, err := p.choose(ctx, in, t)
 		if err != nil {
 			return result, err
 		}
@@ -46,28 +69,29 @@ func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string,
 			if in.reads && in.mayResend(w) {
 				w.use.Store(useRead)
 			}
-			if err = p.lapsed(&in, &t, peer, w); err != nil {
+			if err = p.lapsed(in, t, peer, w); err != nil {
 				conn.Release()
 			}
 		}
 		if err != nil {
-			if !p.goOn(ctx, &in, &t, failure{at: peer, err: err}) {
+			if !p.goOn(ctx, in, t, failure{at: peer, err: err}) {
 				return result, err
 			}
 			continue
 		}
-		if in.fresh.bounds() && in.reads && !p.stillFresh(&in, peer) {
+		if in.fresh.bounds() && in.reads && !p.stillFresh(in, peer) {
 			conn.Release()
 			continue
 		}
 		f := failure{at: peer, sent: true}
 		w.writes, w.reads, w.sent.query = !p.solo && in.mayWrite(w.standby), in.reads, in.op.hasText()
+		w.been = t.progress
 		result, f.end, f.err = try(conn, w, run)
 		if f.err == nil {
 			return result, nil
 		}
-		if !p.goOn(ctx, &in, &t, f) {
-			return result, p.mark(ctx, &in, f)
+		if !p.goOn(ctx, in, t, f) {
+			return result, p.mark(ctx, in, f)
 		}
 	}
 }
@@ -206,7 +230,7 @@ func (p *MultiPool) routed(ctx context.Context, in *intent, t *trail, chosen *pe
 		chosen.picks.writes.Add(1)
 	}
 	if hook := p.hooks.Routed; hook != nil {
-		hook(ctx, Decision{Peer: chosen.name, Reason: reason, Attempt: t.attempt})
+		hook(ctx, Decision{Peer: chosen.name, Reason: reason, Attempt: int(t.attempt)})
 	}
 }
 

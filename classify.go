@@ -96,7 +96,7 @@ func classOf(e evidence) class {
 		return classApplication
 	case errors.Is(err, puddle.ErrClosedPool):
 		return classClosed
-	case errors.Is(err, pgx.ErrTxClosed), errors.Is(err, pgx.ErrTxCommitRollback):
+	case errors.Is(err, pgx.ErrTxClosed), errors.Is(err, pgx.ErrTxCommitRollback), errors.As(err, new(pgx.ScanArgError)):
 		return classApplication
 	}
 	var pgErr *pgconn.PgError

@@ -51,7 +51,8 @@
 //
 // # What is promised
 //
-//   - A read that fails on a replica before its first row is sent again elsewhere: its caller does not notice.
+//   - A Query that fails on a replica before its first row, or a QueryRow before Scan returns, is sent again elsewhere:
+//     its caller does not notice.
 //   - A statement handed to a server that accepts writes is sent again only if it certainly did not run, or if it is a
 //     read and the program has promised that its reads do not write ([RetryReads]); and a BEGIN, which does nothing twice.
 //   - A write whose outcome is unknown says so: its error matches [ErrOutcomeUnknown]. A write that fails without it was

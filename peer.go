@@ -422,7 +422,7 @@ func (p *peer) fall(to health, cause error) {
 	p.doubted.Store(false)
 	p.rate.clear()
 	if to == healthDown {
-		p.sockets.cut(useRead, true)
+		p.sockets.cut(useRow, true)
 		p.era.Load().end()
 	}
 	p.pool.Reset()

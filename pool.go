@@ -263,44 +263,58 @@ func (p *MultiPool) Exec(ctx context.Context, sql string, arguments ...any) (pgc
 // end. A read may see the database as it was a moment ago: replication takes time. The error of a write whose answer
 // was lost, here or in the rows, is as that of Exec.
 func (p *MultiPool) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
-	r, err := p.query(ctx, sql, args)
-	switch {
-	case r == nil:
+	r, err := p.query(ctx, sql, args, false)
+	if r == nil {
 		return failedRows{err}, err
-	case err != nil:
-		r.failed.err = err // at the end of the rows, where pgx has it
 	}
-	return r, nil
+	return r, err
 }
 
-// QueryRow is Query for at most one row. Errors are deferred until Scan.
+// QueryRow is Query for at most one row. Errors are deferred until Scan. Where the row has come and the server is lost
+// before the end, the query may be sent again, and Scan fills its destinations twice.
 func (p *MultiPool) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
-	r, err := p.query(ctx, sql, args)
-	switch {
-	case r == nil:
+	r, err := p.query(ctx, sql, args, true)
+	if r == nil {
 		return failedRow{err}
-	case err != nil:
-		r.failed.err = err
 	}
 	return (*row)(r)
 }
 
-func (p *MultiPool) query(ctx context.Context, sql string, args []any) (*rows, error) {
-	op := opQuery
-	if rewrites(args) {
-		op = opRewritten
-	}
-	return attempt(ctx, p, op, sql, func(c *pgxpool.Conn, w *wire) (*rows, error) {
-		if w.seq.Load()%sampleEvery != sampleEvery/2 {
-			return queryRows(ctx, c, w, sql, args)
-		}
-		begun := time.Now()
-		r, err := queryRows(ctx, c, w, sql, args)
-		if err == nil {
-			w.peer.latency.note(time.Since(begun))
-		}
-		return r, err
+// query returns rows that show the error, or no rows.
+func (p *MultiPool) query(ctx context.Context, sql string, args []any, one bool) (*rows, error) {
+	r, err := attempt(ctx, p, opOf(args), sql, func(c *pgxpool.Conn, w *wire) (*rows, error) {
+		return timedRows(ctx, c, w, sql, args, one)
 	})
+	return r.showing(err), err
+}
+
+// queryAgain is query for a QueryRow whose row has come, and not its end; false: it may not be sent again.
+func (p *MultiPool) queryAgain(call rowCall, been progress, f failure) (*rows, bool, error) {
+	r, more, err := again(call.ctx, p, opOf(call.args), call.sql, been, f, func(c *pgxpool.Conn, w *wire) (*rows, error) {
+		return timedRows(call.ctx, c, w, call.sql, call.args, true)
+	})
+	return r.showing(err), more, err
+}
+
+// opOf is the operation of a query with these arguments.
+func opOf(args []any) operation {
+	if rewrites(args) {
+		return opRewritten
+	}
+	return opQuery
+}
+
+// timedRows is queryRows, and times one read in eight.
+func timedRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args []any, one bool) (*rows, error) {
+	if w.seq.Load()%sampleEvery != sampleEvery/2 {
+		return queryRows(ctx, c, w, sql, args, one)
+	}
+	begun := time.Now()
+	r, err := queryRows(ctx, c, w, sql, args, one)
+	if err == nil {
+		w.peer.latency.note(time.Since(begun))
+	}
+	return r, err
 }
 
 // rewrites reports whether a call's arguments begin, behind pgx's other options, with a pgx.QueryRewriter: then its

@@ -42,9 +42,9 @@ func (t Target) purpose() string {
 }
 
 // Retry says which calls may be sent again after a connection failed under them. Whatever it says, a call that no
-// connection had taken goes elsewhere, and nothing is sent again once a row has been handed out. Except
-// under RetryNever a single statement is sent again that certainly was not executed, and so are a BEGIN and a ping, which
-// do nothing twice.
+// connection had taken goes elsewhere, and nothing is sent again once a row has been handed out, by Next or by Scan of a
+// QueryRow. Except under RetryNever a single statement is sent again that certainly was not executed, and so are a BEGIN
+// and a ping, which do nothing twice.
 type Retry uint8
 
 const (

@@ -39,7 +39,7 @@ type failedStart struct {
 
 // queryRows runs a query and reads ahead. Rows that come with an error show it to a caller as pgx's own would, and do
 // not hold the connection.
-func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args []any) (*rows, error) {
+func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args []any, one bool) (*rows, error) {
 	in, err := c.Conn().Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err
@@ -48,8 +48,13 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 	r.Rows, r.conn = in, c
 	r.writes = w.writes
 	if in.Next() {
-		if w.use.CompareAndSwap(useRead, useHeld) || w.use.Load() != useCut {
-			return r, nil // a row is out: it cannot be sent again
+		use := useHeld // a row is out: it cannot be sent again
+		if one {
+			use = useRow
+			w.row = rowCall{ctx, sql, args}
+		}
+		if w.use.CompareAndSwap(useRead, use) || w.use.Load() != useCut {
+			return r, nil
 		}
 		in.Close() // it is being cut, and will be sent again
 		return nil, errPeerDown
@@ -61,6 +66,14 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 		return r, err
 	}
 	return r, nil
+}
+
+// showing gives rows that have failed the error as the caller gets it; pgx has it at the end of the rows.
+func (r *rows) showing(err error) *rows {
+	if r != nil && err != nil {
+		r.failed.err = err
+	}
+	return r
 }
 
 func (r *rows) release() {
@@ -134,27 +147,56 @@ func (r *rows) Values() ([]any, error) {
 // row is rows of which the caller wants the first.
 type row rows
 
+// rowCall is the call of a QueryRow whose row is out and has not been scanned.
+type rowCall struct {
+	ctx  context.Context
+	sql  string
+	args []any
+}
+
 var errDriverBytes = errors.New("cannot scan into *pgtype.DriverBytes from QueryRow")
 
 // Scan does what pgx's own does, in its order, and releases the connection whatever happens, a panicking destination
-// included.
+// included. Until it returns nothing is handed to the caller: a row whose end is lost is sent again like any other read.
 func (r *row) Scan(dest ...any) error {
-	all := (*rows)(r)
-	defer all.Close()
-	for _, d := range dest {
-		if _, ok := d.(*pgtype.DriverBytes); ok {
-			return errDriverBytes // its bytes would be gone when Scan returns
-		}
-	}
-	if !all.Next() {
-		if err := all.Err(); err != nil {
+	for next := (*rows)(r); ; {
+		again, err := next.scanFirst(dest)
+		if again == nil {
 			return err
 		}
-		return pgx.ErrNoRows
+		next = again
 	}
-	_ = all.Rows.Scan(dest...) // its error stays in Err
-	all.Close()
-	return all.Err()
+}
+
+// scanFirst scans the first row and reads to the end; where that was lost it returns the rows of another attempt.
+func (r *rows) scanFirst(dest []any) (again *rows, err error) {
+	defer r.Close()
+	for _, d := range dest {
+		if _, ok := d.(*pgtype.DriverBytes); ok {
+			return nil, errDriverBytes // its bytes would be gone when Scan returns
+		}
+	}
+	if !r.Next() {
+		if err := r.Err(); err != nil {
+			return nil, err
+		}
+		return nil, pgx.ErrNoRows
+	}
+	w := wireOf(r.conn.Conn())
+	call := w.row
+	w.row = rowCall{}
+	if r.Rows.Scan(dest...) == nil { // else its error stays in Err
+		if r.Rows.Close(); r.Rows.Err() != nil {
+			f := failure{at: w.peer, err: r.Rows.Err(), sent: true, end: w.ending()}
+			been := w.been
+			r.end() // what comes next may need the connection's place
+			if again, more, err := w.peer.owner.queryAgain(call, been, f); more {
+				return again, err
+			}
+		}
+	}
+	r.Close()
+	return nil, r.Err()
 }
 
 // failedRows are rows that carry nothing but an error.

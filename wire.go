@@ -29,6 +29,8 @@ type wire struct {
 	writes  bool  // what it runs for a call may write
 	reads   bool  // ... and is a read by its text
 	sent    sent
+	been    progress // of the call that it runs
+	row     rowCall
 
 	// The rest.
 	committing atomic.Bool // a transaction's COMMIT is on its way: it is not to be cancelled
@@ -63,6 +65,7 @@ const (
 	useNew  int32 = iota // being made, or left behind by a caller who has gone
 	useNone              // idle in the pool: whoever wants it claims it, and whoever wants its seat evicts it
 	useRead              // a read that has not handed out a row and may be sent again elsewhere
+	useRow               // the same, whose row is here, and its caller has yet to scan it
 	useHeld              // anything else: a write, a transaction, a stream, a connection that the program holds
 	useCut               // closed, or being closed, by ourselves
 )
