@@ -85,6 +85,7 @@ func goThrough[T any](ctx context.Context, p *MultiPool, in *intent, t *trail, r
 		}
 		f := failure{at: peer, sent: true}
 		w.writes, w.reads, w.sent.query = !p.solo && in.mayWrite(w.standby), in.reads, in.op.hasText()
+		w.anew = in.reads && in.retry != RetryNever && !p.solo
 		w.been = t.progress
 		result, f.end, f.err = try(conn, w, run)
 		if f.err == nil {

@@ -40,7 +40,8 @@ const (
 	classRefused
 	// classConflict: replay on a standby cancelled the statement (PostgreSQL documentation, 27.4.2).
 	classConflict
-	// classBehind: a standby does not know an object that the primary may have: its definition is not replayed yet.
+	// classBehind: a standby lacks something that the primary may have, or knows it in an older shape: its definition is
+	// not replayed yet.
 	classBehind
 	// classHere: what it takes to dial is missing here: the name service, a descriptor, a port. The server was not asked.
 	classHere
@@ -125,7 +126,7 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 		return classConflict
 	case e.standby && refusedByStandby(pgErr), e.asks && code == "25006":
 		return classRefused
-	case e.standby && !fatal && (code == "42P01" || code == "42703" || code == "42883"): // undefined table, column, function
+	case e.standby && !fatal && (lacksObject(pgErr) || isStale(pgErr)):
 		return classBehind
 	case code == "57P03": // cannot_connect_now
 		return classStarting
@@ -219,6 +220,46 @@ func refusedByStandby(e *pgconn.PgError) bool {
 			return true
 		}
 		return strings.Contains(e.Message, "recovery") || strings.Contains(e.Message, "hot standby")
+	}
+	return false
+}
+
+// lacksObject reports whether a server says that it lacks an object, a right or a file of an extension, or that the
+// statement does not fit the objects as it has them. Routines tell what shares its SQLSTATE with other faults.
+func lacksObject(e *pgconn.PgError) bool {
+	by := func(routines ...string) bool { return slices.Contains(routines, e.Routine) }
+	switch e.Code {
+	case "3F000", "F0000": // invalid_schema_name, config_file_error: a dictionary's file
+		return true
+	case "23502", "23514": // not_null_violation, check_violation: of a domain, where nobody writes
+		return true
+	case "22P02": // invalid_text_representation: a label, a number of columns
+		return by("enum_in", "enum_recv", "record_in")
+	case "22023": // invalid_parameter_value: a locale that the machine lacks
+		return by("report_newlocale_failure", "make_icu_collator")
+	case "55000": // object_not_in_prerequisite_state: a materialized view that was not populated
+		return by("ExecOpenScanRelation")
+	case "58P01": // undefined_file: an extension's library
+		return by("internal_load_library", "load_external_function")
+	case "XX000": // internal_error: for a type or a function by its number; such messages are not translated
+		return strings.HasPrefix(e.Message, "cache lookup failed")
+	}
+	// Of class 42, which is about what is defined, only what the grammar refuses is the text's fault for sure: how many
+	// columns a subquery may have, or what may be grouped, hangs on definitions.
+	return strings.HasPrefix(e.Code, "42") && !by("scanner_yyerror")
+}
+
+// isStale reports whether a statement did nothing because what the session, or pgx, has kept of it is older than the
+// objects: a plan of another result, a description of other parameters or columns. pgx drops it on any error. A function's
+// own plan may be as stale, after the function has done something: that error tells where.
+func isStale(e *pgconn.PgError) bool {
+	switch {
+	case e.Where != "":
+		return false
+	case e.Code == "0A000": // "cached plan must not change result type"
+		return e.Routine == "RevalidateCachedQuery"
+	case e.Code == "08P01":
+		return e.Routine == "exec_bind_message" || e.Routine == "PortalSetResultFormat"
 	}
 	return false
 }

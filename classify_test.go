@@ -343,7 +343,7 @@ func TestClassifyServerErrors(t *testing.T) {
 		given []given
 		want  verdict
 	}{
-		{"a syntax error", serverError("ERROR", "42601", "", ""), both, verdict{classApplication, executedNo}},
+		{"a syntax error", serverError("ERROR", "42601", "scanner_yyerror", ""), both, verdict{classApplication, executedNo}},
 		{"a unique violation", serverError("ERROR", "23505", "", ""), both, verdict{classApplication, executedNo}},
 		{"a unique violation to a caller that has gone", serverError("ERROR", "23505", "", ""), []given{{ctx: ended}}, verdict{classApplication, executedNo}},
 		{"a failed statement of a batch", serverError("ERROR", "23505", "", ""), []given{{ctx: live, batch: true}}, verdict{classApplication, executedInPart}},
@@ -373,6 +373,23 @@ func TestClassifyServerErrors(t *testing.T) {
 		{"a table that is not replayed yet", serverError("ERROR", "42P01", "", ""), []given{replica}, verdict{classBehind, executedNo}},
 		{"a column that is not replayed yet", serverError("ERROR", "42703", "", ""), []given{replica}, verdict{classBehind, executedNo}},
 		{"a function that is not replayed yet", serverError("ERROR", "42883", "", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a type that is not replayed yet", serverError("ERROR", "42704", "typenameType", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a schema that is not replayed yet", serverError("ERROR", "3F000", "LookupExplicitNamespace", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a right that is not replayed yet", serverError("ERROR", "42501", "aclcheck_error", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a primary key that is not replayed yet", serverError("ERROR", "42803", "check_ungrouped_columns_walker", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"columns that are not replayed yet", serverError("ERROR", "42601", "transformSetOperationTree", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a label that is not replayed yet", serverError("ERROR", "22P02", "enum_in", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"... in binary", serverError("ERROR", "22P02", "enum_recv", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a number that is none", serverError("ERROR", "22P02", "pg_strtoint32", ""), both, verdict{classApplication, executedNo}},
+		{"a domain that is not replayed yet", serverError("ERROR", "23514", "ExecEvalConstraintCheck", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a view that is not populated there yet", serverError("ERROR", "55000", "ExecOpenScanRelation", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"an extension's library that is not there", serverError("ERROR", "58P01", "internal_load_library", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a file that a statement names", serverError("ERROR", "58P01", "", ""), []given{replica}, verdict{classApplication, executedNo}},
+		{"a type that is not replayed yet, by its number", serverError("ERROR", "XX000", "", "cache lookup failed for type 16500"), []given{replica}, verdict{classBehind, executedNo}},
+		{"a stale plan", serverError("ERROR", "0A000", "RevalidateCachedQuery", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a stale description", serverError("ERROR", "08P01", "exec_bind_message", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"... of the columns", serverError("ERROR", "08P01", "PortalSetResultFormat", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a stale plan of the primary's", serverError("ERROR", "0A000", "RevalidateCachedQuery", ""), []given{primary}, verdict{classApplication, executedNo}},
 		{"a table that is not there", serverError("ERROR", "42P01", "", ""), []given{primary}, verdict{classApplication, executedNo}},
 
 		{"terminated", serverError("FATAL", "57P01", "ProcessInterrupts", ""), both, verdict{classPeer, executedNo}},

@@ -3,16 +3,20 @@ package multipool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmultipool/multipool/internal/netfault"
 	"github.com/pgmultipool/multipool/internal/pgfake"
+	"github.com/pgmultipool/multipool/internal/pgtest"
 )
 
 // losing makes a peer send the rows of a statement and not their end.
@@ -142,5 +146,83 @@ func (s *stage) cutRead(ctx context.Context, i int, cut <-chan struct{}) {
 			return
 		default:
 		}
+	}
+}
+
+// What the primary has and its replica has not replayed.
+func TestWhatAReplicaDoesNotKnowYetIsReadOnThePrimary(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
+	must(t, c, "create type mood as enum ('sad')", "create table people (m mood, n int)", "create domain small as int check (value < 10)")
+	var log journal
+	p := openPool(t, Config{Hooks: log.hooks()}, c.ConnString("pool_max_conns=4"))
+	waitUp(t, p)
+	ctx := testContext(t)
+	require.NoError(t, c.Standbys()[0].DelayReplay(time.Hour))
+	for _, read := range []struct{ ddl, sql, why string }{
+		{"create table newtab (a int)", "select count(*) from newtab", "42P01"},
+		{"alter table people add extra int", "select count(extra) from people", "42703"},
+		{"create function one() returns int language sql as 'select 1'", "select one()", "42883"},
+		{"create type color as enum ('red')", "select count('red'::color)", "42704"},
+		{"alter type mood add value 'happy'", "select count(*) from people where m = 'happy'", "22P02"},
+		{"create schema s2; create function s2.f() returns int language sql as 'select 1'", "select s2.f()", "3F000"},
+		{"create collation mycoll (locale = 'C')", "select count('a' collate mycoll)", "42704"},
+		{"create text search configuration cfg (copy = simple)", "select length(to_tsvector('cfg', 'a'))", "42704"},
+		{"alter table people add primary key (n)", "select count(*) from (select m from people group by n) x", "42803"},
+		{"create cast (mood as int) with inout as implicit", "select count(m::int) from people", "42846"},
+		{"alter domain small drop constraint small_check", "select 11::small", "23514"},
+	} {
+		t.Run(read.ddl, func(t *testing.T) {
+			for _, ddl := range strings.Split(read.ddl, "; ") {
+				require.NoError(t, c.Primary().Exec(ctx, ddl))
+			}
+			_, err := c.Standbys()[0].Int(ctx, read.sql)
+			var pgErr *pgconn.PgError
+			require.ErrorAs(t, err, &pgErr)
+			require.Equal(t, read.why, pgErr.Code)
+			for range 2 {
+				log.take()
+				require.NoError(t, p.QueryRow(ctx, read.sql).Scan(new(int)))
+				require.Equal(t, []Reason{ReasonRead, ReasonRefused}, reasonsOf(log.take()), "it is not remembered")
+			}
+		})
+	}
+}
+
+func reasonsOf(decisions []Decision) (reasons []Reason) {
+	for _, d := range decisions {
+		reasons = append(reasons, d.Reason)
+	}
+	return reasons
+}
+
+// A plan, or a description, that is older than the table fails a statement that has done nothing.
+func TestAStalePlanFailsNoRead(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
+	ctx := testContext(t)
+	for _, mode := range []string{"cache_statement", "cache_describe"} {
+		t.Run(mode, func(t *testing.T) {
+			var log journal
+			table := "stale_" + mode
+			must(t, c, "create table "+table+" (a int, b int)", "insert into "+table+" values (1, 2)")
+			p := openPool(t, Config{Hooks: log.hooks()}, c.ConnString("pool_max_conns=1", "default_query_exec_mode="+mode))
+			waitUp(t, p)
+			never := WithRoute(ctx, Route{Retry: RetryNever})
+			for i, ctx := range []context.Context{never, ctx, WithPrimary(ctx)} {
+				read := func() error {
+					rows, _ := p.Query(ctx, "select * from "+table) // its error is in the rows, too
+					_, err := pgx.CollectRows(rows, pgx.RowToMap)
+					return err
+				}
+				require.NoError(t, read())
+				must(t, c, fmt.Sprintf("alter table %s add column c%d int", table, i))
+				log.take()
+				if err := read(); ctx != never {
+					require.NoError(t, err)
+					require.Len(t, log.take(), 1, "it is sent again where it was")
+				} else {
+					require.Error(t, err)
+				}
+			}
+		})
 	}
 }

@@ -28,6 +28,7 @@ type wire struct {
 	standby bool  // a standby's, by the session's last report of in_hot_standby or, where the role is asked, see presume
 	writes  bool  // what it runs for a call may write
 	reads   bool  // ... and is a read by its text
+	anew    bool  // ... that may be sent again where it did nothing
 	sent    sent
 	been    progress // of the call that it runs
 	row     rowCall
