@@ -289,7 +289,7 @@ func classOfAcquire(e evidence) class {
 			return classConfig
 		}
 		return classPeer
-	case e.err == context.Canceled, e.err == context.DeadlineExceeded: // bare: how the pool reports the caller's context
+	case e.ctx.Err() != nil && (e.err == context.Canceled || e.err == context.DeadlineExceeded): // bare: how the pool reports it
 		return classCaller
 	case isContext(e.err):
 		return classApplication // of a hook of the program's, which may ask a secret store under a deadline of its own

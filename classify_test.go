@@ -294,7 +294,7 @@ func TestClassifyAcquires(t *testing.T) {
 	}{
 		{"the caller's deadline, as the pool reports it", context.DeadlineExceeded, ended, classCaller},
 		{"the caller's cancellation", context.Canceled, ended, classCaller},
-		{"a deadline though the caller's context looks alive", context.DeadlineExceeded, context.Background(), classCaller},
+		{"a deadline of a hook of the program's", context.DeadlineExceeded, context.Background(), classApplication},
 		{"a closed pool", puddle.ErrClosedPool, context.Background(), classClosed},
 		{"a closed pool to a caller that has gone", fmt.Errorf("acquire: %w", puddle.ErrClosedPool), ended, classClosed},
 		{"a hook of the program's", errors.New("no secret for you"), context.Background(), classApplication},

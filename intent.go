@@ -117,8 +117,15 @@ const (
 // after decides what follows a failed attempt. sent says that a connection had taken the call, standby that its
 // session's last word was in_hot_standby=on and that the peer has not been seen promoted since. It is pure.
 func (in *intent) after(v verdict, sent, standby bool) step {
-	switch v.class {
-	case classCaller, classClosed, classApplication:
+	switch {
+	case v.class == classCaller, v.class == classClosed:
+		return stepStop
+	case !sent && (v.class == classApplication || v.class == classBehind):
+		if in.reads {
+			return stepElsewhere // a hook of the program's has refused the peer; another may suit it
+		}
+		return stepStop
+	case v.class == classApplication:
 		return stepStop
 	}
 	if !sent {

@@ -320,15 +320,32 @@ func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
 			for _, op := range allOps {
 				for _, sent := range []bool{false, true} {
 					in := intentFor(op, RetryReads)
+					if c == classApplication && in.reads && !sent {
+						continue // a hook has refused the peer
+					}
 					require.Equal(t, stepStop, in.after(verdict{c, executedNo}, sent, true), "class %d, operation %d", c, op)
 				}
 			}
 		}
 	})
 
+	t.Run("a read for which a hook has refused the peer goes elsewhere, and nothing else does", func(t *testing.T) {
+		t.Parallel()
+		for _, c := range []class{classApplication, classBehind} {
+			for _, op := range allOps {
+				want := stepStop
+				if op.reads() {
+					want = stepElsewhere
+				}
+				in := intentFor(op, RetryNever)
+				require.Equal(t, want, in.after(verdict{c, executedNo}, false, true), "class %d, operation %d", c, op)
+			}
+		}
+	})
+
 	t.Run("what was not sent is free to go elsewhere", func(t *testing.T) {
 		t.Parallel()
-		for _, c := range []class{classPeer, classStarting, classConfig, classOverload, classRefused, classConflict, classBehind} {
+		for _, c := range []class{classPeer, classStarting, classConfig, classOverload, classRefused, classConflict} {
 			for _, op := range allOps {
 				for _, r := range []Retry{RetryInherit, RetrySafe, RetryReads, RetryNever} {
 					in := intentFor(op, r)
