@@ -3,6 +3,8 @@ package multipool
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"sync/atomic"
 	"time"
 
@@ -27,10 +29,15 @@ type trail struct {
 type progress struct {
 	attempt uint16 // attempts begun
 	resent  uint8  // statements sent again after one had reached a server
+	lost    uint8  // servers on which it has lost its connection, as the first to know that anything was wrong there
 }
 
-// maxResent is how often one call is sent again after it reached a server.
-const maxResent = 2
+const (
+	// maxResent is how often one call is sent again after it reached a server.
+	maxResent = 2
+	// maxLost is on how many servers it may lose its connection: the statement may be what crashes them.
+	maxLost = 2
+)
 
 // attempt is the one loop by which every call goes out: choose a peer, take a connection, run, and where that failed
 // judge whether and where to go on. What run returned beside its error comes back with the last error.
@@ -69,7 +76,11 @@ func goThrough[T any](ctx context.Context, p *MultiPool, in *intent, t *trail, r
 			if in.reads && in.mayResend(w) {
 				w.use.Store(useRead)
 			}
-			if err = p.lapsed(in, t, peer, w); err != nil {
+			if err = p.lapsed(in, t, peer, w); err == nil && t.resent > 0 && w.eye.look() >= glimpsePending {
+				err = errGone // it was lost before: that says nothing about the statement
+				farewell(conn.Conn())
+			}
+			if err != nil {
 				conn.Release()
 			}
 		}
@@ -125,6 +136,9 @@ func (p *MultiPool) lapsed(in *intent, t *trail, q *peer, w *wire) error {
 // errLapsed is of a peer that has lost the office for which it was chosen. Nothing has been sent to it.
 var errLapsed = errors.New("multipool: the peer is not the primary any more")
 
+// errGone is of a connection that was found to be lost before the call was sent.
+var errGone = fmt.Errorf("multipool: the connection was lost: %w", io.EOF)
+
 // try runs a call on a connection. Where the call succeeds, run has seen to the connection: released it, or given it to
 // the result. Where it fails, or panics, the connection is released here, after what it tells of its session has been
 // taken: a moment later it is somebody else's.
@@ -158,6 +172,13 @@ type failure struct {
 func (f *failure) withheld() bool {
 	var answer *pgconn.PgError
 	return errors.As(f.err, &answer) && withheld(answer)
+}
+
+// crashed reports that the statement's connection was lost without a word, and nobody had met a fault of that server
+// before: the statement may be the fault's cause.
+func (f *failure) crashed() bool {
+	var answer *pgconn.PgError
+	return f.end.lost && !f.end.known && !neverSent(f.err) && !(errors.As(f.err, &answer) && ofServer(answer))
 }
 
 // intend works out what a call wants.
@@ -259,6 +280,14 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 		return false
 	}
 	if f.sent && !f.withheld() {
+		if v.class == classPeer && f.crashed() {
+			if t.lost++; t.lost == maxLost {
+				return false
+			}
+			if in.place == placeAny {
+				in.place = placeReads // the primary last
+			}
+		}
 		if t.resent++; t.resent > maxResent || !p.budget.take() {
 			return false
 		}

@@ -226,3 +226,74 @@ func TestAStalePlanFailsNoRead(t *testing.T) {
 		})
 	}
 }
+
+// A statement that crashes whichever server it meets.
+func TestAPoisonousReadIsSentToTwoServers(t *testing.T) {
+	const poison = "select poison"
+	for name, tc := range map[string]struct {
+		replicas int
+		route    Route
+		sent     int // to replicas; the primary gets the rest of two
+	}{
+		"three replicas": {3, Route{}, 2},
+		"two replicas":   {2, Route{}, 2},
+		"one replica":    {1, Route{}, 1},
+		"any":            {2, Route{Target: TargetAny, Retry: RetryReads}, 2},
+		"any replica":    {3, Route{Target: TargetReplica}, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, tc.replicas, nil, func(ctx context.Context, x *fakes) {
+				settled()
+				for _, p := range append(x.replicas, x.primary) {
+					p.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+						if s.Preparing || s.SQL != poison {
+							return nil
+						}
+						return &pgfake.Response{Cut: pgfake.CutBeforeAnswer}
+					}))
+				}
+				for range 10 {
+					x.journal.take()
+					err := x.pool.QueryRow(WithRoute(ctx, tc.route), poison).Scan(new(int))
+					require.Error(t, err)
+					assert.NotErrorIs(t, err, ErrNoPrimary)
+					settled()
+					trips := x.journal.take()
+					require.Len(t, trips, 2)
+					sent := 0
+					for i, d := range trips {
+						if d.Peer != "primary:5432" {
+							sent++
+						} else if tc.sent < 2 || tc.route.Target == TargetAny && i == 0 {
+							continue
+						} else {
+							t.Errorf("the primary was sent it after a replica, beside another: %v", trips)
+						}
+					}
+					if tc.route.Target != TargetAny {
+						assert.Equal(t, tc.sent, sent)
+					}
+				}
+			})
+		})
+	}
+}
+
+// One that meets dead servers only, as others have before it, goes on until it is served.
+func TestAReadLostOnServersThatAreKnownToBeDownGoesOn(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		for _, p := range x.replicas {
+			p.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+				if s.Preparing || s.SQL != "select 7" {
+					return nil
+				}
+				for _, q := range x.pool.peers() {
+					q.suspect(errStalled) // somebody else was first
+				}
+				return &pgfake.Response{Cut: pgfake.CutBeforeAnswer}
+			}))
+		}
+		require.NoError(t, x.pool.QueryRow(ctx, "select 7").Scan(new(int)))
+	})
+}
