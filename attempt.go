@@ -178,7 +178,8 @@ func (f *failure) withheld() bool {
 // before: the statement may be the fault's cause.
 func (f *failure) crashed() bool {
 	var answer *pgconn.PgError
-	return f.end.lost && !f.end.known && !neverSent(f.err) && !(errors.As(f.err, &answer) && ofServer(answer))
+	unsent := neverSent(f.err) || errors.Is(f.err, pgconn.ErrConnClosed)
+	return f.end.lost && !f.end.known && !unsent && !(errors.As(f.err, &answer) && ofServer(answer))
 }
 
 // intend works out what a call wants.

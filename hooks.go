@@ -22,7 +22,8 @@ const (
 	ReasonModel
 	// ReasonNoReplica: a read on the primary because no replica could serve.
 	ReasonNoReplica
-	// ReasonStale: a read on the primary because no replica was known to be within its route's MaxLag.
+	// ReasonStale: a read on the primary because no replica was known to be within its route's MaxLag, or all of them are
+	// paused or cut off.
 	ReasonStale
 	// ReasonRefused: run again on the primary because a standby refused the statement.
 	ReasonRefused

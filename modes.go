@@ -43,6 +43,10 @@ func (t *topology) listReplicated() {
 	if reader {
 		t.anyone = append(healthy[:len(healthy):len(healthy)], t.primary)
 	}
+	t.refuge = nil
+	if reader && !t.primary.spare && len(healthy) > 0 && !anyFollows(well) {
+		t.refuge = t.primary
+	}
 	t.reads, t.fallback = healthy, false
 	if len(healthy) == 0 {
 		t.resort(reader, suspect)
@@ -216,19 +220,31 @@ func (t *topology) standing() (well []*member, suspect []*peer) {
 	return well, suspect
 }
 
-// truthful leaves out the replicas whose data is not what it should be, unless that leaves nobody: old data is better
-// than none.
+// truthful leaves out the replicas whose data is not what it should be, unless that leaves nobody: those that are late are
+// better than those that follow no more, and old data is better than none.
 func truthful(well []*member) []*member {
-	fit := make([]*member, 0, len(well))
-	for _, m := range well {
-		if m.fitness <= fitFit {
-			fit = append(fit, m)
+	for _, worst := range [...]fitness{fitFit, fitBehind} {
+		fit := make([]*member, 0, len(well))
+		for _, m := range well {
+			if m.fitness <= worst {
+				fit = append(fit, m)
+			}
+		}
+		if len(fit) > 0 {
+			return fit
 		}
 	}
-	if len(fit) == 0 {
-		return well
+	return well
+}
+
+// anyFollows reports whether any of the replicas gets and replays what its primary writes, be it late.
+func anyFollows(replicas []*member) bool {
+	for _, m := range replicas {
+		if m.fitness <= fitBehind {
+			return true
+		}
 	}
-	return fit
+	return false
 }
 
 // quick leaves the slow out: of N healthy replicas never more than half, never the last.

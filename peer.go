@@ -296,6 +296,11 @@ func (p *peer) tryPlace() bool {
 	}
 }
 
+// hasToSpare reports whether a read that falls back to the peer as the primary would get a connection at once.
+func (p *peer) hasToSpare() bool {
+	return !p.load.full() && (p.guests == nil || len(p.guests) < cap(p.guests))
+}
+
 // reserve limits the connections that reads may use which have fallen back to this peer as the primary.
 func (p *peer) reserve(share float64) {
 	if share == 0 {

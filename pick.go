@@ -46,6 +46,9 @@ func (t *topology) pickAny(in *intent, tried *tried) (*peer, Reason) {
 	if in.place == placeNamed {
 		return t.pickNamed(in, tried), in.reason
 	}
+	if t.refuge != nil && in.reads && in.reason == ReasonRead && !tried.has(t.refuge) && t.refuge.hasToSpare() {
+		return t.refuge, ReasonStale
+	}
 	first := t.candidates(in.place)
 	if in.peers != nil && in.place == placeReplica {
 		first = &t.drawn.well

@@ -297,3 +297,34 @@ func TestAReadLostOnServersThatAreKnownToBeDownGoesOn(t *testing.T) {
 		require.NoError(t, x.pool.QueryRow(ctx, "select 7").Scan(new(int)))
 	})
 }
+
+// The only replica follows its primary no more: plain reads go to the primary while it has connections to spare.
+func TestAReplicaThatFollowsNoMoreIsNotReadWhereThePrimaryHasRoom(t *testing.T) {
+	bubble(t, 1, func(c *Config) { c.WriteReserve = 0.5 }, func(ctx context.Context, x *fakes) {
+		settled()
+		paused := answering(func(pgfake.Statement) *pgfake.Response { return nil })
+		x.replicas[0].Handle(func(s pgfake.Statement) *pgfake.Response {
+			if s.SQL == lookFull {
+				return lookAnswer(sight{role: RoleReplica, system: 1, position: 8192, shown: 1, paused: true})
+			}
+			return paused(s)
+		})
+		time.Sleep(20 * time.Second)
+		settled()
+		require.Equal(t, "replay is paused", x.peer("replica1").Unfit)
+		assert.Equal(t, "primary:5432", x.read(ctx))
+		assert.Equal(t, "primary:5432", x.read(WithRoute(ctx, Route{Target: TargetAny})))
+		assert.Equal(t, "replica1:5432", x.read(WithReplica(ctx)), "a route says where")
+		var held []pgx.Tx
+		for range 5 { // of ten connections half are the writes'
+			tx, err := x.pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})
+			require.NoError(t, err)
+			held = append(held, tx)
+		}
+		assert.Equal(t, "replica1:5432", x.read(ctx), "the primary has no more to spare")
+		for _, tx := range held {
+			require.NoError(t, tx.Rollback(ctx))
+		}
+		assert.Equal(t, "primary:5432", x.read(ctx))
+	})
+}

@@ -112,6 +112,7 @@ type topology struct {
 
 	reads    []*peer // for a plain read: healthy replicas; the primary and then suspects where there is none
 	fallback bool    // reads holds the primary because no replica can serve
+	refuge   *peer   // the primary, where plain reads are better off there as no replica follows it; nil
 	replicas []*peer // healthy replicas, suspects where there is none
 	well     []*peer // the same with those that are slow or behind: for calls that name their peers
 	writes   []*peer // the primary

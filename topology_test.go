@@ -45,6 +45,9 @@ func listsOf(t *topology) string {
 	if len(t.rivals) > 0 {
 		b.WriteString(" rivals:" + namesOf(t.rivals))
 	}
+	if t.refuge != nil {
+		b.WriteString(" refuge:" + t.refuge.name)
+	}
 	for _, flag := range []struct {
 		name string
 		set  bool
@@ -243,8 +246,18 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads:c writes:a replicas:c any:c,a primary:a settled"},
 		{"... and has caught up", cluster(finds("b", fitPaused), finds("b", fitFit)),
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
-		{"the last replica is not left out for its data", cluster(finds("b", fitBehind), finds("c", fitCutOff)),
+		{"the last replica that follows is not left out for its data", cluster(finds("b", fitBehind), finds("c", fitCutOff)),
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
+		{"all replicas are late", cluster(finds("b", fitBehind), finds("c", fitBehind)),
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
+		{"no replica follows", cluster(finds("b", fitPaused), finds("c", fitCutOff)),
+			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a refuge:a settled"},
+		{"... nor is the primary well", cluster(finds("b", fitPaused), finds("c", fitCutOff), turned("a", healthSuspect)),
+			"reads:b,c writes:a replicas:b,c any:b,c primary:a settled"},
+		{"... nor takes it calls", cluster(finds("b", fitPaused), finds("c", fitCutOff), drains("a")),
+			"reads:b,c writes: replicas:b,c any:b,c primary:a settled"},
+		{"the only replica that is up is paused, and resumed", cluster(turned("c", healthDown), finds("b", fitPaused), finds("b", fitFit)),
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
 		{"... nor when the other one dies", cluster(finds("b", fitBehind), turned("c", healthDown)),
 			"reads:b writes:a replicas:b any:b,a primary:a settled"},
 		{"a replica of another history is left out, and be it the last", cluster(finds("b", fitAstray), finds("c", fitAstray)),
