@@ -115,6 +115,7 @@ type distance struct {
 	ahead bool          // the replica had replayed what the primary did not have yet
 	reign uint64        // of which primary; it counts them
 	moved bool          // the replica has replayed something since the look before
+	stuck int           // looks at which it lacked something and had not, less those at which it had
 	at    time.Duration // when the position was read that it is measured by
 }
 
@@ -133,8 +134,28 @@ func (d distance) judge(s sight, max Lag, was fitness) fitness {
 		return fitCutOff
 	case max.Bytes > 0 && d.bytes > max.Bytes, max.Time > 0 && d.lacks > max.Time:
 		return fitBehind
+	case d.stuck >= stuckLooks && d.lacks >= stuckTime: // whatever its receiver does: it may not be able to follow
+		return fitCutOff
 	}
 	return fitFit
+}
+
+// A replica that lacks something and has not moved at so many looks, and for so long, counts as cut off. It has to move at
+// a few to be trusted again, unless it has all.
+const (
+	stuckLooks = 3
+	stuckTime  = 5 * time.Second
+)
+
+// stands counts a look at a replica that lacks something: had is the count of the looks before.
+func (d *distance) stands(had int) {
+	switch {
+	case !d.known || d.bytes == 0:
+	case d.moved:
+		d.stuck = max(had-1, 0)
+	default:
+		d.stuck = min(had+1, 2*stuckLooks)
+	}
 }
 
 // positions is the primary's way through its log, as the looks have seen it. Times are the pool's own clock's.

@@ -1,12 +1,16 @@
 package multipool
 
 import (
+	"context"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/pgfake"
 )
 
 func TestALagIsReadAsItIsWritten(t *testing.T) {
@@ -213,6 +217,10 @@ func TestFitnessIsJudgedByLooksAndBounds(t *testing.T) {
 		{"well within it again", distance{known: true, bytes: 8}, sight{}, Lag{Bytes: 10}, fitBehind, fitFit},
 		{"replay paused", distance{known: true}, sight{paused: true}, Lag{}, fitFit, fitPaused},
 		{"no receiver, and nothing to receive", distance{known: true}, sight{alone: true}, Lag{}, fitFit, fitFit},
+		{"it does not move", distance{known: true, bytes: 1, stuck: stuckLooks, lacks: stuckTime}, sight{}, Lag{}, fitFit, fitCutOff},
+		{"... for a moment", distance{known: true, bytes: 1, stuck: stuckLooks, lacks: stuckTime - 1}, sight{}, Lag{}, fitFit, fitFit},
+		{"... at a look or two", distance{known: true, bytes: 1, stuck: stuckLooks - 1, lacks: stuckTime}, sight{}, Lag{}, fitFit, fitFit},
+		{"... and is beyond the bound", distance{known: true, bytes: 9, stuck: stuckLooks, lacks: stuckTime}, sight{}, Lag{Bytes: 8}, fitFit, fitBehind},
 		{"no receiver, and something to receive", distance{known: true, bytes: 1}, sight{alone: true}, Lag{}, fitFit, fitCutOff},
 		{"no receiver, and it goes on from an archive", distance{known: true, bytes: 1, moved: true}, sight{alone: true}, Lag{}, fitFit, fitFit},
 		{"no receiver, and nothing is known of the primary", distance{}, sight{alone: true}, Lag{}, fitFit, fitFit},
@@ -271,4 +279,62 @@ func TestTheOneReplicaWithinABoundIsFound(t *testing.T) {
 		chosen[in.draw(&roster{peers: peers}, &tried{}).name] = true
 	}
 	require.Len(t, chosen, len(peers), "a bound is of reads")
+}
+
+func TestAReplicaThatMovesNowAndThenIsStuck(t *testing.T) {
+	t.Parallel()
+	const stands, moves, has = 's', 'm', 'h'
+	for _, tc := range []struct {
+		looks string
+		want  int
+	}{
+		{"", 0}, {"ss", 2}, {"sss", 3}, {"ssssssssss", 2 * stuckLooks}, {"ssm", 1}, {"m", 0}, {"ssssssmmm", stuckLooks},
+		{"ssssssmmmm", stuckLooks - 1}, {"sssh", 0}, {"ssshs", 1},
+	} {
+		d := distance{}
+		for _, look := range tc.looks {
+			was := d.stuck
+			d = distance{known: true, bytes: 1, moved: look == moves}
+			if look == has {
+				d.bytes = 0
+			}
+			require.True(t, look == stands || look == moves || look == has)
+			d.stands(was)
+		}
+		require.Equal(t, tc.want, d.stuck, tc.looks)
+	}
+}
+
+// A replica that cannot follow, as it has what a failover has discarded: its receiver comes and goes, an ordinary role is told
+// no timeline, and the primary has long been past it when the program starts.
+func TestAReplicaThatNeverMovesCountsAsCutOff(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		var head, stuck atomic.Uint64
+		head.Store(1 << 20)
+		stuck.Store(1 << 16)
+		look := func(seen func() sight) pgfake.Handler {
+			return func(s pgfake.Statement) *pgfake.Response {
+				if s.SQL != lookFull || s.Preparing {
+					return answering(nil)(s)
+				}
+				return lookAnswer(seen())
+			}
+		}
+		x.primary.Handle(look(func() sight {
+			return sight{role: RolePrimary, system: 1, timeline: 2, position: lsn(head.Add(8192))}
+		}))
+		x.replicas[0].Handle(look(func() sight { return sight{role: RoleReplica, system: 1, position: lsn(head.Load())} }))
+		x.replicas[1].Handle(look(func() sight { return sight{role: RoleReplica, system: 1, position: lsn(stuck.Load())} }))
+		time.Sleep(time.Minute)
+		settled()
+		assert.Empty(t, x.peer("replica1").Unfit)
+		assert.Equal(t, "is cut off from its primary", x.peer("replica2").Unfit)
+		for range 20 {
+			require.Equal(t, "replica1:5432", x.read(ctx))
+		}
+		stuck.Store(head.Load()) // it has all that there was
+		time.Sleep(10 * time.Second)
+		settled()
+		assert.NotEqual(t, "is cut off from its primary", x.peer("replica2").Unfit)
+	})
 }

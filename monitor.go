@@ -33,6 +33,7 @@ type monitor struct {
 	modesty  atomic.Int32 // which of looks the server answers
 	saw      Role         // what the last look saw
 	before   replay       // what the last look saw of a replica's replay
+	stuck    int          // how often it lacked something, and had not moved
 	strayed  uint64       // the reign in which the replica was ahead of its primary; 0: it was not
 	warmed   int64        // which loss of a primary a connection was made for
 	failures int          // looks in a row that have failed
@@ -441,7 +442,7 @@ func (m *monitor) recover(ctx context.Context) error {
 
 // forgetReplay drops what was seen of a standby's replay: one that was down begins again, further back or as another's.
 func (m *monitor) forgetReplay() {
-	m.before, m.strayed = replay{}, 0
+	m.before, m.stuck, m.strayed = replay{}, 0, 0
 	m.peer.behind.forget()
 }
 
@@ -532,6 +533,8 @@ func (m *monitor) tell(seen sight) observation {
 	now := replay{seen.position, seen.asked, seen.came}
 	d := p.owner.positions.measure(now, m.before)
 	m.before = now
+	d.stands(m.stuck)
+	m.stuck = d.stuck
 	// The primary may overtake it, and nothing that an ordinary role sees tells then; but it cannot follow without a
 	// restart.
 	switch {
