@@ -16,7 +16,8 @@
 // [WithPeer]), its model's ([WithModel], Config.Models), Config.Route; then the kind of call; then, for Query and
 // QueryRow, the statement's text. A text that cannot run on a standby, that locks rows, that holds a second statement,
 // or that calls a function acting on its server (advisory locks, pg_terminate_backend, ...) goes to the primary. What a
-// standby refuses all the same, before its first row, is run again on the primary, and the text is remembered.
+// standby refuses all the same, before its first row, is run again on the primary, and the text is remembered; what it
+// refuses because it lacks an object, or has it in an older shape, is run again there, too, and not remembered.
 // [MultiPool.Explain] tells where a statement would go.
 //
 // Among the peers that may take a call alike two are drawn at random and the less busy one is taken: by Peer.Weight,
@@ -63,9 +64,11 @@
 //
 // # What is not
 //
-// A read on a replica may see the database as it was a moment ago ([Config].MaxLag and [Route].MaxLag bound it), and
-// two reads may be served by two replicas. A function of the program's that takes an advisory lock inside cannot be
-// seen from outside, nor one that catches its own refusal by a standby and returns something else. A read that writes, and is lost in the first statement of its session after a promotion that
+// A read on a replica may see the database as it was a moment ago ([Config].MaxLag bounds it while a replica within the
+// bound is there, [Route].MaxLag always), and two reads may be served by two replicas. So may two read-only transactions:
+// both may hold the same advisory lock, each on its server, and neither imports the other's snapshot. A function of the
+// program's that takes an advisory lock inside cannot be seen from outside, nor one that catches its own refusal by a
+// standby and returns something else. A read that writes, and is lost in the first statement of its session after a promotion that
 // nobody has seen yet, is taken for a read on a replica. What asynchronous replication has not shipped is lost when the
 // primary is lost; PostgreSQL's synchronous_standby_names is the remedy.
 package multipool

@@ -16,8 +16,8 @@ import (
 
 var errNotHere = errors.New("the program does not like this server")
 
-// onStandby is what a program asks of a connection.
-func onStandby(c *pgx.Conn) bool { return c.PgConn().ParameterStatus("in_hot_standby") == "on" }
+// onAStandby is what a program asks of a connection.
+func onAStandby(c *pgx.Conn) bool { return c.PgConn().ParameterStatus("in_hot_standby") == "on" }
 
 // refusing are the hooks by which a program may refuse a server, and the error that it then shows; nil is pgxpool's.
 func refusing(refuse func(*pgx.Conn) bool) map[string]struct {
@@ -55,7 +55,7 @@ func refusing(refuse func(*pgx.Conn) bool) map[string]struct {
 }
 
 func TestAReadThatAHookRefusesAReplicaForIsReadOnThePrimary(t *testing.T) {
-	for name, hook := range refusing(onStandby) {
+	for name, hook := range refusing(onAStandby) {
 		t.Run(name, func(t *testing.T) {
 			bubble(t, 2, func(c *Config) { hook.install(c.Pool) }, func(ctx context.Context, x *fakes) {
 				settled()

@@ -7,7 +7,7 @@ const (
 	// ModeReplicated: one primary and its replicas; roles are discovered, reads go to replicas, writes to the primary.
 	ModeReplicated Mode = iota
 	// ModeEquivalent: every peer takes reads and writes, a random healthy one each: servers of a multi-primary cluster,
-	// poolers or SQL proxies in front of one. Nobody is elected or fenced, and lag is not measured; a server that says it
+	// poolers or SQL proxies in front of one, each with Peer.Proxy. Nobody is elected or fenced, and lag is not measured; a server that says it
 	// is a standby gets no writes.
 	ModeEquivalent
 	// ModeOrdered: the first healthy peer in the order of the configuration takes everything, whatever it is; a write that a
