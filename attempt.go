@@ -29,15 +29,11 @@ type trail struct {
 type progress struct {
 	attempt uint16 // attempts begun
 	resent  uint8  // statements sent again after one had reached a server
-	lost    uint8  // servers on which it has lost its connection, as the first to know that anything was wrong there
+	fell    *peer  // a server on which a read has lost its connection, nothing having been known against it
 }
 
-const (
-	// maxResent is how often one call is sent again after it reached a server.
-	maxResent = 2
-	// maxLost is on how many servers it may lose its connection: the statement may be what crashes them.
-	maxLost = 2
-)
+// maxResent is how often one call is sent again after it reached a server.
+const maxResent = 2
 
 // attempt is the one loop by which every call goes out: choose a peer, take a connection, run, and where that failed
 // judge whether and where to go on. What run returned beside its error comes back with the last error.
@@ -174,12 +170,43 @@ func (f *failure) withheld() bool {
 	return errors.As(f.err, &answer) && withheld(answer)
 }
 
-// crashed reports that the statement's connection was lost without a word, and nobody had met a fault of that server
-// before: the statement may be the fault's cause.
+// crashed reports that the statement's connection was lost without a word: the statement may be the cause.
 func (f *failure) crashed() bool {
 	var answer *pgconn.PgError
 	unsent := neverSent(f.err) || errors.Is(f.err, pgconn.ErrConnClosed)
-	return f.end.lost && !f.end.known && !unsent && !(errors.As(f.err, &answer) && ofServer(answer))
+	return f.end.lost && !unsent && !(errors.As(f.err, &answer) && ofServer(answer))
+}
+
+// poisonous reports whether a read has lost its connection on two servers that both live, nothing having been known against
+// them before: then it may be what ends its sessions there. Whether they live their monitors are about to tell: a crash
+// ends the monitor's session too, so that a suspicion alone tells nothing.
+func (p *MultiPool) poisonous(ctx context.Context, t *trail, q *peer) bool {
+	if t.picked != nil && t.picked.member(q).health != healthUp {
+		return false
+	}
+	if t.fell == nil || t.fell == q {
+		t.fell = q
+		return false
+	}
+	return p.lives(ctx, t.fell) && p.lives(ctx, q)
+}
+
+// lives waits for what comes of a suspicion, and reports whether the peer's server answers, if only that it recovers.
+func (p *MultiPool) lives(ctx context.Context, q *peer) bool {
+	for {
+		top := p.topology.Load()
+		m := top.member(q)
+		if m == nil || m.health != healthSuspect {
+			return m != nil && m.health != healthDown
+		}
+		select {
+		case <-top.superseded:
+		case <-p.lifetime.Done():
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
 }
 
 // intend works out what a call wants.
@@ -282,7 +309,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	}
 	if f.sent && !f.withheld() {
 		if v.class == classPeer && f.crashed() {
-			if t.lost++; t.lost == maxLost {
+			if p.poisonous(ctx, t, f.at) {
 				return false
 			}
 			if in.place == placeAny {

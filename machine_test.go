@@ -790,7 +790,7 @@ func (m *machine) judge(c *machineCall) {
 	}
 	m.mu.Lock()
 	delete(m.live, c)
-	poisonous := c.read && c.sent >= maxLost && c.err != nil && isTransport(c.err) // it may be what crashes its servers
+	poisonous := c.read && c.sent >= 2 && c.err != nil && isTransport(c.err) // it may be what crashes its servers
 	excused := c.excused || m.excused[c.id] || c.cancelled.Load() || poisonous
 	unaffected := !excused && (c.read && m.safeReplica || !c.read && m.safePrimary)
 	m.sum.Attempts = max(m.sum.Attempts, c.attempts)

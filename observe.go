@@ -173,7 +173,6 @@ func (w *wire) reportOnce(v verdict, err error) {
 		return
 	}
 	w.reported = v.blamesPeer()
-	w.known = w.peer.suspected.Load() || w.started != w.peer.generation.Load() || !w.peer.breaker.closed()
 	w.peer.report(w.generation, v, err)
 }
 

@@ -126,8 +126,6 @@ func markUnknown(ctx context.Context, end ending, err error) error {
 // ending is what a connection tells after a statement.
 type ending struct {
 	standby, lost, batch, tagged, simple bool // as in evidence
-
-	known bool // it was known before that something is wrong with the peer
 }
 
 // evidence is what classify looks at after a statement on the connection.

@@ -28,7 +28,6 @@ type wire struct {
 	standby bool  // a standby's, by the session's last report of in_hot_standby or, where the role is asked, see presume
 	writes  bool  // what it runs for a call may write
 	reads   bool  // ... and is a read by its text
-	known   bool  // when its statement failed it was known already that something is wrong with the peer
 	anew    bool  // ... that may be sent again where it did nothing
 	sent    sent
 	been    progress // of the call that it runs
@@ -117,7 +116,7 @@ func (w *wire) newRows() *rows {
 func (w *wire) ending() ending {
 	return ending{
 		standby: w.standby, lost: w.pg.IsClosed(),
-		batch: !w.sent.whole(), tagged: w.sent.tagged, simple: w.sent.simply(w.mode), known: w.known,
+		batch: !w.sent.whole(), tagged: w.sent.tagged, simple: w.sent.simply(w.mode),
 	}
 }
 
