@@ -241,13 +241,16 @@ func TestAPoisonousReadIsSentToTwoServers(t *testing.T) {
 		"any":            {2, Route{Target: TargetAny, Retry: RetryReads}, 2},
 		"any replica":    {3, Route{Target: TargetReplica}, 2},
 	} {
-		t.Run(name, func(t *testing.T) {
+		for _, crash := range []bool{false, true} { // of its session, or of all that the server has
 			bubble(t, tc.replicas, nil, func(ctx context.Context, x *fakes) {
 				settled()
 				for _, p := range append(x.replicas, x.primary) {
 					p.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
 						if s.Preparing || s.SQL != poison {
 							return nil
+						}
+						if crash {
+							p.CutConns()
 						}
 						return &pgfake.Response{Cut: pgfake.CutBeforeAnswer}
 					}))
@@ -259,7 +262,7 @@ func TestAPoisonousReadIsSentToTwoServers(t *testing.T) {
 					assert.NotErrorIs(t, err, ErrNoPrimary)
 					settled()
 					trips := x.journal.take()
-					require.Len(t, trips, 2)
+					require.Len(t, trips, 2, "%s, crash %v", name, crash)
 					sent := 0
 					for i, d := range trips {
 						if d.Peer != "primary:5432" {
@@ -275,7 +278,7 @@ func TestAPoisonousReadIsSentToTwoServers(t *testing.T) {
 					}
 				}
 			})
-		})
+		}
 	}
 }
 
