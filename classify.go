@@ -264,6 +264,12 @@ func isStale(e *pgconn.PgError) bool {
 	return false
 }
 
+// metStale is isStale of any error.
+func metStale(err error) bool {
+	var e *pgconn.PgError
+	return errors.As(err, &e) && isStale(e)
+}
+
 // refusesSession reports whether a standby refuses every statement of such a session, not this one: a default of
 // serializable isolation.
 func refusesSession(err error) bool {

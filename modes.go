@@ -7,8 +7,8 @@ const (
 	// ModeReplicated: one primary and its replicas; roles are discovered, reads go to replicas, writes to the primary.
 	ModeReplicated Mode = iota
 	// ModeEquivalent: every peer takes reads and writes, a random healthy one each: servers of a multi-primary cluster,
-	// poolers or SQL proxies in front of one, each with Peer.Proxy. Nobody is elected or fenced, and lag is not measured; a server that says it
-	// is a standby gets no writes.
+	// poolers or SQL proxies in front of one, each with Peer.Proxy. Nobody is elected or fenced, and lag is not measured; a
+	// server that says it is a standby gets no writes.
 	ModeEquivalent
 	// ModeOrdered: the first healthy peer in the order of the configuration takes everything, whatever it is; a write that a
 	// standby refuses shows the server's error. An earlier peer gets it back when it has stayed well for Config.ReturnAfter.

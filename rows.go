@@ -41,8 +41,7 @@ type failedStart struct {
 // connection, for which pgx has dropped the plan by then.
 func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args []any, one bool) (*rows, error) {
 	r, err := queryOnce(ctx, c, w, sql, args, one)
-	var answer *pgconn.PgError
-	if err != nil && w.anew && errors.As(err, &answer) && isStale(answer) && !w.pg.IsClosed() {
+	if err != nil && w.anew && metStale(err) && !w.pg.IsClosed() {
 		return queryOnce(ctx, c, w, sql, args, one)
 	}
 	return r, err
