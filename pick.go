@@ -46,7 +46,7 @@ func (t *topology) pickAny(in *intent, tried *tried) (*peer, Reason) {
 	if in.place == placeNamed {
 		return t.pickNamed(in, tried), in.reason
 	}
-	if t.refuge != nil && in.reads && in.reason == ReasonRead && !tried.has(t.refuge) && t.refuge.hasToSpare() {
+	if t.refuge != nil && in.plain() && tried.n == 0 && t.refuge.hasToSpare() {
 		return t.refuge, ReasonStale
 	}
 	first := t.candidates(in.place)
@@ -70,6 +70,11 @@ func (t *topology) pickAny(in *intent, tried *tried) (*peer, Reason) {
 		return p, ReasonNoReplica
 	}
 	return t.draw(last, in, tried), in.reason
+}
+
+// plain reports a read that may go anywhere: by no route that says where, nor sent elsewhere by a refusal.
+func (in *intent) plain() bool {
+	return in.reads && in.reason == ReasonRead && (in.place == placeReads || in.place == placeAny)
 }
 
 // pickNamed chooses among the peers that a route names: for a read a replica among them, for a write the primary, and

@@ -192,21 +192,28 @@ func (r *rows) scanFirst(dest []any) (again *rows, err error) {
 		}
 		return nil, pgx.ErrNoRows
 	}
-	w := wireOf(r.conn.Conn())
-	call := w.row
-	w.row = rowCall{}
 	if r.Rows.Scan(dest...) == nil { // else its error stays in Err
 		if r.Rows.Close(); r.Rows.Err() != nil {
-			f := failure{at: w.peer, err: r.Rows.Err(), sent: true, end: w.ending()}
-			been := w.been
-			r.end() // what comes next may need the connection's place
-			if again, more, err := w.peer.owner.queryAgain(call, been, f); more {
+			if again, more, err := r.again(); more {
 				return again, err
 			}
 		}
 	}
+	if r.conn != nil {
+		wireOf(r.conn.Conn()).row = rowCall{}
+	}
 	r.Close()
 	return nil, r.Err()
+}
+
+// again sends a QueryRow again whose row has come, and whose end has not; false: that may not be.
+func (r *rows) again() (next *rows, more bool, err error) {
+	w := wireOf(r.conn.Conn())
+	call, been := w.row, w.been
+	f := failure{at: w.peer, err: r.Rows.Err(), sent: true, end: w.ending()}
+	w.row = rowCall{}
+	r.end() // what comes next may need the connection's place
+	return f.at.owner.queryAgain(call, been, f)
 }
 
 // failedRows are rows that carry nothing but an error.
