@@ -304,14 +304,19 @@ func opOf(args []any) operation {
 	return opQuery
 }
 
-// timedRows is queryRows, and times one read in eight.
+// timedRows is queryRows, and times one read in eight. A read that has met a stale plan has done nothing: it is sent once more
+// on the same connection, for which pgx has dropped the plan by then.
 func timedRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args []any, one bool) (*rows, error) {
-	if w.seq.Load()%sampleEvery != sampleEvery/2 {
-		return queryRows(ctx, c, w, sql, args, one)
+	var begun time.Time
+	timed := w.seq.Load()%sampleEvery == sampleEvery/2
+	if timed {
+		begun = time.Now()
 	}
-	begun := time.Now()
 	r, err := queryRows(ctx, c, w, sql, args, one)
-	if err == nil {
+	switch {
+	case err != nil && w.anew && metStale(err) && !w.pg.IsClosed():
+		return queryRows(ctx, c, w, sql, args, one)
+	case timed && err == nil:
 		w.peer.latency.note(time.Since(begun))
 	}
 	return r, err

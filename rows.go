@@ -37,19 +37,9 @@ type failedStart struct {
 	fields []pgconn.FieldDescription
 }
 
-// queryRows runs a query and reads ahead. A read that has met a stale plan has done nothing: it is sent once more on the same
-// connection, for which pgx has dropped the plan by then.
-func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args []any, one bool) (*rows, error) {
-	r, err := queryOnce(ctx, c, w, sql, args, one)
-	if err != nil && w.anew && metStale(err) && !w.pg.IsClosed() {
-		return queryOnce(ctx, c, w, sql, args, one)
-	}
-	return r, err
-}
-
-// queryOnce runs a query and reads ahead. Rows that come with an error show it to a caller as pgx's own would, and do
+// queryRows runs a query and reads ahead. Rows that come with an error show it to a caller as pgx's own would, and do
 // not hold the connection.
-func queryOnce(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args []any, one bool) (*rows, error) {
+func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args []any, one bool) (*rows, error) {
 	in, err := c.Conn().Query(ctx, sql, args...)
 	if err != nil {
 		return nil, err
