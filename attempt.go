@@ -23,6 +23,7 @@ type trail struct {
 	last   error     // of the last attempt; nil: there was none
 	waits  bool      // the last error is one that waiting may cure
 	until  time.Time
+	held   time.Time // since when it waits for a dial that is held back
 }
 
 // progress is how far a call has come.
@@ -322,7 +323,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	}
 	t.tried.add(f.at)
 	t.last, t.reason = f.err, ReasonRetry
-	t.waits = v.passes()
+	t.waits = v.passes() || t.heldBack(f.err)
 	if v.class == classRefused {
 		p.refused(in, t, f)
 	}
@@ -331,6 +332,19 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 		in.reads = in.reads && v.class == classBehind // what a standby refuses writes
 	}
 	return true
+}
+
+// heldBack reports whether a call has met a dial that was held back since an earlier one had failed, and waits for the next:
+// a server that has room again serves whoever comes, as it would without us. A failure after it came is its own answer too.
+func (t *trail) heldBack(err error) bool {
+	var held heldBack
+	if !errors.As(err, &held) {
+		return false
+	}
+	if t.held.IsZero() {
+		t.held = time.Now()
+	}
+	return held.failed.Before(t.held)
 }
 
 // refused learns from a standby's refusal: of a read, that its text needs the primary; of a write, that the peer is no

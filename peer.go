@@ -551,15 +551,19 @@ func (e *era) within(ctx context.Context) (_ context.Context, done func()) {
 // knocks holds back dials to a peer that has failed the last one: one each knockEach goes, and all when one has succeeded.
 type knocks struct {
 	mu      sync.Mutex
-	failure error // of the last; nil: it succeeded
-	last    time.Time
+	failure error     // of the last that ended; nil: it succeeded
+	failed  time.Time // when
+	last    time.Time // when one was let go, or ended in failure
 }
 
 // knockEach makes at most four dials a second: what fails may have the monitor dial too.
 const knockEach = 500 * time.Millisecond
 
-// heldBack is the error of a connect that was not tried: that of the last one.
-type heldBack struct{ error }
+// heldBack is the error of a connect that was not tried: that of the last one, and when that failed.
+type heldBack struct {
+	error
+	failed time.Time
+}
 
 func (e heldBack) Unwrap() error { return e.error }
 
@@ -571,7 +575,7 @@ func (k *knocks) allow() error {
 	case k.failure == nil:
 		return nil
 	case time.Since(k.last) < knockEach:
-		return heldBack{k.failure}
+		return heldBack{k.failure, k.failed}
 	}
 	k.last = time.Now()
 	return nil
@@ -586,7 +590,8 @@ func (k *knocks) ended(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.failure = err; err != nil {
-		k.last = time.Now()
+		k.failed = time.Now()
+		k.last = k.failed
 	}
 }
 

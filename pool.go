@@ -267,7 +267,7 @@ func (p *MultiPool) Query(ctx context.Context, sql string, args ...any) (pgx.Row
 	if r == nil {
 		return failedRows{err}, err
 	}
-	return r, err
+	return r, nil // an error is at the end of the rows, where pgx has it
 }
 
 // QueryRow is Query for at most one row. Errors are deferred until Scan. Where the row has come and the server is lost
