@@ -531,3 +531,61 @@ func TestAServerThatStartsIsNotShownAsDraining(t *testing.T) {
 		c.Release()
 	})
 }
+
+// What gets no reads shows nothing of its pace except by its looks, and one look shows little. They acquit, and nothing else.
+func TestLooksMakeNobodySlow(t *testing.T) {
+	const ms = time.Millisecond
+	for _, tc := range []struct {
+		name   string
+		paused bool          // replica1 is left out for its data
+		reads  time.Duration // there; elsewhere they take 20 ms
+		looks  [2]time.Duration
+		turns  []bool // whether it was slow, as the hooks were told
+	}{
+		{"left out for its data", true, 20 * ms, [2]time.Duration{ms, 200 * ms}, nil},
+		{"quick again", false, 500 * ms, [2]time.Duration{ms, ms}, []bool{true, false}},
+		{"quick again, and left out for its data", true, 500 * ms, [2]time.Duration{ms, 200 * ms}, []bool{true, false}},
+		{"slow", false, 500 * ms, [2]time.Duration{200 * ms, 300 * ms}, []bool{true}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var mu sync.Mutex
+			var turns []bool
+			was := map[string]bool{}
+			bubble(t, 2, func(c *Config) {
+				c.Hooks = &Hooks{PeerChanged: func(e PeerEvent) {
+					mu.Lock()
+					defer mu.Unlock()
+					if e.Slow != was[e.Peer] {
+						assert.Equal(t, "replica1:5432", e.Peer)
+						turns, was[e.Peer] = append(turns, e.Slow), e.Slow
+					}
+				}}
+			}, func(ctx context.Context, x *fakes) {
+				settled()
+				looks := 0
+				x.replicas[0].Handle(func(s pgfake.Statement) *pgfake.Response {
+					if s.SQL != lookFull {
+						return nil
+					}
+					r := lookAnswer(sight{role: RoleReplica, system: 1, position: 8192, shown: 1, paused: tc.paused})
+					if !s.Preparing {
+						r.Delay = tc.looks[looks%2]
+						looks++
+					}
+					return r
+				})
+				for range latencySample {
+					x.pool.peers()[1].latency.note(tc.reads)
+					x.pool.peers()[2].latency.note(20 * ms)
+				}
+				x.pool.peers()[1].monitor.nudge()
+				time.Sleep(20 * time.Second)
+				settled()
+				assert.Equal(t, tc.paused, x.peer("replica1").Unfit != "")
+				mu.Lock()
+				defer mu.Unlock()
+				assert.Equal(t, tc.turns, turns)
+			})
+		})
+	}
+}

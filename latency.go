@@ -7,17 +7,21 @@ import (
 	"time"
 )
 
-// latencies is the last reads of a peer, one in eight, and what its monitor's looks took.
+// latencies is the last reads of a peer, one in eight; and the last looks at it while it is slow, as it gets no reads then
+// that would show it to be quick again.
 type latencies struct {
-	mu   sync.Mutex
-	ring [latencySample]time.Duration
-	n    int
-	told atomic.Int64 // the median, as it was last worked out
+	mu    sync.Mutex
+	ring  [latencySample]time.Duration
+	n     int
+	looks [looksLeast]time.Duration
+	seen  int          // looks
+	told  atomic.Int64 // the median, as it was last worked out
 }
 
 const (
 	latencySample = 15
 	latencyLeast  = 7
+	looksLeast    = 3
 )
 
 func (l *latencies) note(d time.Duration) {
@@ -27,22 +31,39 @@ func (l *latencies) note(d time.Duration) {
 	l.n++
 }
 
-// replace forgets the reads and puts a look's time in their place: a peer that gets no reads has no other way to show
-// that it is quick again.
-func (l *latencies) replace(d time.Duration) {
+// look takes in what a look at a slow peer took.
+func (l *latencies) look(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i := range l.ring {
-		l.ring[i] = d
+	l.looks[l.seen%looksLeast] = d
+	l.seen++
+}
+
+// ofLooks is the median of the last looks since the peer became slow; 0 while there are too few: one may have been held up, or
+// let through.
+func (l *latencies) ofLooks() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.seen < looksLeast {
+		return 0
 	}
-	l.n = latencySample
+	sorted := l.looks
+	slices.Sort(sorted[:])
+	return sorted[looksLeast/2]
+}
+
+// forgetLooks drops the looks: the peer is not slow.
+func (l *latencies) forgetLooks() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen = 0
 }
 
 // forget drops what was measured.
 func (l *latencies) forget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.n = 0
+	l.n, l.seen = 0, 0
 	l.told.Store(0)
 }
 

@@ -289,8 +289,8 @@ func (m *monitor) regular(ctx context.Context) error {
 	seen, err := m.look(looking)
 	if err == nil {
 		m.peer.roundTrip.note(seen.came - seen.asked)
-		if m.peer.leftOut() {
-			m.peer.latency.replace(time.Since(begun))
+		if m.peer.slow() {
+			m.peer.latency.look(time.Since(begun))
 		}
 		return m.judge(ctx, seen, nil)
 	}

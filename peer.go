@@ -482,6 +482,12 @@ func (p *peer) leftOut() bool {
 	return m != nil && (m.slow || m.unfit() != "")
 }
 
+// slow reports whether the peer gets no reads as they took too long there.
+func (p *peer) slow() bool {
+	m := p.owner.topology.Load().member(p)
+	return m != nil && m.slow
+}
+
 // fitness is what was last judged of a replica's data.
 func (p *peer) fitness() fitness {
 	if m := p.owner.topology.Load().member(p); m != nil {

@@ -153,22 +153,30 @@ func (w *watch) compare() {
 		if p.away {
 			quickest = bestAway
 		}
-		slow := no
-		if medians[i] > slowFactor*quickest+slowMargin {
-			slow = yes
-		}
-		p.judge(slow)
+		limit := slowFactor*quickest + slowMargin
+		p.judge(medians[i] > limit, limit)
 	}
 }
 
 // judge says whether the peer is slow, unless it has fallen since its reads were compared: then they were forgotten, and
-// nobody would take back what they said.
-func (p *peer) judge(slow ternary) {
+// nobody would take back what they said. One that is slow shows by its looks that it is not any more. They only acquit: its
+// reads are forgotten then, and a look, which is less than a read, is no measure for the others'.
+func (p *peer) judge(slow bool, limit time.Duration) {
 	p.verdicts.Lock()
 	defer p.verdicts.Unlock()
-	if p.latency.median() != 0 {
-		p.owner.observe(observation{peer: p, slow: slow})
+	if p.latency.median() == 0 {
+		return
 	}
+	said := no
+	switch d := p.latency.ofLooks(); {
+	case !slow:
+		p.latency.forgetLooks()
+	case d != 0 && d <= limit:
+		p.latency.forget()
+	default:
+		said = yes
+	}
+	p.owner.observe(observation{peer: p, slow: said})
 }
 
 // A replica is left out of the reads where its median is over three times the best and a millisecond: SQL mixes point
