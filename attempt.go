@@ -68,7 +68,7 @@ func goThrough[T any](ctx context.Context, p *MultiPool, in *intent, t *trail, r
 		if err != nil {
 			return result, err
 		}
-		conn, w, err := peer.acquire(ctx, t.guest)
+		conn, w, err := peer.acquire(ctx, in, t)
 		if err == nil {
 			if in.reads && in.mayResend(w) {
 				w.use.Store(useRead)
@@ -103,6 +103,15 @@ func goThrough[T any](ctx context.Context, p *MultiPool, in *intent, t *trail, r
 			return result, p.mark(ctx, in, f)
 		}
 	}
+}
+
+// offers reports whether a peer that a call has not tried has a connection free for it.
+func (p *MultiPool) offers(in *intent, been *tried) bool {
+	in.fresh.now = p.clock()
+	plain := *p.topology.Load()
+	plain.balancer = nil // as for takes
+	q, _ := plain.pick(in, been)
+	return q != nil && !been.has(q) && q.hasFree()
 }
 
 // stillFresh reports whether a peer is within the call's bound on lag now that it has a connection: it may have waited.

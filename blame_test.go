@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"sync"
@@ -585,6 +586,71 @@ func TestLooksMakeNobodySlow(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				assert.Equal(t, tc.turns, turns)
+			})
+		})
+	}
+}
+
+// New connections to one replica hang, while those that exist go on and are used up by their age: no read waits there for a
+// new one until its deadline, as another replica serves.
+func TestAReadDoesNotWaitForAConnectionThatHangs(t *testing.T) {
+	for _, far := range []bool{false, true} {
+		t.Run(fmt.Sprint("a far one=", far), func(t *testing.T) {
+			var hangs dialled
+			bubble(t, 2, func(c *Config) {
+				hangs.of(c, "replica1")
+				c.Pool.MaxConnLifetime = 2 * time.Second
+			}, func(ctx context.Context, x *fakes) {
+				for _, r := range x.replicas {
+					r.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+						if s.Preparing {
+							return nil
+						}
+						return &pgfake.Response{Delay: 5 * time.Millisecond}
+					}))
+				}
+				var mu sync.Mutex
+				reads := func(callers int, d time.Duration) (n, slow int, worst time.Duration) {
+					var wg sync.WaitGroup
+					end := time.Now().Add(d)
+					for range callers {
+						wg.Go(func() {
+							for time.Now().Before(end) {
+								ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+								begun := time.Now()
+								assert.NoError(t, x.pool.QueryRow(ctx, "select 1").Scan(new(int)))
+								cancel()
+								took := time.Since(begun)
+								mu.Lock()
+								n++
+								worst = max(worst, took)
+								if took > 400*time.Millisecond {
+									slow++
+								}
+								mu.Unlock()
+								time.Sleep(time.Millisecond)
+							}
+						})
+					}
+					wg.Wait()
+					return n, slow, worst
+				}
+				reads(8, 3*time.Second)
+				if far {
+					hangs.take(900 * time.Millisecond)
+				} else {
+					hangs.take(time.Hour)
+				}
+				n, slow, worst := reads(8, 20*time.Second)
+				t.Logf("%d reads, %d over 400 ms, the worst %v", n, slow, worst)
+				assert.Less(t, worst, 1200*time.Millisecond)
+				assert.LessOrEqual(t, slow, 100)
+				assert.Zero(t, x.peer("replica1").Trips)
+				hangs.take(0)
+				time.Sleep(6 * time.Second)
+				n, slow, worst = reads(8, 3*time.Second)
+				t.Logf("then %d reads, %d over 400 ms, the worst %v", n, slow, worst)
+				assert.Zero(t, slow)
 			})
 		})
 	}

@@ -284,7 +284,7 @@ func classOfAcquire(e evidence) class {
 	switch {
 	case failedHere(e.err):
 		return classHere
-	case errors.Is(e.err, errPeerDown), errors.Is(e.err, errLapsed):
+	case errors.Is(e.err, errPeerDown), errors.Is(e.err, errLapsed), errors.Is(e.err, errUnmade):
 		return classPeer // our own word, at a dial or a wait that the peer's fall has ended; elsewhere is where to go
 	case errors.As(e.err, &cert):
 		return classConfig

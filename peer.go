@@ -150,16 +150,15 @@ func newPeer(owner *MultiPool, c peerConfig) (*peer, error) {
 	return p, err
 }
 
-// acquire takes a connection from the peer's pool for a call. guest says that the call is a read that has fallen back to
-// the primary: such reads leave a reserve of its connections alone.
-func (p *peer) acquire(ctx context.Context, guest bool) (c *pgxpool.Conn, w *wire, err error) {
+// acquire takes a connection from the peer's pool for a call.
+func (p *peer) acquire(ctx context.Context, in *intent, t *trail) (c *pgxpool.Conn, w *wire, err error) {
 	n := p.load.out.Add(1)
 	defer func() {
 		if c == nil { // by an error, or a panic of the program's tracer
 			p.load.out.Add(-1)
 		}
 	}()
-	if c, err = p.take(ctx, n, guest); err != nil {
+	if c, err = p.take(ctx, n, in, t); err != nil {
 		return nil, nil, err
 	}
 	w = wireOf(c.Conn())
@@ -167,15 +166,16 @@ func (p *peer) acquire(ctx context.Context, guest bool) (c *pgxpool.Conn, w *wir
 	return c, w, nil
 }
 
-// take is acquire behind the counting: n calls have or want a connection, this one included.
-func (p *peer) take(ctx context.Context, n int32, guest bool) (*pgxpool.Conn, error) {
+// take is acquire behind the counting: n calls have or want a connection, this one included. A read that has fallen back to
+// the primary leaves a reserve of its connections alone.
+func (p *peer) take(ctx context.Context, n int32, in *intent, t *trail) (*pgxpool.Conn, error) {
 	switch {
-	case guest && p.guests != nil:
+	case t.guest && p.guests != nil:
 		return p.takeAsGuest(ctx)
-	case n > p.load.limit && !p.solo:
-		// It has to wait for somebody else's connection, which may be stuck for as long as its caller's deadline: no
-		// longer than the peer stands.
-		return p.takeWhileUp(ctx)
+	case (n > p.seats.made.Load() || p.knocks.failing.Load()) && !p.solo:
+		// A connection that is being closed counts among those that are made: where no other would take its place for long,
+		// everybody is patient.
+		return p.takePatiently(ctx, *in, t.tried)
 	}
 	return p.draw(ctx)
 }
@@ -234,6 +234,39 @@ func (p *peer) lend(ctx context.Context) (*pgxpool.Conn, error) {
 		w.out.Or(outTurn)
 	}
 	return c, nil
+}
+
+// takePatiently waits for a connection that somebody else has, who may be stuck for as long as his caller's deadline, or that
+// is to be made, which may hang: no longer than the peer stands, and where one is being made no longer than StallAfter,
+// if another peer has one free then.
+func (p *peer) takePatiently(ctx context.Context, in intent, been tried) (*pgxpool.Conn, error) {
+	stallAfter := p.owner.config.StallAfter
+	if stallAfter < 0 || p.seats.made.Load() >= p.load.limit && !p.knocks.failing.Load() {
+		return p.takeWhileUp(ctx)
+	}
+	within, leave := context.WithCancelCause(ctx)
+	defer leave(nil)
+	been.add(p)
+	var consider func()
+	consider = func() {
+		switch {
+		case within.Err() != nil:
+		case p.pool.Stat().ConstructingConns() > 0 && p.owner.offers(&in, &been):
+			if !p.knocks.failing.Load() {
+				p.doubt() // the monitor finds out what a dial meets
+			}
+			leave(errUnmade)
+		default:
+			time.AfterFunc(watchTick, consider)
+		}
+	}
+	timer := time.AfterFunc(stallAfter, consider)
+	defer timer.Stop()
+	c, err := p.takeWhileUp(within)
+	if err != nil && ctx.Err() == nil && context.Cause(within) == errUnmade {
+		return nil, errUnmade
+	}
+	return c, err
 }
 
 // takeWhileUp waits for a connection no longer than the peer stands.
@@ -300,6 +333,9 @@ func (p *peer) tryPlace() bool {
 func (p *peer) hasToSpare() bool {
 	return !p.load.full() && (p.guests == nil || len(p.guests) < cap(p.guests))
 }
+
+// hasFree reports whether a call would find a connection that is made already.
+func (p *peer) hasFree() bool { return p.load.out.Load() < p.seats.made.Load() && p.hasToSpare() }
 
 // reserve limits the connections that reads may use which have fallen back to this peer as the primary.
 func (p *peer) reserve(share float64) {
@@ -557,9 +593,10 @@ func (e *era) within(ctx context.Context) (_ context.Context, done func()) {
 // knocks holds back dials to a peer that has failed the last one: one each knockEach goes, and all when one has succeeded.
 type knocks struct {
 	mu      sync.Mutex
-	failure error     // of the last that ended; nil: it succeeded
-	failed  time.Time // when
-	last    time.Time // when one was let go, or ended in failure
+	failure error       // of the last that ended; nil: it succeeded
+	failing atomic.Bool // whether there is one
+	failed  time.Time   // when
+	last    time.Time   // when one was let go, or ended in failure
 }
 
 // knockEach makes at most four dials a second: what fails may have the monitor dial too.
@@ -599,6 +636,7 @@ func (k *knocks) ended(err error) {
 		k.failed = time.Now()
 		k.last = k.failed
 	}
+	k.failing.Store(err != nil)
 }
 
 // wait waits until a dial may go.
@@ -621,6 +659,7 @@ const maxHandshakes = 4
 
 var (
 	errPeerDown = errors.New("multipool: the peer is down")
+	errUnmade   = errors.New("multipool: a connection takes long to be made")
 	// pgx cancels what was running on a connection that it gives up. A COMMIT cannot be taken back; what the cancel would
 	// end is its wait for a synchronous standby (PostgreSQL documentation, 27.2.8.3), and so its safety.
 	errCommitting = errors.New("multipool: a COMMIT is not cancelled")

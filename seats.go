@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/puddle/v2"
@@ -141,6 +142,7 @@ type seats struct {
 	mu    sync.Mutex // nothing blocks under it
 	limit int32
 	taken [poolKinds]int32
+	made  atomic.Int32  // connections of the peer's own pool that there are: of those taken
 	wants int           // connections that wait for a seat
 	freed chan struct{} // closed when one has become free; nil: nobody waits
 }

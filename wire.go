@@ -166,7 +166,15 @@ func (w *wire) leave() {
 // vacate gives the seat of a connection back that has been made.
 func (w *wire) vacate() {
 	if w.seat.CompareAndSwap(seatHeld, seatNone) {
+		w.count(-1)
 		w.peer.seats.give(w.pool)
+	}
+}
+
+// count counts the connections of a peer's own pool that are made.
+func (w *wire) count(n int32) {
+	if w.pool == poolOwn {
+		w.peer.seats.made.Add(n)
 	}
 }
 
@@ -188,7 +196,9 @@ func (w *wire) stand() {
 
 // made makes the seat last as long as the socket, which may be closed already.
 func (w *wire) made() {
-	w.seat.CompareAndSwap(seatTaken, seatHeld)
+	if w.seat.CompareAndSwap(seatTaken, seatHeld) {
+		w.count(1)
+	}
 	if s := w.main.Load(); s == nil || s.closed.Load() {
 		w.vacate()
 	}
