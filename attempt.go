@@ -23,7 +23,7 @@ type trail struct {
 	last   error     // of the last attempt; nil: there was none
 	waits  bool      // the last error is one that waiting may cure
 	until  time.Time
-	held   time.Time // since when it waits for a dial that is held back
+	held   time.Time // when a dial of the call was held back first
 }
 
 // progress is how far a call has come.
@@ -332,7 +332,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	}
 	t.tried.add(f.at)
 	t.last, t.reason = f.err, ReasonRetry
-	t.waits = v.passes() || t.heldBack(f.err)
+	t.waits = v.passes() || t.outdated(f.err)
 	if v.class == classRefused {
 		p.refused(in, t, f)
 	}
@@ -343,9 +343,9 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	return true
 }
 
-// heldBack reports whether a call has met a dial that was held back since an earlier one had failed, and waits for the next:
-// a server that has room again serves whoever comes, as it would without us. A failure after it came is its own answer too.
-func (t *trail) heldBack(err error) bool {
+// outdated reports whether an error is that of a dial before the call's first: what refused us may have been mended since, and
+// the call waits until it has been tried.
+func (t *trail) outdated(err error) bool {
 	var held heldBack
 	if !errors.As(err, &held) {
 		return false
@@ -353,7 +353,7 @@ func (t *trail) heldBack(err error) bool {
 	if t.held.IsZero() {
 		t.held = time.Now()
 	}
-	return held.failed.Before(t.held)
+	return !held.since.After(t.held)
 }
 
 // refused learns from a standby's refusal: of a read, that its text needs the primary; of a write, that the peer is no
@@ -390,7 +390,7 @@ const retryPause = 50 * time.Millisecond
 // the pool closes.
 func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *trail) error {
 	if top.hopeless(in) {
-		return p.noPeer(top, in, t, ctx.Err())
+		return p.askAgain(ctx, top, in, t)
 	}
 	now := time.Now()
 	if t.until.IsZero() {
@@ -430,6 +430,36 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 		}
 		return p.noPeer(top, in, t, nil)
 	}
+}
+
+// askAgain has those looked at that refuse us, as a password may have been mended since: pgxpool would try it for this call.
+// It returns nil once one of them does not, and an error when all do that have been asked since the call came.
+func (p *MultiPool) askAgain(ctx context.Context, top *topology, in *intent, t *trail) error {
+	waiting := p.waiting.Add(1)
+	defer p.waiting.Add(-1)
+	if waiting > int64(p.config.MaxWaiting) {
+		return p.noPeer(top, in, t, ctx.Err())
+	}
+	var looks []<-chan struct{}
+	for _, q := range top.refusing(in) {
+		looks = append(looks, q.monitor.lookAgain())
+	}
+	for len(looks) > 0 && top.hopeless(in) {
+		select {
+		case <-looks[0]:
+			looks = looks[1:]
+		case <-top.superseded:
+		case <-ctx.Done():
+			return p.noPeer(top, in, t, ctx.Err())
+		case <-p.lifetime.Done():
+			return puddle.ErrClosedPool
+		}
+		top = p.topology.Load()
+	}
+	if top.hopeless(in) {
+		return p.noPeer(top, in, t, ctx.Err())
+	}
+	return nil
 }
 
 // waits counts one that waits, and returns how many of the kind there are. While there is no primary, peers are looked at

@@ -22,17 +22,7 @@ import (
 // its line.
 var (
 	knownOfOneHost      = map[known]string{}
-	knownOfSeveralHosts = map[known]string{
-		{"the name service out, sessions there", "", ""}:                            "a look-up that fails is blamed on the servers",
-		{"no more files (EMFILE), sessions there", "", ""}:                          "a dial that fails here is blamed on the servers",
-		{"a role's limit of as many connections as the pool's", "", ""}:             "the monitor has one of the role's connections",
-		{"a hook that wants a session that writes", "", ""}:                         "a hook that a replica refuses fails its reads",
-		{"a table, a type and a label that the standby lacks", "", ""}:              "a definition that a replica lacks, other than a table, is an error",
-		{"a password rotated", "under", "Exec under a context that has ended"}:      "refused by all, a call does not say that its context has ended",
-		{"the role may not log in", "under", "Exec under a context that has ended"}: "refused by all, a call does not say that its context has ended",
-		{"a password rotated", "after", ""}:                                         "peers that refuse the password are asked by their monitors only, and calls do not wait for it",
-		{"the role may not log in", "after", ""}:                                    "peers that refuse the role are asked by their monitors only, and calls do not wait for it",
-	}
+	knownOfSeveralHosts = map[known]string{}
 )
 
 // mishaps are all there are, in the order of the schedule.

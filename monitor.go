@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +28,7 @@ type monitor struct {
 	nudged  chan struct{}                      // capacity 1: a nudge is never lost and never waits
 	waking  atomic.Pointer[context.CancelFunc] // ends a rest
 	cutting atomic.Pointer[context.CancelFunc] // ends a regular look, which may be waiting for a server that hangs
+	summons summons
 
 	conn     *pgx.Conn // the monitor's own; nil: none at the moment
 	took     connectTimes
@@ -69,7 +71,66 @@ const (
 func newMonitor(p *peer, c *Config) *monitor {
 	return &monitor{
 		peer: p, interval: c.CheckInterval, borrows: c.NoMonitorConns,
-		nudged: make(chan struct{}, 1), hold: firstRetry,
+		nudged: make(chan struct{}, 1), hold: firstRetry, summons: summons{wake: make(chan struct{}, 1)},
+	}
+}
+
+// summons is the next look, as far as calls wait for it.
+type summons struct {
+	mu    sync.Mutex
+	over  chan struct{} // closed when it has ended; nil: nobody waits
+	wake  chan struct{} // capacity 1
+	ended time.Time     // the last look
+}
+
+// lookAgain asks for a look at a peer that refuses us, and returns what is closed when one that has begun since has ended.
+func (m *monitor) lookAgain() <-chan struct{} {
+	s := &m.summons
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over == nil {
+		s.over = make(chan struct{})
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+	return s.over
+}
+
+// begin begins a look, and returns how it ends.
+func (s *summons) begin() (end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	over := s.over
+	s.over = nil
+	select {
+	case <-s.wake:
+	default:
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.ended = time.Now()
+		if over != nil {
+			close(over)
+		}
+	}
+}
+
+// await waits until ctx ends, or somebody has asked for a look and the last one is long enough ago for another.
+func (s *summons) await(ctx context.Context) {
+	select {
+	case <-s.wake:
+	case <-ctx.Done():
+		return
+	}
+	s.mu.Lock()
+	due := s.ended.Add(knockEach)
+	s.mu.Unlock()
+	select {
+	case <-time.After(time.Until(due)):
+	case <-ctx.Done():
 	}
 }
 
@@ -121,7 +182,9 @@ func (m *monitor) borrowing() bool {
 func (m *monitor) run(ctx context.Context) {
 	defer m.hangUp()
 	for {
+		end := m.summons.begin()
 		pause := m.examine(ctx)
+		end()
 		if ctx.Err() != nil || !m.rest(ctx, pause) {
 			return
 		}
@@ -129,12 +192,12 @@ func (m *monitor) run(ctx context.Context) {
 }
 
 // rest waits for the pause to be over or a nudge, and reports whether to go on. A nudge does not shorten the pause
-// between tries at a peer that is out: everybody who meets a dead peer nudges.
+// between tries at a peer that is out: everybody who meets a dead peer nudges. Who waits for a look does.
 func (m *monitor) rest(ctx context.Context, pause time.Duration) bool {
 	waiting, wake := context.WithTimeout(ctx, pause)
 	defer wake()
 	if m.out() {
-		<-waiting.Done()
+		m.summons.await(waiting)
 		return ctx.Err() == nil
 	}
 	m.waking.Store(&wake)

@@ -594,18 +594,18 @@ func (e *era) within(ctx context.Context) (_ context.Context, done func()) {
 type knocks struct {
 	mu      sync.Mutex
 	failure error       // of the last that ended; nil: it succeeded
-	failing atomic.Bool // whether there is one
-	failed  time.Time   // when
+	since   time.Time   // when it came
 	last    time.Time   // when one was let go, or ended in failure
+	failing atomic.Bool // whether there is a failure
 }
 
 // knockEach makes at most four dials a second: what fails may have the monitor dial too.
 const knockEach = 500 * time.Millisecond
 
-// heldBack is the error of a connect that was not tried: that of the last one, and when that failed.
+// heldBack is the error of a connect that was not tried: that of the last one, and when it came.
 type heldBack struct {
 	error
-	failed time.Time
+	since time.Time
 }
 
 func (e heldBack) Unwrap() error { return e.error }
@@ -618,7 +618,7 @@ func (k *knocks) allow() error {
 	case k.failure == nil:
 		return nil
 	case time.Since(k.last) < knockEach:
-		return heldBack{k.failure, k.failed}
+		return heldBack{k.failure, k.since}
 	}
 	k.last = time.Now()
 	return nil
@@ -633,8 +633,8 @@ func (k *knocks) ended(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.failure = err; err != nil {
-		k.failed = time.Now()
-		k.last = k.failed
+		k.last = time.Now()
+		k.since = k.last
 	}
 	k.failing.Store(err != nil)
 }

@@ -172,11 +172,7 @@ func (t *topology) hopeless(in *intent) bool {
 	could := 0
 	for i := range t.members {
 		m := &t.members[i]
-		if in.peers != nil && !contains(in.peers, m.peer) {
-			continue
-		}
-		wrong := t.forPrimary(in) && m.role == RoleReplica || in.place == placeReplica && m.role == RolePrimary
-		if t.mode == ModeReplicated && wrong {
+		if !t.could(m, in) {
 			continue
 		}
 		if m.health != healthMisfit && !m.foreign {
@@ -185,6 +181,25 @@ func (t *topology) hopeless(in *intent) bool {
 		could++
 	}
 	return could > 0
+}
+
+// could reports whether a peer could serve the intent if it were well.
+func (t *topology) could(m *member, in *intent) bool {
+	if in.peers != nil && !contains(in.peers, m.peer) {
+		return false
+	}
+	wrong := t.forPrimary(in) && m.role == RoleReplica || in.place == placeReplica && m.role == RolePrimary
+	return t.mode != ModeReplicated || !wrong
+}
+
+// refusing returns the peers that could serve the intent if they did not refuse us by configuration.
+func (t *topology) refusing(in *intent) (all []*peer) {
+	for i := range t.members {
+		if m := &t.members[i]; m.health == healthMisfit && t.could(m, in) {
+			all = append(all, m.peer)
+		}
+	}
+	return all
 }
 
 // causes says of each peer why it did not take the intent.

@@ -35,7 +35,7 @@ func (w *watch) run(ctx context.Context) {
 		void := now.Sub(last) > watchTick+lateTick
 		last = now
 		for _, p := range w.pool.peers() {
-			w.count(p, void)
+			w.count(p, now, void)
 			p.load.easeOut()
 		}
 		if w.pool.config.Mode == ModeOrdered {
@@ -85,11 +85,12 @@ type stall struct {
 }
 
 // count takes in what has ended on a peer since the last tick.
-func (w *watch) count(p *peer, void bool) {
+func (w *watch) count(p *peer, now time.Time, void bool) {
 	var ended int64
 	var have int32 // calls that have a connection
 	running, served := false, false
 	p.sockets.wires(func(c *wire) {
+		c.age(now)
 		seq := c.seq.Load()
 		ended += int64(seq>>1 - c.seen>>1)
 		if seq&1 == 1 && seq == c.seen { // it ran at the last tick already

@@ -3,6 +3,7 @@ package multipool
 import (
 	"context"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -54,8 +55,10 @@ type wire struct {
 	seen     uint32               // seq at the watch's last tick; the watch's alone
 	calls    int32                // out's upper part at the watch's last tick; the watch's alone
 
-	seat atomic.Int32
-	main atomic.Pointer[socket] // the connection itself, of several tries the last
+	seat    atomic.Int32
+	counted atomic.Bool            // among the peer's connections that are made
+	born    time.Time              // before it was counted
+	main    atomic.Pointer[socket] // the connection itself, of several tries the last
 }
 
 // slabLen is how many wrappers of rows are made at a time.
@@ -165,16 +168,32 @@ func (w *wire) leave() {
 
 // vacate gives the seat of a connection back that has been made.
 func (w *wire) vacate() {
+	w.uncount()
 	if w.seat.CompareAndSwap(seatHeld, seatNone) {
-		w.count(-1)
 		w.peer.seats.give(w.pool)
 	}
 }
 
-// count counts the connections of a peer's own pool that are made.
-func (w *wire) count(n int32) {
+// count counts the connection among those of the peer's own pool that are made.
+func (w *wire) count() {
 	if w.pool == poolOwn {
-		w.peer.seats.made.Add(n)
+		w.born = time.Now()
+		w.counted.Store(true)
+		w.peer.seats.made.Add(1)
+	}
+}
+
+func (w *wire) uncount() {
+	if w.counted.CompareAndSwap(true, false) {
+		w.peer.seats.made.Add(-1)
+	}
+}
+
+// age has a connection counted no more that the pool may close at its next release: until it is closed it would be taken for one
+// that is free.
+func (w *wire) age(now time.Time) {
+	if life := w.peer.config.MaxConnLifetime; life > 0 && w.counted.Load() && now.Sub(w.born) >= life-2*watchTick {
+		w.uncount()
 	}
 }
 
@@ -196,9 +215,8 @@ func (w *wire) stand() {
 
 // made makes the seat last as long as the socket, which may be closed already.
 func (w *wire) made() {
-	if w.seat.CompareAndSwap(seatTaken, seatHeld) {
-		w.count(1)
-	}
+	w.count()
+	w.seat.CompareAndSwap(seatTaken, seatHeld)
 	if s := w.main.Load(); s == nil || s.closed.Load() {
 		w.vacate()
 	}
