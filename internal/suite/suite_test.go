@@ -26,6 +26,7 @@ var cannotPass = map[string]string{
 	"TestPoolQuery":                        "counts the acquired connections of Stat, which is the primary's pool, while a replica's is in use",
 	"TestPoolQueryRow":                     "the same",
 	"TestConnectEagerlyReachesMinPoolSize": "counts the connects in all; MinConns holds for each peer",
+	"TestConnectConfig":                    "wants Config to give back no ValidateConnect; ours has what it connects to be the primary",
 	"TestConstructorIgnoresContext":        "its BeforeConnect calls a func that is nil until the first Exec; the monitors connect before",
 }
 
