@@ -61,12 +61,13 @@ var program = []numbered{
 			return "", err
 		}
 		defer rows.Close()
+		columns := len(rows.FieldDescriptions()) // before their end: after it the connection is somebody else's
 		for rows.Next() {
 			if _, err := rows.Values(); err != nil {
 				return "", err
 			}
 		}
-		return fmt.Sprint(len(rows.FieldDescriptions())), rows.Err()
+		return fmt.Sprint(columns), rows.Err()
 	}},
 	{"Begin, Rollback", func(ctx context.Context, p eitherPool) (string, error) {
 		return "", transact(ctx, p, pgx.TxOptions{}, pgx.Tx.Rollback, "insert into log values ('never')")
