@@ -586,9 +586,12 @@ func TestWritesCutAtEveryMessage(t *testing.T) {
 	if n, ok := envNumber(t, "MULTIPOOL_APPENDS"); ok {
 		goal = n
 	}
-	seed, _ := envNumber(t, "MULTIPOOL_APPENDS_SEED")
+	seed, drawn := envNumber(t, "MULTIPOOL_APPENDS_SEED")
 	rng := rand.New(rand.NewPCG(uint64(seed), 0))
 	settings := logSettings(rng)
+	if !drawn {
+		settings["commit_delay"] = "1000" // one of those that are drawn, and quick
+	}
 	b := newWritesStage(t, settings, execModes...)
 	begun := time.Now()
 	blows := b.blows()
