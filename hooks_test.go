@@ -49,6 +49,7 @@ func refusing(refuse func(*pgx.Conn) bool) map[string]struct {
 			c.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) { err := fail(conn); return err == nil, err }
 		}, errNotHere},
 		"BeforeAcquire": {func(c *PoolConfig) {
+			//lint:ignore SA1019 a program may still use it
 			c.BeforeAcquire = func(_ context.Context, conn *pgx.Conn) bool { return !refuse(conn) }
 		}, nil},
 	}
