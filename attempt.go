@@ -108,9 +108,7 @@ func goThrough[T any](ctx context.Context, p *MultiPool, in *intent, t *trail, r
 // offers reports whether a peer that a call has not tried has a connection free for it.
 func (p *MultiPool) offers(in *intent, been *tried) bool {
 	in.fresh.now = p.clock()
-	plain := *p.topology.Load()
-	plain.balancer = nil // as for takes
-	q, _ := plain.pick(in, been)
+	q := p.topology.Load().pickPlainly(in, been)
 	return q != nil && !been.has(q) && q.hasFree()
 }
 

@@ -327,7 +327,7 @@ func TestNoFieldOfPgxIsUnknown(t *testing.T) {
 	}
 }
 
-// filled gives every exported field of a configuration a value that pgx does not, but for those of the given names.
+// filled gives every exported field of a configuration a value that pgx does not, except those of the given names.
 func filled(t *testing.T, config any, but ...string) {
 	t.Helper()
 	v := reflect.ValueOf(config).Elem()
@@ -353,7 +353,7 @@ func filled(t *testing.T, config any, but ...string) {
 	}
 }
 
-// requireSame tests that two configurations have the same in every exported field, but for those of the given names.
+// requireSame tests that two configurations have the same in every exported field, except those of the given names.
 func requireSame(t *testing.T, want, got any, but ...string) {
 	t.Helper()
 	w, g := reflect.ValueOf(want).Elem(), reflect.ValueOf(got).Elem()

@@ -150,12 +150,15 @@ func (t *topology) balance(list *roster, in *intent, tried *tried) *peer {
 	return in.draw(list, tried)
 }
 
-// takes reports whether somebody could take the intent. It does not ask the balancer, which may count its choices.
-func (t *topology) takes(in *intent) bool {
+// takes reports whether somebody could take the intent.
+func (t *topology) takes(in *intent) bool { return t.pickPlainly(in, &tried{}) != nil }
+
+// pickPlainly is pick without the balancer, which may count its choices.
+func (t *topology) pickPlainly(in *intent, tried *tried) *peer {
 	plain := *t
 	plain.balancer = nil
-	p, _ := plain.pick(in, &tried{})
-	return p != nil
+	p, _ := plain.pick(in, tried)
+	return p
 }
 
 // draw chooses by default, from who comes first in a roster.
