@@ -114,11 +114,12 @@ func lookAnswer(s sight) *pgfake.Response {
 	replica := s.role == RoleReplica
 	return &pgfake.Response{
 		Columns: []pgfake.Column{
-			flag("standby"), text("timeline"), text("position"), flag("alone"), flag("paused"), text("system"), text("shown"),
+			flag("standby"), text("timeline"), text("position"), flag("alone"), flag("paused"),
+			text("started"), flag("awaits"), text("system"), text("shown"),
 		},
 		Rows: [][]any{{
 			replica, number(uint64(s.timeline), 16), s.position.String(), s.alone, s.paused,
-			number(s.system, 10), number(uint64(s.shown), 10),
+			number(uint64(s.started), 10), s.awaits, number(s.system, 10), number(uint64(s.shown), 10),
 		}},
 	}
 }

@@ -32,6 +32,8 @@ type sight struct {
 	position  lsn           // to which a primary has written, or a replica has replayed
 	alone     bool          // a replica without a running receiver
 	paused    bool          // a replica whose replay was paused
+	started   int64         // when the server was started, in microseconds: with system it tells one server from another
+	awaits    bool          // a primary whose commits wait for standbys: synchronous_standby_names is set
 	asked     time.Duration // by the pool's clock
 	came      time.Duration
 	undialled bool // a session has answered, and a new one could not be had
@@ -46,7 +48,7 @@ type sight struct {
 // control file's is an old one for a while.
 var looks = [...]string{lookFull,
 	lookSelect + `, null::pg_catalog.int8, null::pg_catalog.int4` + lookFrom,
-	`select pg_catalog.pg_is_in_recovery(), null, null, null, null, null, null`,
+	`select pg_catalog.pg_is_in_recovery(), null, null, null, null, null, null, null, null`,
 }
 
 const (
@@ -55,7 +57,9 @@ const (
  else pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) end,
  case when r.standby then pg_catalog.pg_last_wal_replay_lsn() else pg_catalog.pg_current_wal_insert_lsn() end,
  r.standby and not exists (select from pg_catalog.pg_stat_wal_receiver),
- case when r.standby then pg_catalog.pg_is_wal_replay_paused() end`
+ case when r.standby then pg_catalog.pg_is_wal_replay_paused() end,
+ (extract(epoch from pg_catalog.pg_postmaster_start_time()) operator(pg_catalog.*) 1000000)::pg_catalog.int8,
+ not r.standby and pg_catalog.current_setting('synchronous_standby_names') operator(pg_catalog.<>) ''`
 	lookFrom = ` from (select pg_catalog.pg_is_in_recovery()) as r(standby)`
 	lookFull = lookSelect + `,
  (select c.system_identifier from pg_catalog.pg_control_system() c),
@@ -204,7 +208,7 @@ const notPrerequisite = "55000"
 
 // read takes a look's row in, as text.
 func (s *sight) read(rows [][][]byte) (err error) {
-	if len(rows) != 1 || len(rows[0]) != 7 {
+	if len(rows) != 1 || len(rows[0]) != 9 {
 		return errOddAnswer
 	}
 	row := rows[0]
@@ -223,8 +227,9 @@ func (s *sight) read(rows [][][]byte) (err error) {
 	s.timeline = uint32(number(row[1], 16, 32))
 	s.position = parseLSN(string(row[2]))
 	s.alone, s.paused = string(row[3]) == "t", string(row[4]) == "t"
-	s.system = number(row[5], 10, 64)
-	s.shown = uint32(number(row[6], 10, 32))
+	s.started, s.awaits = int64(number(row[5], 10, 63)), string(row[6]) == "t"
+	s.system = number(row[7], 10, 64)
+	s.shown = uint32(number(row[8], 10, 32))
 	return err
 }
 
