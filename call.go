@@ -79,7 +79,7 @@ func (c *call) take(q *peer, top *topology) error {
 	guest := c.guestAt(q, top)
 	var err error
 	if guest {
-		err = q.awaitPlace(c)
+		err = q.awaitPlace(c, q.guests, (*topology).hasReplica)
 	}
 	if err == nil {
 		err = q.awaitTurn(c, f.kind, func(top *topology) bool { return f.keeps(top, q) })
@@ -115,7 +115,7 @@ func (c *call) move(q *peer, top *topology) bool {
 		return true
 	}
 	guest := c.guestAt(q, top)
-	if c.left || guest && !q.tryPlace() {
+	if c.left || guest && !q.guests.try() {
 		return false
 	}
 	if !q.turns.try(c.follower.kind) {

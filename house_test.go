@@ -138,7 +138,7 @@ var imports = map[string][]string{
 	"lsn.go":      {},
 
 	// the back
-	"peer.go":      {pgxPath, pgconnPath, poolPath, puddlePath},
+	"peer.go":      {pgxPath, pgconnPath, poolPath},
 	"compose.go":   {pgxPath, pgconnPath, poolPath},
 	"given.go":     {pgconnPath, protoPath, poolPath},
 	"address.go":   {pgconnPath},
@@ -146,6 +146,7 @@ var imports = map[string][]string{
 	"sockets.go":   {},
 	"cancel.go":    {pgconnPath},
 	"seats.go":     {puddlePath},
+	"reserve.go":   {poolPath, puddlePath},
 	"peek.go":      {poolPath},
 	"keepalive.go": {},
 	"observe.go":   {pgxPath, pgconnPath, poolPath},

@@ -543,6 +543,7 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 			m.nudge() // a primary may tell what a replica could not
 		}
 		m.saw = seen.role
+		p.awaits.Store(seen.awaits)
 		if !p.rise(m.tell(seen), !seen.undialled) {
 			return errHeld // faults have opened the breaker while we asked
 		}

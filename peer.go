@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/puddle/v2"
 )
 
 // peer is one server: its pool, its breaker, its counters. It has an identity, not an index: snapshots point at it.
@@ -43,7 +41,9 @@ type peer struct {
 	era        atomic.Pointer[era]
 	dials      chan struct{} // places for handshakes
 	knocks     knocks
-	guests     chan struct{} // places for reads that fell back to the primary; nil: no limit
+	guests     places      // for reads that fell back to the primary; nil: no limit
+	writers    places      // for writes that may wait for a standby; nil: no limit
+	awaits     atomic.Bool // the last look found a primary whose commits wait for standbys
 
 	// verdicts orders what opens and closes the breaker with what is published of it; observe is called under it.
 	verdicts sync.Mutex
@@ -166,12 +166,14 @@ func (p *peer) acquire(ctx context.Context, in *intent, t *trail) (c *pgxpool.Co
 	return c, w, nil
 }
 
-// take is acquire behind the counting: n calls have or want a connection, this one included. A read that has fallen back to
-// the primary leaves a reserve of its connections alone.
+// take is acquire after the counting: n calls have or want a connection, this one included. A read that has fallen back to
+// the primary leaves a reserve of its connections alone, and so does a write that may wait for a standby.
 func (p *peer) take(ctx context.Context, n int32, in *intent, t *trail) (*pgxpool.Conn, error) {
 	switch {
 	case t.guest && p.guests != nil:
-		return p.takeAsGuest(ctx)
+		return p.takePlace(ctx, p.guests, outGuest, (*topology).hasReplica)
+	case in.commits() && p.awaits.Load() && p.writers != nil:
+		return p.takePlace(ctx, p.writers, outWriter, nil)
 	case (n > p.seats.made.Load() || p.knocks.failing.Load()) && !p.solo:
 		// A connection that is being closed counts among those that are made: where no other would take its place for long,
 		// everybody is patient.
@@ -280,55 +282,6 @@ func (p *peer) takeWhileUp(ctx context.Context) (*pgxpool.Conn, error) {
 	return c, err
 }
 
-func (p *peer) takeAsGuest(ctx context.Context) (c *pgxpool.Conn, err error) {
-	if err := p.awaitPlace(ctx); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if c == nil { // as in acquire
-			<-p.guests
-		}
-	}()
-	if c, err = p.takeWhileUp(ctx); err != nil {
-		return nil, err
-	}
-	wireOf(c.Conn()).out.Or(outGuest)
-	return c, nil
-}
-
-// awaitPlace waits for a place among the reads that fell back to the primary: no longer than there is no replica to go to.
-// One that is free is taken whatever the news, since the replica that is up again may be one that has just failed the call.
-func (p *peer) awaitPlace(ctx context.Context) error {
-	top := p.owner.topology.Load()
-	for was := top; !p.tryPlace(); top = p.owner.topology.Load() {
-		if was.fallback && !top.fallback {
-			return errPeerDown // it is not, but a replica is up
-		}
-		select {
-		case p.guests <- struct{}{}:
-			return nil
-		case <-top.superseded:
-		case <-p.era.Load().Done():
-			return errPeerDown
-		case <-p.owner.lifetime.Done():
-			return puddle.ErrClosedPool
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-// tryPlace takes a place among them if one is free.
-func (p *peer) tryPlace() bool {
-	select {
-	case p.guests <- struct{}{}:
-		return true
-	default:
-		return false
-	}
-}
-
 // hasToSpare reports whether a read that falls back to the peer as the primary would get a connection at once.
 func (p *peer) hasToSpare() bool {
 	return !p.load.full() && (p.guests == nil || len(p.guests) < cap(p.guests))
@@ -336,15 +289,6 @@ func (p *peer) hasToSpare() bool {
 
 // hasFree reports whether a call would find a connection that is made already.
 func (p *peer) hasFree() bool { return p.load.out.Load() < p.seats.made.Load() && p.hasToSpare() }
-
-// reserve limits the connections that reads may use which have fallen back to this peer as the primary.
-func (p *peer) reserve(share float64) {
-	if share == 0 {
-		return
-	}
-	kept := max(1, int(math.Ceil(share*float64(p.load.limit))))
-	p.guests = make(chan struct{}, max(1, int(p.load.limit)-kept))
-}
 
 // exhausted asks the pool, or the turns where it shares the server, whether a call would have to wait for somebody else's connection.
 func (p *peer) exhausted() bool {

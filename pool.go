@@ -148,8 +148,8 @@ func (p *MultiPool) makePeer(c peerConfig) (*peer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !p.solo && p.config.Mode == ModeReplicated {
-		q.reserve(p.config.WriteReserve)
+	if !p.solo {
+		q.reserve(&p.config)
 	}
 	q.role.Store(int32(c.Role))
 	return q, nil

@@ -79,6 +79,7 @@ const (
 	outCall  int32 = 1 << iota // in the peer's load
 	outTurn                    // for one of its turns
 	outGuest                   // for a place among the reads that fell back to it as the primary
+	outWriter                  // for a place among the writes that may wait for a standby
 
 	outBits = iota
 	outOnce = 1 << outBits // counts a call
@@ -157,6 +158,9 @@ func (w *wire) leave() {
 	out := w.out.And(^int32(outAll))
 	if out&outGuest != 0 {
 		<-w.peer.guests
+	}
+	if out&outWriter != 0 {
+		<-w.peer.writers
 	}
 	if out&outTurn != 0 {
 		w.peer.turns.give(w.pool)

@@ -1,0 +1,102 @@
+package multipool
+
+import (
+	"context"
+	"math"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/puddle/v2"
+)
+
+// places are rights to use a connection of a peer that calls of one kind have: fewer than there are connections, so that
+// calls of that kind leave some alone.
+type places chan struct{}
+
+// readReserve is the part of a primary's connections that writes leave alone whose commits wait for standbys: while no
+// standby answers such writes hold their connections, and reads must not wait with them.
+const readReserve = 0.1
+
+// placesBeside returns the places of calls that leave a share of limit connections alone, one at least. One place is left
+// to them.
+func placesBeside(share float64, limit int32) places {
+	if share <= 0 {
+		return nil
+	}
+	kept := max(1, int(math.Ceil(share*float64(limit))))
+	return make(places, max(1, int(limit)-kept))
+}
+
+// reserve limits the connections of writes that wait for standbys, and of reads that have fallen back to this peer as the
+// primary.
+func (p *peer) reserve(c *Config) {
+	if c.Mode == ModeReplicated {
+		p.guests = placesBeside(c.WriteReserve, p.load.limit)
+	}
+	if p.load.limit > 1 {
+		p.writers = placesBeside(readReserve, p.load.limit)
+	}
+}
+
+// try takes a place if one is free.
+func (s places) try() bool {
+	select {
+	case s <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+// takePlace takes a place and a connection, which holds it from then on as bit says: no longer than the peer stands, and no
+// longer than until better says that a call of the kind is better off elsewhere; nil: never.
+func (p *peer) takePlace(ctx context.Context, s places, bit int32, better func(*topology) bool) (c *pgxpool.Conn, err error) {
+	if err := p.awaitPlace(ctx, s, better); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if c == nil { // as in acquire
+			<-s
+		}
+	}()
+	if c, err = p.takeWhileUp(ctx); err != nil {
+		return nil, err
+	}
+	wireOf(c.Conn()).out.Or(bit)
+	return c, nil
+}
+
+// awaitPlace waits for a place. One that is free is taken whatever the news, since the replica that is up again may be one
+// that has just failed the call.
+func (p *peer) awaitPlace(ctx context.Context, s places, better func(*topology) bool) error {
+	top := p.owner.topology.Load()
+	for was := top; !s.try(); top = p.owner.topology.Load() {
+		if better != nil && !better(was) && better(top) {
+			return errPeerDown // it is not, but a replica is up
+		}
+		select {
+		case s <- struct{}{}:
+			return nil
+		case <-top.superseded:
+		case <-p.era.Load().Done():
+			return errPeerDown
+		case <-p.owner.lifetime.Done():
+			return puddle.ErrClosedPool
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// hasReplica reports whether reads that fell back to the primary have a replica to go to.
+func (t *topology) hasReplica() bool { return !t.fallback }
+
+// commits reports whether a call is one that commits by itself, and so may wait for a standby: not a transaction, and
+// nothing that hands a connection out, as both may read first and for long.
+func (in *intent) commits() bool {
+	switch in.op {
+	case opExec, opBatch, opCopy:
+		return true
+	}
+	return in.op.hasText() && !in.reads
+}
