@@ -76,10 +76,10 @@ const (
 
 // What a call that has the connection counts for: each is a bit.
 const (
-	outCall  int32 = 1 << iota // in the peer's load
-	outTurn                    // for one of its turns
-	outGuest                   // for a place among the reads that fell back to it as the primary
-	outWriter                  // for a place among the writes that may wait for a standby
+	outCall   int32 = 1 << iota // in the peer's load
+	outTurn                     // for one of its turns
+	outGuest                    // for a place among the reads that fell back to it as the primary
+	outWriter                   // for a place among the writes that may wait for a standby
 
 	outBits = iota
 	outOnce = 1 << outBits // counts a call
