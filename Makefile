@@ -21,6 +21,9 @@ guides: postgres ## run the programs of docs/guides, for those who come from Dja
 test: postgres pgbouncer ## all tests, with the race detector, on real servers
 	@sh scripts/test.sh $(ARGS)
 
+test-versions: postgres ## the tests on PostgreSQL 14 to 18, two versions of pgx and of Go; writes docs/versions.md (an hour)
+	@go run ./internal/versions $(ARGS)
+
 lint: ## formatting, go vet, staticcheck, go.mod
 	@sh scripts/lint.sh
 
@@ -39,4 +42,4 @@ postgres:
 pgbouncer:
 	@sh scripts/pgbouncer.sh
 
-.PHONY: help demo patroni guides test lint bench bench-check fuzz postgres pgbouncer
+.PHONY: help demo patroni guides test test-versions lint bench bench-check fuzz postgres pgbouncer

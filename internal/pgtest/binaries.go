@@ -47,6 +47,17 @@ func findBinaries() (binaries, error) {
 	return found.bin, found.err
 }
 
+// Version returns the version of the servers that Start starts, such as "15.18".
+func Version() (string, error) {
+	b, err := findBinaries()
+	if err != nil {
+		return "", err
+	}
+	_, rest, _ := strings.Cut(b.version, "(PostgreSQL) ")
+	version, _, _ := strings.Cut(rest, " ")
+	return version, nil
+}
+
 func lookForBinaries() (binaries, error) {
 	if dir := os.Getenv("MULTIPOOL_PG_BIN"); dir != "" {
 		b, err := inspect(dir)
@@ -138,6 +149,13 @@ func inspect(dir string) (binaries, error) {
 		return b, fmt.Errorf("%s: %s is older than %d", dir, b.version, oldestMajor)
 	}
 	return b, nil
+}
+
+// has reports whether the installation has a program: some have a server's
+// own and nothing else.
+func (b binaries) has(program string) bool {
+	_, err := os.Stat(b.path(program))
+	return err == nil
 }
 
 // majorVersion reads "postgres (PostgreSQL) 17beta1 (Debian ...)" as 17.

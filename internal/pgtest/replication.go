@@ -147,6 +147,9 @@ func (s *Server) rewind(primary *Server) error {
 		}
 	}
 	c := s.cluster
+	if !c.bin.has("pg_rewind") {
+		return s.errorf("this installation has no pg_rewind")
+	}
 	_, err := runTool(ctx, c.acct, c.folder, nil, c.bin.path("pg_rewind"),
 		"--target-pgdata="+s.dir, "--source-server="+primary.toolConnString(), "--no-sync")
 	return err
@@ -163,6 +166,9 @@ func (s *Server) copyFrom(primary *Server) error {
 		return s.errorf("%w", err)
 	}
 	c := s.cluster
+	if !c.bin.has("pg_basebackup") {
+		return primary.backup(ctx, s.dir)
+	}
 	_, err := runTool(ctx, c.acct, c.folder, nil, c.bin.path("pg_basebackup"),
 		"--pgdata="+s.dir, "--dbname="+primary.toolConnString(),
 		"--checkpoint=fast", "--wal-method=fetch", "--no-sync", "--no-manifest")

@@ -248,9 +248,17 @@ type treeFile struct {
 	size int64
 }
 
-func readTree(root string) (*tree, error) {
+func readTree(root string) (*tree, error) { return walkTree(root, nil) }
+
+// readRunning is readTree where files come and go.
+func readRunning(root string) (*tree, error) { return walkTree(root, fs.ErrNotExist) }
+
+func walkTree(root string, tolerated error) (*tree, error) {
 	t := &tree{root: root}
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil && tolerated != nil && errors.Is(err, tolerated) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -263,6 +271,9 @@ func readTree(root string) (*tree, error) {
 			return nil
 		}
 		info, err := d.Info()
+		if err != nil && tolerated != nil && errors.Is(err, tolerated) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
