@@ -24,6 +24,9 @@ test: postgres pgbouncer ## all tests, with the race detector, on real servers
 test-versions: postgres ## the tests on PostgreSQL 14 to 18, two versions of pgx and of Go; writes docs/versions.md (an hour)
 	@go run ./internal/versions $(ARGS)
 
+test-platforms: ## does everything build for Windows, macOS, FreeBSD and 32 bits (go vet)
+	@sh scripts/platforms.sh
+
 lint: ## formatting, go vet, staticcheck, go.mod
 	@sh scripts/lint.sh
 
@@ -42,4 +45,4 @@ postgres:
 pgbouncer:
 	@sh scripts/pgbouncer.sh
 
-.PHONY: help demo patroni guides test test-versions lint bench bench-check fuzz postgres pgbouncer
+.PHONY: help demo patroni guides test test-versions test-platforms lint bench bench-check fuzz postgres pgbouncer

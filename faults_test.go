@@ -2,7 +2,6 @@ package multipool
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -439,7 +437,7 @@ func TestFaultEverythingDown(t *testing.T) {
 	_, err := s.pool.Exec(withTimeout(t, 300*time.Millisecond), "insert into log (note) values ('x')")
 	require.ErrorIs(t, err, ErrNoPrimary)
 
-	used, elapsed := cpuOf(func() { s.settle(3 * time.Second) })
+	used, elapsed := cpuOf(s.t, func() { s.settle(3 * time.Second) })
 	t.Logf("CPU while everything is down: %.2f %%", 100*used.Seconds()/elapsed.Seconds())
 	if !raceEnabled {
 		assert.Less(t, used.Seconds()/elapsed.Seconds(), 0.02)
@@ -456,17 +454,6 @@ func TestFaultEverythingDown(t *testing.T) {
 		return time.Since(up)
 	})
 	waiting.dismiss()
-}
-
-func cpuOf(f func()) (used, elapsed time.Duration) {
-	var before, after syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &before)
-	begun := time.Now()
-	f()
-	elapsed = time.Since(begun)
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &after)
-	of := func(r syscall.Rusage) time.Duration { return time.Duration(r.Utime.Nano() + r.Stime.Nano()) }
-	return of(after) - of(before), elapsed
 }
 
 func TestNoFaultOfThePeers(t *testing.T) {
@@ -887,9 +874,7 @@ func TestHooksTellWhatHappensInOrder(t *testing.T) {
 }
 
 func TestTheProcessItselfStoppedTripsNothing(t *testing.T) {
-	if errors.Is(syscall.Kill(syscall.Getpid(), 0), syscall.EPERM) {
-		t.Skip("may not signal itself")
-	}
+	mayStopMyself(t)
 	s := newStage(t, Config{})
 	s.seat(50)
 	for range 2 {

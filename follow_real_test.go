@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -82,13 +81,10 @@ func TestDatabaseSQLFollowsAPromotion(t *testing.T) {
 // give puts files into a server's folder.
 func give(t *testing.T, s *pgtest.Server, files map[string][]byte) {
 	t.Helper()
-	folder, err := os.Stat(s.Dir())
-	require.NoError(t, err)
-	owner := folder.Sys().(*syscall.Stat_t)
 	for file, text := range files {
 		path := filepath.Join(s.Dir(), file)
 		require.NoError(t, os.WriteFile(path, text, 0o600))
-		require.NoError(t, os.Chown(path, int(owner.Uid), int(owner.Gid)))
+		giveAway(t, path, s.Dir())
 	}
 }
 

@@ -127,7 +127,7 @@ func TestFaultARowWithoutItsEnd(t *testing.T) {
 	s, relay := relayed(t, Config{})
 	ctx := testContext(t)
 	for i := range 10 {
-		// The tag of this statement and of no other: a look has seven columns, and the same tag.
+		// The tag of this statement and of no other: a look is one row, too.
 		cut := relay.Cut(netfault.Cut{From: netfault.Server, Type: 'C', Match: func(m []byte) bool {
 			return strings.Contains(string(m), "SELECT 3")
 		}})

@@ -77,6 +77,11 @@ var readTexts = map[string][]string{
 		`select U&"; x`, `select U&'; x`, `select $`, `select $a`, `select $a b`, `select E'a'`, "select E'a'\n", `select a -`, `select a /`, `select u&`, `select e`, `select 1.`,
 		`select ((`, `select ))`, `"`, `'`, `$`, `$$`, `(`, `-`, `/`, `/*`, `e'`, `u&"`,
 	},
+	"new in PostgreSQL 19": {
+		`wait for lsn '0/3000060'`, `WAIT FOR LSN '0/3000060' WITH (TIMEOUT '100ms')`,
+		`select * from graph_table (g match (a is customer)-[o is ordered]->(b) where a.id = 1 columns (a.name, b.id))`,
+		`select * from t for portion`,
+	},
 	"functions that read": {
 		`select pg_is_in_recovery()`, `select pg_last_wal_replay_lsn()`, `select now(), random(), gen_random_uuid()`, `select pg_sleep(1)`,
 		`select pg_backend_pid()`, `select pg_current_xact_id_if_assigned()`, `select pg_current_snapshot(), txid_current_snapshot()`,
@@ -100,6 +105,12 @@ var writeTexts = map[string][]string{
 		`set a = 1`, `reset a`, `discard all`, `deallocate p`, `execute p`, `declare c cursor for select 1`, `fetch c`, `move c`, `close c`,
 		" \t\r\n\v\fInSeRt into t values (1)", "-- a\ninsert into t values (1)", "-- a\rinsert into t values (1)", `/* a /* b */ */insert into t values (1)`,
 		`(insert into t values (1))`, `( /* a */ ( delete from t))`, `;delete from t`, `;-- a` + "\n" + `;delete from t`, `insert`, `begin;`, `delete"t"`, `delete/**/from t`,
+	},
+	"new in PostgreSQL 19": {
+		`insert into t values (1) on conflict (id) do select returning *`, `with x as (insert into t values (1) on conflict (id) do select for update returning *) select * from x`,
+		`update t for portion of valid_at from '2026-01-01' to '2027-01-01' set a = 1`, `delete from t for portion of valid_at (@x)`,
+		`with x as (update t for portion of valid_at from 'a' to 'b' set a = 1 returning *) select * from x`, `repack (verbose) t`,
+		`select * from graph_table (g match (a) columns (a.id)) for update`,
 	},
 	"locking clause": {
 		`select * from t for update`, `select * from t FOR UPDATE`, `select * from t for no key update`, `select * from t for share`, `select * from t for key share`,

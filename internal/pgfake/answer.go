@@ -492,7 +492,7 @@ func (s *session) show(setting string, set *settings) string {
 	case "transaction isolation level", "transaction_isolation":
 		return "read committed"
 	case "server_version":
-		return "15.18"
+		return versionText(s.p.version)
 	}
 	return s.p.params[setting]
 }

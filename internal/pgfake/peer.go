@@ -1,6 +1,7 @@
 package pgfake
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -23,6 +24,8 @@ type Options struct {
 	Timeline uint32 // 1 where zero
 	SystemID uint64 // DefaultSystemID where zero
 	LSN      uint64 // 0/3000000 where zero; each write of a primary raises it
+	// Version is PostgreSQL's major version, which decides what is reported at startup; 18 where zero.
+	Version int
 	// Params are reported at startup beside the usual ones, which they override. An empty value is not reported at all, as
 	// with servers and poolers that lack it; in_hot_standby given here never changes.
 	Params map[string]string
@@ -51,6 +54,7 @@ type Peer struct {
 	set atomic.Pointer[settings]
 	lsn atomic.Uint64
 
+	version  int
 	params   map[string]string
 	columns  map[string]uint32
 	password string
@@ -75,6 +79,7 @@ type tally struct{ seen, applied atomic.Int64 }
 // New starts nothing: goroutines begin with connections.
 func New(o Options) *Peer {
 	p := &Peer{
+		version:   cmp.Or(o.Version, 18),
 		params:    o.Params,
 		columns:   o.Columns,
 		password:  o.Password,

@@ -202,17 +202,8 @@ func (s *session) welcome() {
 	s.out, _ = (&pgproto3.AuthenticationOk{}).Encode(s.out)
 	s.standby = s.p.set.Load().standby
 	_, s.fixed = s.p.params["in_hot_standby"]
-	params := map[string]string{
-		"server_version":                "15.18",
-		"server_encoding":               "UTF8",
-		"client_encoding":               "UTF8",
-		"DateStyle":                     "ISO, MDY",
-		"TimeZone":                      "UTC",
-		"integer_datetimes":             "on",
-		"standard_conforming_strings":   "on",
-		"default_transaction_read_only": "off",
-		"in_hot_standby":                onOff(s.standby),
-	}
+	params := reported(s.p.version)
+	params["in_hot_standby"] = onOff(s.standby)
 	maps.Copy(params, s.p.params)
 	for _, name := range slices.Sorted(maps.Keys(params)) {
 		if params[name] != "" {
@@ -225,6 +216,34 @@ func (s *session) welcome() {
 	}).Encode(s.out)
 	s.ready()
 }
+
+// reported are the settings that a server of a major version reports (PostgreSQL documentation, 55.2.7 "Asynchronous
+// Operations"), but the one that changes.
+func reported(version int) map[string]string {
+	params := map[string]string{
+		"DateStyle":                     "ISO, MDY",
+		"IntervalStyle":                 "postgres",
+		"TimeZone":                      "UTC",
+		"application_name":              "",
+		"client_encoding":               "UTF8",
+		"default_transaction_read_only": "off",
+		"integer_datetimes":             "on",
+		"is_superuser":                  "off",
+		"server_encoding":               "UTF8",
+		"server_version":                versionText(version),
+		"session_authorization":         "app",
+		"standard_conforming_strings":   "on",
+	}
+	if version >= 16 {
+		params["scram_iterations"] = "4096"
+	}
+	if version >= 18 {
+		params["search_path"] = `"$user", public`
+	}
+	return params
+}
+
+func versionText(version int) string { return strconv.Itoa(version) + ".0" }
 
 func (s *session) status(name, value string) {
 	s.out, _ = (&pgproto3.ParameterStatus{Name: name, Value: value}).Encode(s.out)
