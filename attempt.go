@@ -410,6 +410,7 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 		// it news when a replica has caught up.
 		left = min(left, retryPause)
 	}
+	defer p.want(top, in)()
 	timer := time.NewTimer(left)
 	defer timer.Stop()
 	select {
@@ -458,6 +459,24 @@ func (p *MultiPool) askAgain(ctx context.Context, top *topology, in *intent, t *
 		return p.noPeer(top, in, t, ctx.Err())
 	}
 	return nil
+}
+
+// want has those tried soon that are out and could serve a call that waits, until it waits no more.
+func (p *MultiPool) want(top *topology, in *intent) (enough func()) {
+	var wanted []*monitor
+	for i := range top.members {
+		if m := &top.members[i]; !m.stands() && !m.foreign && !m.drained && top.could(m, in) {
+			wanted = append(wanted, m.peer.monitor)
+			if m.peer.monitor.wanted.Add(1) == 1 {
+				m.peer.monitor.nudge()
+			}
+		}
+	}
+	return func() {
+		for _, m := range wanted {
+			m.wanted.Add(-1)
+		}
+	}
 }
 
 // waits counts one that waits, and returns how many of the kind there are. While there is no primary, peers are looked at

@@ -33,7 +33,7 @@ const (
 	faultSample       = 20
 	faultWindow       = 10 // seconds
 	// halfOpenAfter only makes half-open reachable; when it is tried is the monitor's decision.
-	halfOpenAfter = 100 * time.Millisecond
+	halfOpenAfter = time.Millisecond
 )
 
 // newBreaker returns a closed breaker. rate is the peer's own count of outcomes: gobreaker is told of successes only

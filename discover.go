@@ -147,7 +147,7 @@ func (d *discovery) status() DiscoveryStatus {
 
 // comply makes the pool's peers those that were found: first the new ones come, then the others go. One that is found at
 // another place than it was makes way for itself. What is left out once may only be late: it goes when it was left out
-// thrice in a row, or twice where it does not answer either; never while the operator has it drained.
+// thrice in a row, or twice where it does not answer either; never while the operator has it drained, or nobody else serves.
 func (p *MultiPool) comply(found []peerConfig) error {
 	p.changing.Lock()
 	defer p.changing.Unlock()
@@ -212,11 +212,15 @@ func (p *MultiPool) fallBack() {
 // fallBackAfter is how long there is no primary before the configured peers are tried again.
 const fallBackAfter = time.Second
 
-// indispensable reports whether a peer that is not found any more stays: it is the primary, it answers, and nobody else
-// says that he is.
+// indispensable reports whether a peer that is not found any more stays: it serves, and without it nobody would take the
+// reads, or the writes.
 func (p *MultiPool) indispensable(q *peer) bool {
 	top := p.topology.Load()
-	return top.mode == ModeReplicated && q == top.primary && top.member(q).claims() && len(top.rivals) == 0
+	if !top.member(q).stands() {
+		return false
+	}
+	without := top.apply(observation{peer: q, leaves: true})
+	return len(without.reads) == 0 && len(top.reads) > 0 || len(without.writes) == 0 && len(top.writes) > 0
 }
 
 // discoveries are the values of the connection string key multipool_discover.

@@ -41,7 +41,9 @@
 //
 // A fault is an error of the connection or the server behind it, never the program's. The first one makes the peer
 // suspect: it is left out of the reads, and its monitor probes it at once, on a connection of its own and by a fresh
-// dial. Down is an open breaker: only the monitor touches the peer, first after 200 ms, then up to once a second.
+// dial. Down is an open breaker: only the monitor touches the peer, first after 200 ms, then up to once a second; one that
+// falls again and again is held for up to 30 s. A peer that is needed, as nobody else serves what it could, or a call waits for
+// it, is not held, and is tried at once.
 //
 // # Who is the primary
 //

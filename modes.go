@@ -194,6 +194,45 @@ func (t *topology) before(a, b *member) bool {
 	return false
 }
 
+// peerNeed is how much a peer is needed that is out.
+type peerNeed uint8
+
+const (
+	needNone    peerNeed = iota // others serve what it could
+	needSpared                  // the primary serves the reads that it could
+	needLacked                  // nobody serves what it could
+	needAwaited                 // calls wait for it
+)
+
+// needs reports how much a peer is needed that is out. A standby may be promoted any moment while there is no primary.
+func (t *topology) needs(p *peer) peerNeed {
+	m := t.member(p)
+	if m == nil || m.foreign || m.drained {
+		return needNone
+	}
+	reads, writes := !t.served(t.reads, p), m.role != RoleReplica && !t.served(t.writes, p)
+	if t.mode == ModeReplicated && m.role == RoleReplica {
+		writes = t.elected && len(t.writes) == 0
+	}
+	switch {
+	case reads || writes:
+		return needLacked
+	case t.mode == ModeReplicated && m.role != RolePrimary && (t.fallback || t.refuge != nil):
+		return needSpared
+	}
+	return needNone
+}
+
+// served reports whether another peer than p that is well takes the calls of a list.
+func (t *topology) served(list []*peer, p *peer) bool {
+	for _, q := range list {
+		if m := t.member(q); q != p && m.health == healthUp {
+			return true
+		}
+	}
+	return false
+}
+
 func peersOf(members []*member) []*peer {
 	peers := make([]*peer, len(members))
 	for i, m := range members {

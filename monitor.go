@@ -29,6 +29,7 @@ type monitor struct {
 	waking  atomic.Pointer[context.CancelFunc] // ends a rest
 	cutting atomic.Pointer[context.CancelFunc] // ends a regular look, which may be waiting for a server that hangs
 	summons summons
+	wanted  atomic.Int32 // calls that wait for the peer
 
 	conn     *pgx.Conn // the monitor's own; nil: none at the moment
 	took     connectTimes
@@ -40,8 +41,10 @@ type monitor struct {
 	warmed   int64        // which loss of a primary a connection was made for
 	failures int          // looks in a row that have failed
 	failing  time.Time    // since when
+	patient  bool         // the last failure is one that tries in quick succession make worse
 	answers  int64        // the peer's, when the look began that is under way
 	hold     time.Duration
+	held     bool // the last look was not made, as the peer has flapped
 	fellAt   time.Time
 	roseAt   time.Time
 }
@@ -53,6 +56,8 @@ const (
 	maxRetry     = time.Second
 	eagerTime    = time.Minute            // how long a peer that is down is tried each maxRetry; then each interval
 	retryStart   = 250 * time.Millisecond // constant for eagerTime, while the server says that it is starting or shutting down
+	retryLacked  = 500 * time.Millisecond // while nobody else serves what the peer could: a call that comes has it tried at once
+	retryAwaited = 150 * time.Millisecond // while calls wait for it; and the least time between a fall and a return
 
 	// While there is no primary each peer is looked at this often, on the connection that there is: writers wait. Where none
 	// does the looks are eased after a while, and where some do after a longer one: failover managers take half a minute.
@@ -62,7 +67,8 @@ const (
 	patientLook  = 250 * time.Millisecond
 
 	// A peer that falls again within flapTime of its last fall stays out twice as long as then, up to maxHold; each
-	// calmTime in which it stands takes one doubling back.
+	// calmTime in which it stands takes one doubling back. That is for a peer that others stand in for: one that is needed is
+	// tried retryAwaited after its fall.
 	flapTime = time.Minute
 	calmTime = 30 * time.Second
 	maxHold  = 30 * time.Second
@@ -71,16 +77,14 @@ const (
 func newMonitor(p *peer, c *Config) *monitor {
 	return &monitor{
 		peer: p, interval: c.CheckInterval, borrows: c.NoMonitorConns,
-		nudged: make(chan struct{}, 1), hold: firstRetry, summons: summons{wake: make(chan struct{}, 1)},
+		nudged: make(chan struct{}, 1), hold: firstRetry,
 	}
 }
 
 // summons is the next look, as far as calls wait for it.
 type summons struct {
-	mu    sync.Mutex
-	over  chan struct{} // closed when it has ended; nil: nobody waits
-	wake  chan struct{} // capacity 1
-	ended time.Time     // the last look
+	mu   sync.Mutex
+	over chan struct{} // closed when it has ended; nil: nobody waits
 }
 
 // lookAgain asks for a look at a peer that refuses us, and returns what is closed when one that has begun since has ended.
@@ -90,12 +94,16 @@ func (m *monitor) lookAgain() <-chan struct{} {
 	defer s.mu.Unlock()
 	if s.over == nil {
 		s.over = make(chan struct{})
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
+		m.nudge()
 	}
 	return s.over
+}
+
+// awaited reports whether anybody waits for a look.
+func (s *summons) awaited() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over != nil
 }
 
 // begin begins a look, and returns how it ends.
@@ -104,33 +112,10 @@ func (s *summons) begin() (end func()) {
 	defer s.mu.Unlock()
 	over := s.over
 	s.over = nil
-	select {
-	case <-s.wake:
-	default:
-	}
 	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.ended = time.Now()
 		if over != nil {
 			close(over)
 		}
-	}
-}
-
-// await waits until ctx ends, or somebody has asked for a look and the last one is long enough ago for another.
-func (s *summons) await(ctx context.Context) {
-	select {
-	case <-s.wake:
-	case <-ctx.Done():
-		return
-	}
-	s.mu.Lock()
-	due := s.ended.Add(knockEach)
-	s.mu.Unlock()
-	select {
-	case <-time.After(time.Until(due)):
-	case <-ctx.Done():
 	}
 }
 
@@ -191,15 +176,14 @@ func (m *monitor) run(ctx context.Context) {
 	}
 }
 
-// rest waits for the pause to be over or a nudge, and reports whether to go on. A nudge does not shorten the pause
-// between tries at a peer that is out: everybody who meets a dead peer nudges. Who waits for a look does.
+// rest waits for the pause to be over or a nudge, and reports whether to go on.
 func (m *monitor) rest(ctx context.Context, pause time.Duration) bool {
-	waiting, wake := context.WithTimeout(ctx, pause)
-	defer wake()
 	if m.out() {
-		m.summons.await(waiting)
+		m.restOut(ctx, pause)
 		return ctx.Err() == nil
 	}
+	waiting, wake := context.WithTimeout(ctx, pause)
+	defer wake()
 	m.waking.Store(&wake)
 	defer m.waking.Store(nil)
 	select {
@@ -220,6 +204,49 @@ func (m *monitor) rest(ctx context.Context, pause time.Duration) bool {
 	default:
 	}
 	return ctx.Err() == nil
+}
+
+// restOut waits between tries at a peer that is out. A nudge does not shorten the pause: everybody who meets a dead peer
+// nudges. Who waits for a look does, and so does it that the peer is needed: that is asked again at all news of the others.
+func (m *monitor) restOut(ctx context.Context, pause time.Duration) {
+	begun, was := time.Now(), m.needed()
+	for {
+		top, need := m.peer.owner.topology.Load(), m.needed()
+		left := pause
+		switch {
+		case need > needNone && m.held:
+			left = min(left, retryAwaited-m.peer.breaker.openFor()+time.Millisecond)
+		case m.patient:
+		case need == needAwaited, need > needNone && was == needNone:
+			left = min(left, jittered(retryAwaited))
+		case need == needLacked:
+			left = min(left, jittered(retryLacked))
+		}
+		if m.summons.awaited() {
+			left = min(left, knockEach)
+		}
+		timer := time.NewTimer(time.Until(begun.Add(left)))
+		select {
+		case <-timer.C:
+			return
+		case <-top.superseded:
+		case <-m.nudged:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// needed reports whether the peer is needed: by what is known of the others, or by calls that wait.
+func (m *monitor) needed() peerNeed {
+	p := m.peer.owner
+	top := p.topology.Load()
+	if m.wanted.Load() > 0 || len(top.writes) == 0 && p.awaited() {
+		return needAwaited
+	}
+	return top.needs(m.peer)
 }
 
 // listen blocks in a read of the monitor's own connection until ctx ends. A connection that ends meanwhile is a fault
@@ -266,6 +293,7 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	default:
 		err = m.regular(ctx)
 	}
+	m.held, m.patient = err == errHeld, err != nil && verdictOf(err).class == classConfig
 	switch {
 	case err == nil:
 		m.failures = 0
@@ -473,9 +501,13 @@ func (m *monitor) askAround(ctx context.Context, patience time.Duration) (sight,
 // dialGrace is how long a dial may take before a session's answer is taken for the peer's.
 const dialGrace = 100 * time.Millisecond
 
-// recover tries the open breaker with a look on a fresh connection.
+// recover tries the open breaker with a look on a fresh connection, when its time is over or the peer is needed.
 func (m *monitor) recover(ctx context.Context) error {
-	if m.peer.breaker.openFor() < m.holdFor() {
+	hold := m.holdFor()
+	if m.needed() > needNone {
+		hold = min(hold, retryAwaited)
+	}
+	if m.peer.breaker.openFor() < hold {
 		return errHeld
 	}
 	var seen sight

@@ -32,7 +32,8 @@ type Config struct {
 	// fifth at random; after an error within about a second. What it returns is the whole list; peers are told apart by
 	// their names. A new one is used gently at first, one that is at another host or port by the same name is made
 	// anew, one that is missing three times in a row (twice, if it does not answer either) is drained and closed; but
-	// not the primary while it serves, nor one that is drained by the operator. Until the first answer calls wait;
+	// not while it serves and nobody would take the reads, or the writes, without it, nor one that is drained by the
+	// operator. Until the first answer calls wait;
 	// where that fails, or takes two seconds, or nobody takes writes and nothing can be discovered, Peers or the hosts
 	// of Pool.ConnConfig are used. An error, an empty list, or one of more than 64 peers changes nothing else; Status
 	// tells it. It must heed its context, which ends after five seconds, and not call the pool's Close. See

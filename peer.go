@@ -543,7 +543,8 @@ type knocks struct {
 	failing atomic.Bool // whether there is a failure
 }
 
-// knockEach makes at most four dials a second: what fails may have the monitor dial too.
+// knockEach makes at most four dials a second: what fails may have the monitor dial too, and more often only where the peer is
+// needed.
 const knockEach = 500 * time.Millisecond
 
 // heldBack is the error of a connect that was not tried: that of the last one, and when it came.
