@@ -73,7 +73,7 @@ func goThrough[T any](ctx context.Context, p *MultiPool, in *intent, t *trail, r
 			if in.reads && in.mayResend(w) {
 				w.use.Store(useRead)
 			}
-			if err = p.lapsed(in, t, peer, w); err == nil && t.resent > 0 && w.eye.look() >= glimpsePending {
+			if err = p.lapsed(in, t, peer, w); err == nil && in.findsLost(t, w) {
 				err = errGone // it was lost before: that says nothing about the statement
 				farewell(conn.Conn())
 			}
@@ -135,6 +135,18 @@ func (p *MultiPool) lapsed(in *intent, t *trail, q *peer, w *wire) error {
 		return errLapsed
 	}
 	return nil
+}
+
+// findsLost reports whether a connection turns out to be lost before the call is sent on it. It is asked where the call has lost
+// one already, and for what is sent only once.
+func (in *intent) findsLost(t *trail, w *wire) bool {
+	switch {
+	case w.peer.solo:
+		return false
+	case t.resent > 0:
+		return w.eye.look() >= glimpsePending
+	}
+	return in.onlyOnce() && w.eye.look() == glimpseDead
 }
 
 // errLapsed is of a peer that has lost the office for which it was chosen. Nothing has been sent to it.

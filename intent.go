@@ -132,7 +132,7 @@ func (in *intent) after(v verdict, sent, standby bool) step {
 		// Nothing was sent: any call, writes, batches and copies alike, is free to go elsewhere.
 		return stepElsewhere
 	}
-	if in.op == opBatch || in.op == opCopy || in.retry == RetryNever {
+	if in.onlyOnce() || in.retry == RetryNever {
 		return stepStop // pgx marks a sent batch, and a copy's source has been read
 	}
 	switch v.class {
@@ -169,3 +169,6 @@ func (in *intent) readText() string {
 	}
 	return ""
 }
+
+// onlyOnce reports whether the call is never sent again once a connection has taken it, whatever became of it there.
+func (in *intent) onlyOnce() bool { return in.op == opBatch || in.op == opCopy }
