@@ -27,6 +27,9 @@ test-versions: postgres ## the tests on PostgreSQL 14 to 18, two versions of pgx
 test-platforms: ## does everything build for Windows, macOS, FreeBSD and 32 bits (go vet)
 	@sh scripts/platforms.sh
 
+soak: postgres ## random faults of servers and of the network under every kind of call, for ten minutes (MULTIPOOL_SOAK=1h)
+	MULTIPOOL_SOAK="$${MULTIPOOL_SOAK:-10m}" MULTIPOOL_REQUIRE_POSTGRES=1 go test -count=1 -v -timeout 0 -run 'TestSoak$$' $(ARGS) .
+
 lint: ## formatting, go vet, staticcheck, go.mod
 	@sh scripts/lint.sh
 
@@ -45,4 +48,4 @@ postgres:
 pgbouncer:
 	@sh scripts/pgbouncer.sh
 
-.PHONY: help demo patroni guides test test-versions test-platforms lint bench bench-check fuzz postgres pgbouncer
+.PHONY: help demo patroni guides test test-versions test-platforms soak lint bench bench-check fuzz postgres pgbouncer
