@@ -70,7 +70,7 @@ func TestAReplicaIsNeverAheadOfWhatItsPrimaryTold(t *testing.T) {
 		0x4100028: 0x4100028, 0x4000028: 0x4000000, 0x4100018: 0x4100000, 0x4102018: 0x4102000, 0x4102028: 0x4102028,
 	} {
 		var s sight
-		require.NoError(t, s.read([][][]byte{{[]byte("f"), []byte("1"), []byte(told.String()), []byte("f"), nil, nil, nil}}))
+		require.NoError(t, s.read([][][]byte{{[]byte("f"), []byte("1"), []byte(told.String()), []byte("f"), nil, nil, nil, nil, nil}}))
 		var p positions
 		p.note(primary, 1, s.position, tick, tick)
 		p.note(primary, 1, s.position, 3*tick, 3*tick)
@@ -314,10 +314,10 @@ func TestAReplicaThatNeverMovesCountsAsCutOff(t *testing.T) {
 		head.Store(1 << 20)
 		look := func(seen func() sight) pgfake.Handler {
 			return func(s pgfake.Statement) *pgfake.Response {
-				if s.SQL != lookFull || s.Preparing {
+				if !asksLook(s) || s.Preparing {
 					return answering(nil)(s)
 				}
-				return lookAnswer(seen())
+				return lookAnswer(s, seen())
 			}
 		}
 		x.primary.Handle(look(func() sight {

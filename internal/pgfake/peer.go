@@ -59,8 +59,8 @@ type Peer struct {
 	columns  map[string]uint32
 	password string
 
-	executed, dials, cancels atomic.Int64
-	failing                  atomic.Bool // whether failures hold anything, to spare the lock
+	executed, dials, cancels, syncs atomic.Int64
+	failing                         atomic.Bool // whether failures hold anything, to spare the lock
 
 	mu        sync.Mutex
 	closed    bool
@@ -419,6 +419,9 @@ func (p *Peer) Applied(text string) int {
 // Executed returns how many statements the server was asked to execute.
 func (p *Peer) Executed() int64 { return p.executed.Load() }
 
+// Syncs returns how many Syncs have come with nothing before them.
+func (p *Peer) Syncs() int { return int(p.syncs.Load()) }
+
 // Dials returns how many connections were tried, those of cancel requests included.
 func (p *Peer) Dials() int { return int(p.dials.Load()) }
 
@@ -450,6 +453,7 @@ func (p *Peer) ResetCounters() {
 	p.executed.Store(0)
 	p.dials.Store(0)
 	p.cancels.Store(0)
+	p.syncs.Store(0)
 	p.log = nil
 	for _, t := range p.tallies { // sessions hold on to them
 		t.seen.Store(0)

@@ -39,6 +39,7 @@ type session struct {
 	done     bool // the connection ends
 	skipping bool // an extended-protocol error: everything up to Sync is ignored
 	fixed    bool // in_hot_standby is not ours to report
+	synced   bool // nothing has come since the client was told that we are ready
 	standby  bool // as the client was told
 	tx       byte
 	readOnly bool // of the open transaction; it survives a promotion
@@ -269,6 +270,7 @@ func (s *session) message(typ byte, body []byte) {
 	if s.skipping && typ != 'S' && typ != 'X' {
 		return
 	}
+	defer func() { s.synced = typ == 'S' || typ == 'Q' || typ == 'p' }()
 	switch typ {
 	case 'p':
 		if password, _ := cstring(body); string(password) != s.p.password {
@@ -305,6 +307,9 @@ func (s *session) message(typ byte, body []byte) {
 	case 'H':
 		s.push()
 	case 'S':
+		if s.synced {
+			s.p.syncs.Add(1)
+		}
 		s.sync()
 	case 'Q':
 		sql, _ := cstring(body)
