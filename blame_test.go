@@ -565,10 +565,10 @@ func TestLooksMakeNobodySlow(t *testing.T) {
 				settled()
 				looks := 0
 				x.replicas[0].Handle(func(s pgfake.Statement) *pgfake.Response {
-					if s.SQL != lookFull {
+					if !asksLook(s) {
 						return nil
 					}
-					r := lookAnswer(sight{role: RoleReplica, system: 1, position: 8192, shown: 1, paused: tc.paused})
+					r := lookAnswer(s, sight{role: RoleReplica, system: 1, position: 8192, shown: 1, paused: tc.paused})
 					if !s.Preparing {
 						r.Delay = tc.looks[looks%2]
 						looks++

@@ -49,7 +49,7 @@
 //
 // The server that says so, of this cluster (by its system identifier) and of the highest timeline that any server of it
 // has shown. Another is fenced: it gets no write and no read. Where nothing tells who is right, nobody is written to
-// ([ErrSplitBrain]). While there is no primary writes wait, and every peer is looked at each 20 ms. docs/failures.md has
+// ([ErrSplitBrain]). While there is no primary writes wait, and every peer is looked at every 25 ms. docs/failures.md has
 // the rules.
 //
 // # What is promised

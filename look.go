@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"hash/fnv"
 	"slices"
 	"strconv"
 	"time"
@@ -36,8 +37,19 @@ type sight struct {
 	awaits    bool          // a primary whose commits wait for standbys: synchronous_standby_names is set
 	asked     time.Duration // by the pool's clock
 	came      time.Duration
+	full      bool // whether all of this was asked that the server tells
+	glance    bool // whether nothing but the role was asked
 	undialled bool // a session has answered, and a new one could not be had
 }
+
+// depth is how much a look asks.
+type depth uint8
+
+const (
+	depthFull  depth = iota // all
+	depthBrief              // what changes from one moment to the next: enough to see that nothing has happened
+	depthRole               // the role
+)
 
 // looks are the statements of a look, from the one that asks everything to the one that every server answers: managed
 // services lack some functions. Functions are qualified, so that a program's search_path cannot put its own in front.
@@ -61,10 +73,44 @@ const (
  (extract(epoch from pg_catalog.pg_postmaster_start_time()) operator(pg_catalog.*) 1000000)::pg_catalog.int8,
  not r.standby and pg_catalog.current_setting('synchronous_standby_names') operator(pg_catalog.<>) ''`
 	lookFrom = ` from (select pg_catalog.pg_is_in_recovery()) as r(standby)`
+
+	// lookBrief is without a subquery, a view and the control file: prepared it costs a server a third of lookFull.
+	lookBrief = `select pg_catalog.pg_is_in_recovery(),
+ case when pg_catalog.pg_is_in_recovery() then pg_catalog.to_hex((pg_catalog.pg_stat_get_wal_receiver()).received_tli)
+ else pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8) end,
+ case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn() else pg_catalog.pg_current_wal_insert_lsn() end,
+ null, case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_is_wal_replay_paused() end, null, null, null, null`
+
+	lookRole = `select pg_catalog.pg_is_in_recovery()`
 	lookFull = lookSelect + `,
  (select c.system_identifier from pg_catalog.pg_control_system() c),
  case when r.standby then (select c.min_recovery_end_timeline from pg_catalog.pg_control_recovery() c) end` + lookFrom
 )
+
+// memory is what the looks have told last, by which the next one's depth is chosen.
+type memory struct {
+	sight                  // of the last full look
+	measured time.Duration // when the last look was asked that told more than the role
+}
+
+// depth is how much the next look asks: all where anything has happened that is news to any peer since all was asked, where
+// that is long ago, or where the peer is left out, so that it comes back soon. While there is no primary most looks ask
+// nothing but the role.
+func (m *monitor) depth() depth {
+	o, t := m.peer.owner, &m.told
+	now := o.clock()
+	switch {
+	case !t.full, t.asked <= time.Duration(o.changed.Load()), now-t.asked >= early(min(m.interval, fullLook)),
+		now-t.asked >= early(returnLook) && m.peer.leftOut():
+		return depthFull
+	case o.orphanedFor() > 0 && now-t.measured < early(patientLook):
+		return depthRole
+	}
+	return depthBrief
+}
+
+// early is the earliest that a look may come whose pause is d, as pauses are jittered.
+func early(d time.Duration) time.Duration { return d - d/5 }
 
 // look asks the peer what it is, on the monitor's connection or, where it has none of its own, one of the program's.
 func (m *monitor) look(ctx context.Context) (sight, error) {
@@ -78,7 +124,44 @@ func (m *monitor) look(ctx context.Context) (sight, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	return m.ask(ctx, m.conn.PgConn())
+	return m.inspect(ctx, m.conn.PgConn())
+}
+
+// inspect asks as much as is due, and everything where less has shown that something has changed.
+func (m *monitor) inspect(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
+	d := m.depth()
+	var s sight
+	var err error
+	if d == depthRole && m.listensTo(pg) {
+		s, err = m.glance(ctx, pg)
+	} else {
+		s, err = m.askFor(ctx, pg, d, m.send)
+	}
+	switch {
+	case err != nil || s.full:
+		return s, err
+	case s.role != m.told.role, d == depthBrief && s.timeline != m.told.timeline:
+		return m.askFor(ctx, pg, depthFull, m.send)
+	case d == depthBrief:
+		s.alone, s.awaits = m.told.alone, m.told.awaits
+	}
+	s.glance = d == depthRole
+	return s, nil
+}
+
+// listensTo reports whether the session tells of its server's promotion.
+func (m *monitor) listensTo(pg *pgconn.PgConn) bool {
+	return !m.peer.proxy && !m.peer.hearsay.Load() && reportedRole(pg) != RoleUnknown
+}
+
+// glance has the server say that it is ready, without a statement. A session that has seen its server promoted says so
+// before that (PostgreSQL's source, ReportChangedGUCOptions, from version 14 on).
+func (m *monitor) glance(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
+	s := sight{asked: m.peer.owner.clock()}
+	p := pg.StartPipeline(ctx)
+	err := cmp.Or(p.Sync(), p.Close())
+	s.role, s.came = reportedRole(pg), m.peer.owner.clock()
+	return s, err
 }
 
 // askLent asks on a connection of the program's pool.
@@ -88,7 +171,7 @@ func (m *monitor) askLent(ctx context.Context) (sight, error) {
 		return sight{}, err
 	}
 	defer c.Release()
-	return m.ask(ctx, c.Conn().PgConn())
+	return m.inspect(ctx, c.Conn().PgConn())
 }
 
 // askIdle asks on a connection of the program's that it does not use: where there is none it waits for one that is released,
@@ -144,6 +227,7 @@ func (m *monitor) reach(ctx context.Context) (r reached) {
 	}
 	r.took = max(time.Since(begun), 1)
 	m.modesty.Store(0) // rights may have changed, or the server
+	m.wordy.Store(false)
 	if r.sight, r.err = m.ask(ctx, r.conn.PgConn()); r.err != nil {
 		hangUp(r.conn)
 		r.conn = nil
@@ -172,14 +256,29 @@ func (m *monitor) fresh(ctx context.Context, timeout time.Duration) (sight, erro
 	return m.adopt(m.reach(ctx))
 }
 
-// ask runs the look's statement by the extended protocol: never the simple one, which poolers and injections love. It
+// ask asks everything, by the text of the statement.
+func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
+	return m.askFor(ctx, pg, depthFull, sendText)
+}
+
+// sender runs a statement of a look.
+type sender func(ctx context.Context, pg *pgconn.PgConn, sql string) *pgconn.Result
+
+// askFor runs a look's statement by the extended protocol: never the simple one, which poolers and injections love. It
 // asks for less where the server does not serve all of it, and again where it was promoted between two functions of the
 // statement.
-func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
+func (m *monitor) askFor(ctx context.Context, pg *pgconn.PgConn, d depth, send sender) (sight, error) {
 	for promoted := false; ; {
 		modesty := m.modesty.Load()
-		s := sight{asked: m.peer.owner.clock()}
-		r := pg.ExecParams(ctx, looks[modesty], nil, nil, nil, nil).Read()
+		sql := looks[modesty]
+		switch {
+		case d == depthRole:
+			sql = lookRole
+		case d == depthBrief && int(modesty) < len(looks)-1 && !m.wordy.Load():
+			sql = lookBrief
+		}
+		s := sight{asked: m.peer.owner.clock(), full: sql == looks[modesty]}
+		r := send(ctx, pg, sql)
 		s.came = m.peer.owner.clock()
 		var pgErr *pgconn.PgError
 		switch {
@@ -195,6 +294,9 @@ func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
 			return sight{}, r.Err
 		case pgErr.Code == notPrerequisite && !promoted:
 			promoted = true
+		case slices.Contains(notServed, pgErr.Code) && !s.full:
+			m.wordy.Store(true)
+			d = depthFull
 		case slices.Contains(notServed, pgErr.Code) && int(modesty) < len(looks)-1:
 			m.modesty.CompareAndSwap(modesty, modesty+1)
 		default:
@@ -203,18 +305,77 @@ func (m *monitor) ask(ctx context.Context, pg *pgconn.PgConn) (sight, error) {
 	}
 }
 
+// sendText sends the statement as a text, which leaves nothing in the session.
+func sendText(ctx context.Context, pg *pgconn.PgConn, sql string) *pgconn.Result {
+	return pg.ExecParams(ctx, sql, nil, nil, nil, nil).Read()
+}
+
+// send has the statement prepared on the monitor's own session, unless it is a pooler's, whose statements may each run in
+// another; nor is anything left in the program's sessions.
+func (m *monitor) send(ctx context.Context, pg *pgconn.PgConn, sql string) *pgconn.Result {
+	if m.conn == nil || pg != m.conn.PgConn() || m.peer.proxy {
+		return sendText(ctx, pg, sql)
+	}
+	if m.prepared.in != pg {
+		m.prepared = prepared{in: pg}
+	}
+	if !m.prepared.useless {
+		r := m.prepared.send(ctx, sql)
+		if m.prepared.useless = saysNoPrepared(r.Err); !m.prepared.useless {
+			return r
+		}
+	}
+	return sendText(ctx, pg, sql)
+}
+
+// prepared is the statements that are prepared in a session.
+type prepared struct {
+	in      *pgconn.PgConn
+	texts   []string
+	useless bool // what is prepared there is lost, or refused: it is a pooler's, and nobody has said so
+}
+
+// unpreparedError wraps a server's refusal to prepare.
+type unpreparedError struct{ error }
+
+func (e unpreparedError) Unwrap() error { return e.error }
+
+// send runs a statement that is prepared, first where it is not.
+func (p *prepared) send(ctx context.Context, sql string) *pgconn.Result {
+	digest := fnv.New64a() // two programs may share a pooler's session, and differ in what they ask
+	_, _ = digest.Write([]byte(sql))
+	name := "multipool_" + strconv.FormatUint(digest.Sum64(), 16)
+	if !slices.Contains(p.texts, sql) {
+		if _, err := p.in.Prepare(ctx, name, sql, nil); err != nil {
+			return &pgconn.Result{Err: unpreparedError{err}}
+		}
+		p.texts = append(p.texts, sql)
+	}
+	return p.in.ExecPrepared(ctx, name, nil, nil, nil).Read()
+}
+
+// saysNoPrepared reports whether a server has refused to prepare a statement, or does not know what was prepared.
+func saysNoPrepared(err error) bool {
+	var pgErr *pgconn.PgError
+	var refused unpreparedError
+	return errors.As(err, &pgErr) && (errors.As(err, &refused) || pgErr.Code == "26000") // invalid_sql_statement_name
+}
+
 // notPrerequisite is object_not_in_prerequisite_state: "recovery is in progress", or is not.
 const notPrerequisite = "55000"
 
 // read takes a look's row in, as text.
 func (s *sight) read(rows [][][]byte) (err error) {
-	if len(rows) != 1 || len(rows[0]) != 9 {
+	if len(rows) != 1 || len(rows[0]) != 9 && len(rows[0]) != 1 {
 		return errOddAnswer
 	}
 	row := rows[0]
 	s.role = RolePrimary
 	if string(row[0]) == "t" {
 		s.role = RoleReplica
+	}
+	if len(row) == 1 {
+		return nil // nothing else was asked
 	}
 	number := func(text []byte, base, bits int) (n uint64) {
 		if text != nil && err == nil {

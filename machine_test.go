@@ -310,7 +310,7 @@ func (m *machine) handler(f *faultyPeer) pgfake.Handler {
 		switch {
 		case gone && s.Preparing:
 			return &pgfake.Response{Err: &pgfake.Error{Severity: "FATAL", Code: "42601"}} // nothing of the flight is done
-		case s.SQL == lookFull:
+		case asksLook(s):
 			return looks(s)
 		case gone:
 			return &pgfake.Response{Cut: pgfake.CutBeforeExecute} // a server rolls back what it had begun

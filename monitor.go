@@ -34,6 +34,9 @@ type monitor struct {
 	conn     *pgx.Conn // the monitor's own; nil: none at the moment
 	took     connectTimes
 	modesty  atomic.Int32 // which of looks the server answers
+	wordy    atomic.Bool  // whether it answers those, and not lookBrief
+	told     memory       // by the last looks
+	prepared prepared     // in the monitor's own session
 	saw      Role         // what the last look saw
 	before   replay       // what the last look saw of a replica's replay
 	stuck    int          // how often it lacked something, and had not moved
@@ -61,10 +64,18 @@ const (
 
 	// While there is no primary each peer is looked at this often, on the connection that there is: writers wait. Where none
 	// does the looks are eased after a while, and where some do after a longer one: failover managers take half a minute.
-	eagerLook    = 20 * time.Millisecond
+	eagerLook    = 25 * time.Millisecond
 	patientAfter = 10 * time.Second
 	lastPatience = time.Minute
 	patientLook  = 250 * time.Millisecond
+
+	// Every peer that a promotion may have made the primary in the place of the one that the program writes to is looked at
+	// this often, until writtenFor after the last write.
+	writingLook = 800 * time.Millisecond
+	writtenFor  = 2 * time.Second
+
+	fullLook   = defaultCheckInterval // a look asks everything at least this often
+	returnLook = time.Second          // ... at a peer that is left out, so that it comes back soon
 
 	// A peer that falls again within flapTime of its last fall stays out twice as long as then, up to maxHold; each
 	// calmTime in which it stands takes one doubling back. That is for a peer that others stand in for: one that is needed is
@@ -83,8 +94,9 @@ func newMonitor(p *peer, c *Config) *monitor {
 
 // summons is the next look, as far as calls wait for it.
 type summons struct {
-	mu   sync.Mutex
-	over chan struct{} // closed when it has ended; nil: nobody waits
+	mu    sync.Mutex
+	over  chan struct{} // closed when it has ended; nil: nobody waits
+	ended time.Time     // the last look
 }
 
 // lookAgain asks for a look at a peer that refuses us, and returns what is closed when one that has begun since has ended.
@@ -113,10 +125,20 @@ func (s *summons) begin() (end func()) {
 	over := s.over
 	s.over = nil
 	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.ended = time.Now()
 		if over != nil {
 			close(over)
 		}
 	}
+}
+
+// since is how long ago the last look ended.
+func (s *summons) since() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Since(s.ended)
 }
 
 // nudge asks for a look now. It never blocks.
@@ -309,20 +331,21 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 }
 
 // pauseWhileWell is the time between looks at a peer that is well: a second while it is left out, or a balancer may ask
-// for its round trip and there is none yet, less where lag is bounded, and hardly any while there is no primary and it
-// may be the next.
+// for its round trip and there is none yet, less where lag is bounded, and hardly any while there is no primary and it may
+// be the next.
 func (m *monitor) pauseWhileWell() time.Duration {
-	switch lost := m.peer.owner.orphanedFor(); {
-	case lost > lastPatience, lost > patientAfter && !m.peer.owner.awaited():
-		return min(m.interval, patientLook)
+	o := m.peer.owner
+	pause := min(m.interval, o.lagLooks())
+	switch lost := o.orphanedFor(); {
+	case lost > lastPatience, lost > patientAfter && !o.awaited():
+		pause = min(pause, patientLook)
 	case lost > 0:
-		return min(m.interval, eagerLook)
-	case m.peer.leftOut():
-		return min(m.interval, time.Second, m.peer.owner.lagLooks())
-	case m.peer.owner.config.Balancer != nil && m.peer.roundTrip.known() == 0:
-		return min(m.interval, time.Second) // it may ask, and the first look has told a dial's time
+		pause = min(pause, eagerLook)
 	}
-	return min(m.interval, m.peer.owner.lagLooks())
+	if m.peer.leftOut() || o.config.Balancer != nil && m.peer.roundTrip.known() == 0 {
+		return min(pause, returnLook) // a balancer may ask, and the first look has told a dial's time
+	}
+	return pause
 }
 
 // warm makes a connection of the program's to a replica that has none, once when there is no primary any more: this
@@ -379,7 +402,9 @@ func (m *monitor) regular(ctx context.Context) error {
 	begun := time.Now()
 	seen, err := m.look(looking)
 	if err == nil {
-		m.peer.roundTrip.note(seen.came - seen.asked)
+		if !seen.glance {
+			m.peer.roundTrip.note(seen.came - seen.asked)
+		}
 		if m.peer.slow() {
 			m.peer.latency.look(time.Since(begun))
 		}
@@ -575,7 +600,10 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 			m.nudge() // a primary may tell what a replica could not
 		}
 		m.saw = seen.role
-		p.awaits.Store(seen.awaits)
+		if !seen.glance {
+			p.awaits.Store(seen.awaits)
+		}
+		m.remember(seen)
 		if !p.rise(m.tell(seen), !seen.undialled) {
 			return errHeld // faults have opened the breaker while we asked
 		}
@@ -614,9 +642,22 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	return err
 }
 
+// remember keeps what a look has told, for the choice of the next one's depth.
+func (m *monitor) remember(seen sight) {
+	if seen.full {
+		m.told.sight = seen
+	}
+	if !seen.glance {
+		m.told.measured = seen.asked
+	}
+}
+
 // tell turns what a look saw into news, and measures a replica against its primary.
 func (m *monitor) tell(seen sight) observation {
 	p := m.peer
+	if seen.glance {
+		return observation{} // it is what it was
+	}
 	o := observation{
 		role: cmp.Or(p.vouch, seen.role), system: seen.system, timeline: seen.timeline,
 		alone: seen.alone, shown: seen.shown,

@@ -35,6 +35,7 @@ func (p *MultiPool) publish(o observation) (old, next *topology) {
 		o.peer.health.Store(int32(m.health))
 	}
 	p.topology.Store(next)
+	p.changed.Store(int64(p.clock()))
 	close(old.superseded)
 	p.herald.tell(old, next, o)
 	if len(next.writes) == 0 && len(old.writes) > 0 {

@@ -70,7 +70,9 @@ type Config struct {
 	MaxLag Lag
 
 	// CheckInterval is how often each peer's monitor looks at it while it is well; spread by a fifth at random so
-	// that the programs of a fleet do not look all at once. Default 5 s, at least 10 ms. Key multipool_check_interval.
+	// that the programs of a fleet do not look all at once. Whatever it says, under ModeReplicated every peer that could be
+	// promoted is looked at every 0.8 s while the program uses the primary, and every peer every 25 ms while there is no
+	// primary. Default 5 s, at least 10 ms. Key multipool_check_interval.
 	CheckInterval time.Duration
 
 	// Wait is how long a call waits for a peer that can take it where none can, within its own context. Default 5 s;

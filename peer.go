@@ -59,6 +59,7 @@ type peer struct {
 	hearsay    atomic.Bool  // the last look's session reported another role than its answer: it repeats, as poolers do
 
 	answers atomic.Int64 // statements that have ended well, through a pooler
+	sent    int64        // picks.writes at the watch's last tick; the watch's alone
 
 	load   load
 	turns  turns
@@ -301,6 +302,12 @@ func (p *peer) exhausted() bool {
 
 // asksRole reports whether the peer's role is what its monitor is told, and sessions' reports count for nothing.
 func (p *peer) asksRole() bool { return p.proxy && p.vouch == RoleUnknown }
+
+// mayRise reports whether a promotion can make the peer the primary in the place of another.
+func (p *peer) mayRise() bool {
+	t := p.owner.topology.Load()
+	return t.mode == ModeReplicated && t.primary != p && p.vouch == RoleUnknown
+}
 
 // isReplica takes in what a server has said of itself, by a refusal or in its greeting, unless its role is asked.
 func (p *peer) isReplica() {

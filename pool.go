@@ -54,6 +54,7 @@ type MultiPool struct {
 	waiting   atomic.Int64
 	attending atomic.Int64 // calls of WaitForPrimary under way
 	orphaned  atomic.Int64 // when the last primary was lost, in Unix nanoseconds
+	changed   atomic.Int64 // when the topology was, by the pool's clock
 	settle    *time.Timer  // ends the time in which nobody is elected before all have answered
 
 	closed    atomic.Bool

@@ -81,8 +81,8 @@ func TestWritesLeaveConnectionsAloneWhereTheyMayWait(t *testing.T) {
 				var mu sync.Mutex
 				x.primary.Handle(func(s pgfake.Statement) *pgfake.Response {
 					switch s.SQL {
-					case lookFull:
-						return lookAnswer(sight{role: RolePrimary, system: 1, timeline: 1, position: 8192, awaits: tc.awaits})
+					case lookFull, lookBrief:
+						return lookAnswer(s, sight{role: RolePrimary, system: 1, timeline: 1, position: 8192, awaits: tc.awaits})
 					case write:
 						mu.Lock()
 						defer mu.Unlock()

@@ -307,8 +307,8 @@ func TestAReplicaThatFollowsNoMoreIsNotReadWhereThePrimaryHasRoom(t *testing.T) 
 		settled()
 		paused := answering(func(pgfake.Statement) *pgfake.Response { return nil })
 		x.replicas[0].Handle(func(s pgfake.Statement) *pgfake.Response {
-			if s.SQL == lookFull {
-				return lookAnswer(sight{role: RoleReplica, system: 1, position: 8192, shown: 1, paused: true})
+			if asksLook(s) {
+				return lookAnswer(s, sight{role: RoleReplica, system: 1, position: 8192, shown: 1, paused: true})
 			}
 			return paused(s)
 		})

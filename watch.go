@@ -7,7 +7,10 @@ import (
 
 // watch sees what no error tells: a peer on which statements run and none ends, and one whose reads take far longer than
 // the others'. One goroutine for all peers samples what the connections count, so that no call looks at a clock.
-type watch struct{ pool *MultiPool }
+type watch struct {
+	pool    *MultiPool
+	written time.Time // when the program was seen to use the primary last
+}
 
 const (
 	watchTick   = 100 * time.Millisecond
@@ -34,9 +37,15 @@ func (w *watch) run(ctx context.Context) {
 		now := time.Now()
 		void := now.Sub(last) > watchTick+lateTick
 		last = now
-		for _, p := range w.pool.peers() {
-			w.count(p, now, void)
+		top := w.pool.topology.Load()
+		for _, p := range top.peers {
+			if w.count(p, now, void) && p == top.primary {
+				w.written = now
+			}
 			p.load.easeOut()
+		}
+		if now.Sub(w.written) <= writtenFor {
+			w.pursue()
 		}
 		if w.pool.config.Mode == ModeOrdered {
 			w.steady(now)
@@ -51,6 +60,16 @@ func (w *watch) run(ctx context.Context) {
 		}
 		if due(n, forgiveAfter) {
 			w.forgive()
+		}
+	}
+}
+
+// pursue has those looked at that may have replaced the primary which the program writes to: what is written to one that was
+// replaced is lost, and where nothing is read from the next nothing else tells.
+func (w *watch) pursue() {
+	for _, p := range w.pool.peers() {
+		if p.mayRise() && p.monitor.summons.since() > writingLook-watchTick {
+			p.monitor.nudge()
 		}
 	}
 }
@@ -84,15 +103,18 @@ type stall struct {
 	patience time.Duration // what is borne before the next suspicion; 0: the configured time
 }
 
-// count takes in what has ended on a peer since the last tick.
-func (w *watch) count(p *peer, now time.Time, void bool) {
+// count takes in what has ended on a peer since the last tick, and reports whether the program has used it.
+func (w *watch) count(p *peer, now time.Time, void bool) (used bool) {
 	var ended int64
 	var have int32 // calls that have a connection
 	running, served := false, false
+	sent := p.picks.writes.Load() // of what goes past pgx the watch sees nothing but that
+	used, p.sent = sent != p.sent, sent
 	p.sockets.wires(func(c *wire) {
 		c.age(now)
 		seq := c.seq.Load()
 		ended += int64(seq>>1 - c.seen>>1)
+		used = used || seq&1 == 1 || seq != c.seen
 		if seq&1 == 1 && seq == c.seen { // it ran at the last tick already
 			running = true
 			if c.use.Load() == useRead && c.noted != seq && seq > 1 { // not the first, which is prepared there, too
@@ -111,7 +133,7 @@ func (w *watch) count(p *peer, now time.Time, void bool) {
 	p.rate.add(ended)
 	stallAfter := w.pool.config.StallAfter
 	if stallAfter < 0 {
-		return // hangs are not looked for
+		return used // hangs are not looked for
 	}
 	waits := p.load.out.Load() > have && !served // for a connection, to be made, pinged or cleaned up, and nobody gets one
 	switch {
@@ -125,6 +147,7 @@ func (w *watch) count(p *peer, now time.Time, void bool) {
 			p.suspect(errStalled)
 		}
 	}
+	return used
 }
 
 // compare finds the replicas whose reads take far longer than those of the quickest. Those of other zones are compared
