@@ -114,9 +114,9 @@ func TestWhatLooksCostAServer(t *testing.T) {
 	for i, s := range c.Servers() {
 		m := &monitor{peer: p.peers()[i]}
 		for _, pause := range []time.Duration{0, eagerLook} {
-			n := 400
+			n := 200
 			if pause > 0 {
-				n = 40
+				n = 20
 			}
 			cost := map[string]float64{}
 			for _, kind := range []string{"full, as a text", "full", "brief", "brief, as a text", "glance", "role, as a text"} {
@@ -178,7 +178,7 @@ func TestWhatAProgramsMonitorsCostAServer(t *testing.T) {
 				before[pid] = ranFor(t, pid)
 			}
 		}
-		time.Sleep(5 * time.Second)
+		time.Sleep(3 * time.Second)
 		for _, s := range c.Standbys() {
 			ran := int64(0)
 			for _, pid := range pids[s] {
