@@ -156,7 +156,7 @@ func (p *MultiPool) comply(found []peerConfig) error {
 		wanted[c.Name] = true
 		q := p.named(c.Name)
 		if q != nil && (q.host != c.Host || q.port != c.Port) {
-			p.part(q)
+			p.part(q, "")
 			q = nil
 		}
 		if q == nil {
@@ -170,7 +170,7 @@ func (p *MultiPool) comply(found []peerConfig) error {
 		switch {
 		case wanted[q.name], p.indispensable(q), q.drained.Load():
 		case q.leave == nil, p.discovery.missed[q.name] >= missesOf(q):
-			p.part(q)
+			p.part(q, "")
 		default:
 			missed[q.name] = p.discovery.missed[q.name] + 1
 		}

@@ -48,9 +48,9 @@
 // # Who is the primary
 //
 // The server that says so, of this cluster (by its system identifier) and of the highest timeline that any server of it
-// has shown. Another is fenced: it gets no write and no read. Where nothing tells who is right, nobody is written to
-// ([ErrSplitBrain]). While there is no primary writes wait, and every peer is looked at every 25 ms. docs/failures.md has
-// the rules.
+// has shown. Another is fenced: it gets no write and no read. A timeline is dropped by evidence, or by [MultiPool.Forget].
+// Where nothing tells who is right, nobody is written to ([ErrSplitBrain]). While there is no primary writes wait, and
+// every peer is looked at every 25 ms. docs/failures.md has the rules.
 //
 // # What is promised
 //

@@ -20,7 +20,7 @@ func (p *MultiPool) Drain(ctx context.Context, peer string) error {
 	if err != nil {
 		return err
 	}
-	if p.config.Mode == ModeReplicated && q == p.topology.Load().primary {
+	if p.config.Mode == ModeReplicated && p.topology.Load().leads(q) {
 		return fmt.Errorf("%w: %s", ErrIsPrimary, peer)
 	}
 	return p.drain(ctx, q)

@@ -1,17 +1,20 @@
 package multipool
 
-// Who is the primary, and who belongs to its cluster: decided from what the servers say of themselves. All of it is pure.
+import "strings"
 
-// elect decides who is the primary. A promotion raises the timeline (PostgreSQL documentation, 26.3.5 "Timelines"), so
-// a claimant below the cluster's highest is one that was replaced, or has not told its timeline yet: it is fenced. Among
-// the rest the highest wins, and between equals the incumbent stays. A first claimant waits until all peers have been
-// heard, so that the order of the answers decides nothing. A primary that is down stays the incumbent until another is
-// elected.
+// Who is the primary: decided from what the servers say of themselves. All of it is pure.
+
+// elect decides who is the primary. A claimant below the cluster's highest timeline is one that was replaced, or has not
+// told its timeline yet: it is fenced. Among the rest the highest wins, and between equals the incumbent stays. A first
+// claimant waits until all peers have been heard, and a later one until all that answer have been looked at again, so that
+// the order of the answers decides nothing. A primary that is down stays the incumbent until another is elected.
 func (t *topology) elect() {
+	t.remember()
 	t.ratchet()
-	t.split = false
-	best, rivals := t.bestClaimant()
+	t.split, t.heir = false, nil
+	t.relocate()
 	incumbent := t.member(t.primary)
+	best, rivals := t.bestClaimant()
 	// Once the incumbent has left its office, nobody holds it: who claims it is to be trusted against the replicas.
 	left := incumbent != nil && (incumbent.role == RoleReplica || incumbent.timeline < t.timeline)
 	switch {
@@ -25,21 +28,82 @@ func (t *topology) elect() {
 		// answers, one is not told from the other. Writing to neither can cost time, writing to either more.
 		t.split = true
 	case t.primary == nil && !t.settled:
+	case t.unheard(best):
+		t.heir = best.peer
 	default:
 		t.primary = best.peer
 	}
 	if left && t.primary == incumbent.peer {
-		t.primary = nil
+		t.primary, t.office = nil, server{}
 	}
 	t.recognise()
 	t.rivals = nil
 	for i := range t.members {
 		m := &t.members[i]
 		told := m.timeline != 0 || t.timeline == 0
-		if t.settled && m.claims() && m.peer != t.primary && told {
+		if t.settled && m.claims() && m.alias == nil && m.peer != t.primary && m.peer != t.heir && told {
 			t.rivals = append(t.rivals, m.peer)
 		}
 	}
+}
+
+// relocate moves the office to another name of the server that has it, where that stands for the server, or where its own
+// name leads elsewhere now, or nowhere.
+func (t *topology) relocate() {
+	incumbent := t.member(t.primary)
+	if incumbent == nil {
+		return
+	}
+	to := incumbent.alias
+	if to == nil && !(incumbent.claims() && incumbent.server == t.office) {
+		for i := range t.members {
+			if m := &t.members[i]; m.claims() && m.alias == nil && m.server.is(t.office) {
+				to = m.peer
+			}
+		}
+	}
+	if to == nil {
+		return
+	}
+	if contains(t.writes, t.primary) {
+		t.writes = []*peer{to}
+	}
+	t.primary = to
+}
+
+// accepts reports whether the primary takes writes. One that has lost them, as it was down or disputed, is given them again
+// when everybody who answers has been looked at since.
+func (t *topology) accepts(primary *member) bool {
+	switch {
+	case primary == nil || !primary.claims() || primary.drained || t.split:
+		return false
+	case contains(t.writes, t.primary) || !t.unheard(primary): // the writes are still those of the topology before
+		return true
+	}
+	t.heir = t.primary
+	return false
+}
+
+// unheard reports whether somebody who answers has not been looked at since a member has claimed to be the primary.
+func (t *topology) unheard(claimant *member) bool {
+	if t.over >= claimant.claimed {
+		return false
+	}
+	for i := range t.members {
+		m := &t.members[i]
+		if m.stands() && m != claimant && m.alias != claimant.peer && m.looked < claimant.claimed {
+			return true
+		}
+	}
+	return false
+}
+
+// waitsSince is since when somebody claims to be the primary and waits for looks; 0: nobody does.
+func (t *topology) waitsSince() instant {
+	if m := t.member(t.heir); m != nil {
+		return m.claimed
+	}
+	return 0
 }
 
 // bestClaimant returns the claimant of the highest timeline: the incumbent where several have it, else one that is known
@@ -47,7 +111,7 @@ func (t *topology) elect() {
 func (t *topology) bestClaimant() (best *member, rivals bool) {
 	for i := range t.members {
 		m := &t.members[i]
-		if !m.claims() || m.timeline < t.timeline || m.rival {
+		if !m.claims() || m.alias != nil || m.timeline < t.timeline || t.disputes(m) {
 			continue
 		}
 		switch {
@@ -61,7 +125,7 @@ func (t *topology) bestClaimant() (best *member, rivals bool) {
 }
 
 // outranks reports whether, of two claimants of one timeline, a is more credible than b: the incumbent than any other, one
-// that is known for the cluster's than one that is not, which may be the same server by another name.
+// that is known for the cluster's than one that is not.
 func (t *topology) outranks(a, b *member) bool {
 	if b.peer == t.primary {
 		return false
@@ -69,29 +133,21 @@ func (t *topology) outranks(a, b *member) bool {
 	return a.peer == t.primary || a.ours && !b.ours
 }
 
-// contested reports whether somebody claims the timeline of a primary that is out of sight, and has done so beside it.
+// disputes reports whether a member claims the incumbent's own timeline and was seen to do so beside it: the incumbent was
+// looked at since, and claimed on. No promotion leads there.
+func (t *topology) disputes(m *member) bool {
+	p := t.member(t.primary)
+	return p != nil && p != m && m.claims() && p.role == RolePrimary && p.timeline == m.timeline && m.timeline != 0 && p.looked >= m.claimed
+}
+
+// contested reports whether somebody disputes the timeline of a primary that is out of sight.
 func (t *topology) contested() bool {
 	for i := range t.members {
-		if m := &t.members[i]; m.claims() && m.rival && m.timeline == t.timeline {
+		if m := &t.members[i]; m.alias == nil && t.disputes(m) && m.timeline == t.timeline {
 			return true
 		}
 	}
 	return false
-}
-
-// ratchet sets the cluster's timeline to the highest that was ever elected or that a server of it shows: whoever claims
-// to be the primary of an older one was replaced by somebody who may not be in sight. What a server shows is its last
-// word: one that was rebuilt shows less, and holds nothing up any more. A claimant may have gone before anybody was
-// elected: whoever is left is no better for that.
-func (t *topology) ratchet() {
-	t.timeline = t.reign
-	for i := range t.members {
-		m := &t.members[i]
-		if m.system != t.system || !(m.ours || !t.elected) {
-			continue
-		}
-		t.timeline = max(t.timeline, m.shown, m.timeline)
-	}
 }
 
 // trusts reports whether a claimant of a higher timeline than the incumbent's is known for one of this cluster: it was
@@ -101,7 +157,7 @@ func (t *topology) trusts(claimant *member) bool {
 		return true
 	}
 	for i := range t.members {
-		if m := &t.members[i]; m.role == RoleReplica && m.ours && m.stands() && max(m.timeline, m.shown) == claimant.timeline {
+		if m := &t.members[i]; m.role == RoleReplica && m.ours && m.stands() && m.word() == claimant.timeline {
 			return true
 		}
 	}
@@ -126,26 +182,46 @@ func (t *topology) recognise() {
 	if primary == nil || t.split {
 		return
 	}
-	t.reign = max(t.reign, primary.timeline)
-	t.timeline = max(t.timeline, t.reign)
+	if primary.claims() {
+		t.office = primary.server
+	}
+	t.reigns(primary)
 	for i := range t.members {
 		m := &t.members[i]
-		if m != primary && m.claims() && primary.claims() && m.timeline == primary.timeline && m.timeline != 0 {
-			m.rival, m.ours = true, false // whose log it goes on with is not known any more
+		if m.alias != primary.peer && primary.claims() && t.disputes(m) {
+			m.ours = false // whose log it goes on with is not known any more
 		}
-		replica := m.role == RoleReplica && max(m.timeline, m.shown) <= primary.timeline
+		replica := m.role == RoleReplica && m.word() <= primary.timeline
 		if m == primary || (replica && !m.foreign) || (!t.elected && m.health == healthUnknown) {
 			m.ours = true
 		}
 	}
-	t.elected = true
+	t.elected, primary.held = true, true
+	t.remember() // of those who belong to it now
+}
+
+// outlook says who takes the writes, or is to.
+func (t *topology) outlook() string {
+	var names []string
+	for _, p := range t.rivals {
+		names = append(names, p.name)
+	}
+	switch {
+	case len(t.writes) > 0:
+		return "writes go to " + t.writes[0].name
+	case t.heir != nil:
+		return "writes go to " + t.heir.name + " as soon as every peer that answers has been looked at"
+	case len(names) > 0:
+		return "writes are held, while " + strings.Join(names, ", ") + " claims to be the primary"
+	}
+	return "writes are held, and nobody claims to be the primary"
 }
 
 // replaced reports whether an earlier primary has been replaced by a newer timeline, or has turned out to be another
 // cluster's, while it still takes itself for the primary: what is written there is lost.
 func (t *topology) replaced(earlier *peer) bool {
 	m := t.member(earlier)
-	if t.mode != ModeReplicated || m == nil || m.role != RolePrimary || earlier == t.primary {
+	if t.mode != ModeReplicated || m == nil || m.role != RolePrimary || earlier == t.primary || m.alias != nil {
 		return false
 	}
 	return m.foreign || t.primary != nil || m.timeline < t.timeline
@@ -159,49 +235,4 @@ func (t *topology) strays(m *member) bool {
 	}
 	primary := t.member(t.primary)
 	return primary != nil && primary.timeline == t.timeline && m.timeline != 0 && m.timeline < t.timeline
-}
-
-// vouched reports whether a server may be taken for one of the cluster: once the cluster's identity is known, or where
-// the server does not tell its own.
-func (t *topology) vouched(m *member) bool { return t.system != 0 || m.system == 0 }
-
-// identify settles which cluster this is: the one whose system identifier two servers have shown, or most of them when
-// all have been heard, the first of the configuration where there are as many of each. It stays for as long as any
-// server has it as its last word; one server's alone gives way to two others that agree. Where none has it any more, as
-// after an upgrade that made a new cluster of all of them, what was known of the old one is forgotten.
-func (t *topology) identify() {
-	shown := make(map[uint64]int, 1)
-	var most uint64
-	for i := range t.members {
-		if id := t.members[i].system; id != 0 {
-			shown[id]++
-			if shown[id] > shown[most] || (shown[id] == shown[most] && t.firstOf(id, most) == id) {
-				most = id
-			}
-		}
-	}
-	settles := most != 0 && (t.settled || shown[most] > 1)
-	gone := shown[t.system] == 0
-	outvoted := !t.sure && shown[t.system] < 2 && shown[most] > 1
-	if settles && most != t.system && (gone || outvoted) {
-		if t.system != 0 {
-			t.primary, t.reign, t.elected = nil, 0, false
-		}
-		t.system, t.sure = most, false
-	}
-	t.sure = t.sure || shown[t.system] > 1
-	for i := range t.members {
-		m := &t.members[i]
-		m.foreign = t.system != 0 && m.system != 0 && m.system != t.system
-	}
-}
-
-// firstOf returns which of two identifiers comes first in the order of the configuration.
-func (t *topology) firstOf(a, b uint64) uint64 {
-	for i := range t.members {
-		if id := t.members[i].system; id == a || id == b {
-			return id
-		}
-	}
-	return a
 }

@@ -12,6 +12,7 @@ type herald struct {
 	hooks     *Hooks
 	events    chan func()
 	discarded atomic.Int64
+	told      *topology // whose primary was told last
 }
 
 const heraldQueue = 256
@@ -41,8 +42,16 @@ func (h *herald) tell(old, next *topology, o observation) {
 			h.queue(func() { f(e) })
 		}
 	}
+	if h.told == nil {
+		h.told = old
+	}
+	if next.heir != nil && o.forgets == "" {
+		return // who is the primary will be told when everybody has been looked at
+	}
 	if f := h.hooks.PrimaryChanged; f != nil {
-		if e, changed := primaryEvent(old, next); changed {
+		was := h.told
+		h.told = next
+		if e, changed := primaryEvent(was, next, o); changed {
 			e.Discarded = h.discarded.Load()
 			h.queue(func() { f(e) })
 		}
@@ -82,13 +91,17 @@ func peerEvent(old, next *topology, i int, o observation) (PeerEvent, bool) {
 	return e, true
 }
 
-func primaryEvent(old, next *topology) (PrimaryEvent, bool) {
-	if old.primary == next.primary && old.split == next.split && slices.Equal(old.rivals, next.rivals) {
+func primaryEvent(old, next *topology, o observation) (PrimaryEvent, bool) {
+	forgot := ""
+	if !o.leaves {
+		forgot = o.forgets
+	}
+	if forgot == "" && old.primary == next.primary && old.split == next.split && slices.Equal(old.rivals, next.rivals) {
 		return PrimaryEvent{}, false
 	}
 	return PrimaryEvent{
 		Primary: next.primary.called(), Previous: old.primary.called(), Timeline: next.timeline,
-		Rivals: namesOfPeers(next.rivals), Split: next.split, At: time.Now(),
+		Rivals: namesOfPeers(next.rivals), Split: next.split, Next: next.heir.called(), Forgot: forgot, At: time.Now(),
 	}, true
 }
 

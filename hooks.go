@@ -66,6 +66,8 @@ type PrimaryEvent struct {
 	Timeline  uint32   // the cluster's; 0: not known
 	Rivals    []string // peers that claim to be the primary and are not followed
 	Split     bool     // nothing tells who is right: writes are held, and fail with ErrSplitBrain
+	Next      string   // who takes them as soon as every peer that answers has been looked at since it claims to; "" if nobody waits for that
+	Forgot    string   // the peer that Forget was called for; "" otherwise
 	At        time.Time
 	Discarded int64 // see PeerEvent
 }
@@ -79,7 +81,8 @@ type Hooks struct {
 	PeerChanged func(PeerEvent)
 
 	// PrimaryChanged is called when another peer takes the writes, or none does any more; when a peer begins or ceases
-	// to claim that it does; when nothing tells any more, or something does again, who is right. Under ModeOrdered it
+	// to claim that it does; when nothing tells any more, or something does again, who is right; when the operator has
+	// what a peer has shown forgotten. Under ModeOrdered it
 	// tells who takes everything, under ModeEquivalent nothing.
 	PrimaryChanged func(PrimaryEvent)
 
@@ -164,6 +167,12 @@ func logPrimary(l *slog.Logger, e PrimaryEvent) {
 	}
 	if len(e.Rivals) > 0 {
 		attrs = append(attrs, slog.Any("rivals", e.Rivals), slog.Bool("split", e.Split))
+	}
+	if e.Next != "" {
+		attrs = append(attrs, slog.String("next", e.Next))
+	}
+	if e.Forgot != "" {
+		attrs = append(attrs, slog.String("forgot", e.Forgot))
 	}
 	l.LogAttrs(context.Background(), level, "multipool: primary changed", attrs...)
 }

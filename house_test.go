@@ -129,6 +129,8 @@ var imports = map[string][]string{
 	// the middle
 	"topology.go": {},
 	"election.go": {},
+	"identity.go": {},
+	"marks.go":    {},
 	"modes.go":    {},
 	"roster.go":   {},
 	"draw.go":     {},
@@ -156,6 +158,7 @@ var imports = map[string][]string{
 	"monitor.go":   {pgxPath, pgconnPath, watchPath},
 	"look.go":      {pgxPath, pgconnPath, watchPath},
 	"watch.go":     {},
+	"twin.go":      {pgxPath, pgconnPath},
 	"latency.go":   {},
 }
 
@@ -163,6 +166,8 @@ var imports = map[string][]string{
 var abstains = map[string][]string{
 	"topology.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
 	"election.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"identity.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"marks.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
 	"modes.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
 	"roster.go":    {"context", "net", "os", "sync", "sync/atomic", "time"},
 	"pick.go":      {"context", "net", "os", "sync", "sync/atomic", "time"},
@@ -235,7 +240,7 @@ func TestEveryFileImportsOnlyWhatItsRoomMay(t *testing.T) {
 func TestTheTopologyKnowsNothingOfCallsAndConnections(t *testing.T) {
 	t.Parallel()
 	files := houseFiles(t)
-	for _, name := range []string{"topology.go", "election.go", "modes.go", "roster.go", "lag.go", "lsn.go"} {
+	for _, name := range []string{"topology.go", "election.go", "identity.go", "marks.go", "modes.go", "roster.go", "lag.go", "lsn.go"} {
 		ast.Inspect(files[name], func(n ast.Node) bool {
 			if id, is := n.(*ast.Ident); is && slices.Contains(knowsNot, id.Name) {
 				t.Errorf("%s speaks of %s", name, id.Name)

@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/puddle/v2"
@@ -80,7 +81,7 @@ func (p *MultiPool) RemovePeer(ctx context.Context, name string) error {
 	case p.config.Mode == ModeReplicated && q == top.primary && top.member(q).claims():
 		err = fmt.Errorf("%w: %s", ErrIsPrimary, name)
 	default:
-		p.part(q)
+		p.part(q, name)
 	}
 	p.changing.Unlock()
 	if err != nil {
@@ -94,9 +95,44 @@ func (p *MultiPool) RemovePeer(ctx context.Context, name string) error {
 	}
 }
 
-// part takes a peer out of the topology and has it closed in the background, under changing.
-func (p *MultiPool) part(q *peer) {
-	p.observe(observation{peer: q, leaves: true})
+// Forget drops what was seen at a peer's name, where that holds writes and nothing but the operator knows that it is void: a
+// mistaken promotion that was taken back, a server that was lost for good, or restored from a snapshot, and that the looks
+// cannot see to be so (docs/failures.md says when they do). It drops the newest timeline that was shown there, the reign of
+// that timeline if nobody else has shown it, and, where the peer does not answer, its role, its system identifier and its
+// office. What it shows afterwards counts as never seen before.
+//
+// It is the operator's word that no server has that timeline any more, or that what was written on it is given up: a primary
+// of an older one may be written to then. It is refused while the peer answers and still shows what would be forgotten:
+// then it is to be stopped first, or rebuilt. The error names who takes the writes now, and the event
+// (Hooks.PrimaryChanged, PrimaryEvent.Forgot) who does next.
+//
+// The peer may be one that discovery has removed. A name that was never seen is an error that matches [ErrUnknownName]; a pool
+// of one host, and one that is not under ModeReplicated, forgets nothing, which is an error too; a closed one answers
+// puddle.ErrClosedPool. Safe for concurrent use.
+func (p *MultiPool) Forget(peer string) error {
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	top := p.topology.Load()
+	switch {
+	case p.solo:
+		return errSolo
+	case p.closed.Load():
+		return puddle.ErrClosedPool
+	case p.config.Mode != ModeReplicated:
+		return errors.New("multipool: there is nothing to forget except under ModeReplicated")
+	case !top.knows(peer):
+		return unknownName("peer", peer, p.names())
+	case top.bears(peer):
+		return fmt.Errorf("multipool: peer %s answers, and shows timeline %d still: %s", peer, top.named(peer).word(), top.outlook())
+	}
+	p.observe(observation{forgets: peer})
+	return nil
+}
+
+// part takes a peer out of the topology and has it closed in the background, under changing. forgets is its name where what
+// it has shown goes with it: the operator says so, but what is not found any more may live on.
+func (p *MultiPool) part(q *peer, forgets string) {
+	p.observe(observation{peer: q, leaves: true, forgets: forgets})
 	p.reroute()
 	leave := q.leave
 	p.monitors.Go(func() {

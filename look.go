@@ -37,9 +37,10 @@ type sight struct {
 	awaits    bool          // a primary whose commits wait for standbys: synchronous_standby_names is set
 	asked     time.Duration // by the pool's clock
 	came      time.Duration
-	full      bool // whether all of this was asked that the server tells
-	glance    bool // whether nothing but the role was asked
-	undialled bool // a session has answered, and a new one could not be had
+	full      bool   // whether all of this was asked that the server tells
+	glance    bool   // whether nothing but the role was asked
+	at        string // the address that the session leads to
+	undialled bool   // a session has answered, and a new one could not be had
 }
 
 // depth is how much a look asks.
@@ -284,6 +285,7 @@ func (m *monitor) askFor(ctx context.Context, pg *pgconn.PgConn, d depth, send s
 		switch {
 		case r.Err == nil:
 			err := s.read(r.Rows)
+			s.at = pg.Conn().RemoteAddr().String()
 			said := reportedRole(pg)
 			m.peer.hearsay.Store(err == nil && said != RoleUnknown && said != s.role)
 			return s, err

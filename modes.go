@@ -1,5 +1,7 @@
 package multipool
 
+import "slices"
+
 // Mode is how the peers stand to each other.
 type Mode uint8
 
@@ -25,18 +27,20 @@ func (m Mode) String() string { return nameOf(modeNames[:], int(m), "mode") }
 
 // listReplicated: reads to the replicas, writes to the primary.
 func (t *topology) listReplicated() {
+	t.pair()
 	t.identify()
 	t.elect()
 
 	well, suspect := t.standing()
-	t.writes = nil
 	primary := t.member(t.primary)
-	if primary != nil && primary.claims() && !primary.drained && !t.split {
+	if t.accepts(primary) {
 		t.writes = []*peer{t.primary}
+	} else {
+		t.writes = nil
 	}
 	well, spare := spared(well)
 	healthy := quick(truthful(well))
-	t.well, t.spare = peersOf(well), peersOf(spare)
+	t.well, t.spare = peersOf(well), append(peersOf(spare), t.aliases(well)...)
 	t.replicas, t.last = healthy, quick(truthful(spare))
 	reader := primary != nil && primary.takes() && (!t.primary.spare || len(healthy)+len(spare) == 0)
 	t.anyone = healthy
@@ -51,6 +55,18 @@ func (t *topology) listReplicated() {
 	if len(healthy) == 0 {
 		t.resort(reader, suspect)
 	}
+}
+
+// aliases returns the other names of the replicas that are well, and of the primary: for calls that name them.
+func (t *topology) aliases(well []*member) (aliases []*peer) {
+	for i := range t.members {
+		m := &t.members[i]
+		stands := func(w *member) bool { return w.peer == m.alias }
+		if m.alias != nil && m.takes() && (slices.ContainsFunc(well, stands) || contains(t.writes, m.alias)) {
+			aliases = append(aliases, m.peer)
+		}
+	}
+	return aliases
 }
 
 // resort fills in who is read where no replica is well: the primary, if it is well, then those that serve only where
@@ -183,15 +199,7 @@ func (t *topology) before(a, b *member) bool {
 	case a.peer.away != b.peer.away:
 		return b.peer.away
 	}
-	for i := range t.members {
-		switch &t.members[i] {
-		case a:
-			return a != b
-		case b:
-			return false
-		}
-	}
-	return false
+	return t.comesFirst(a, b)
 }
 
 // peerNeed is how much a peer is needed that is out.
@@ -246,7 +254,7 @@ func (t *topology) standing() (well []*member, suspect []*peer) {
 	for i := range t.members {
 		m := &t.members[i]
 		m.stray = m.role == RoleReplica && t.strays(m)
-		if m.role != RoleReplica || m.hostile != nil || m.foreign || m.stray || m.drained || !t.vouched(m) {
+		if m.role != RoleReplica || m.alias != nil || m.hostile != nil || m.foreign || m.stray || m.drained || !t.vouched(m) {
 			continue
 		}
 		switch m.health {

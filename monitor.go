@@ -42,10 +42,12 @@ type monitor struct {
 	stuck    int          // how often it lacked something, and had not moved
 	strayed  uint64       // the reign in which the replica was ahead of its primary; 0: it was not
 	warmed   int64        // which loss of a primary a connection was made for
-	failures int          // looks in a row that have failed
-	failing  time.Time    // since when
-	patient  bool         // the last failure is one that tries in quick succession make worse
-	answers  int64        // the peer's, when the look began that is under way
+	twins    twins
+	silence  silence
+	failures int       // looks in a row that have failed
+	failing  time.Time // since when
+	patient  bool      // the last failure is one that tries in quick succession make worse
+	answers  int64     // the peer's, when the look began that is under way
 	hold     time.Duration
 	held     bool // the last look was not made, as the peer has flapped
 	fellAt   time.Time
@@ -546,6 +548,7 @@ func (m *monitor) recover(ctx context.Context) error {
 		return ctx.Err()
 	case failure != nil:
 		m.peer.faults.note(failure)
+		m.unanswered()
 		was := healthDown
 		if verdictOf(failure).class == classConfig {
 			was = healthMisfit // it is back, and refuses us: callers are told at once, not after their wait
@@ -604,7 +607,8 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 			p.awaits.Store(seen.awaits)
 		}
 		m.remember(seen)
-		if !p.rise(m.tell(seen), !seen.undialled) {
+		m.silence = silence{}
+		if !p.rise(m.tell(ctx, seen), !seen.undialled) {
 			return errHeld // faults have opened the breaker while we asked
 		}
 		if seen.role == RolePrimary && p.owner.topology.Load().primary == p {
@@ -613,6 +617,7 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 		return nil
 	}
 	p.faults.note(err)
+	m.unanswered()
 	if m.queues(err) {
 		return err
 	}
@@ -653,7 +658,7 @@ func (m *monitor) remember(seen sight) {
 }
 
 // tell turns what a look saw into news, and measures a replica against its primary.
-func (m *monitor) tell(seen sight) observation {
+func (m *monitor) tell(ctx context.Context, seen sight) observation {
 	p := m.peer
 	if seen.glance {
 		return observation{} // it is what it was
@@ -661,6 +666,8 @@ func (m *monitor) tell(seen sight) observation {
 	o := observation{
 		role: cmp.Or(p.vouch, seen.role), system: seen.system, timeline: seen.timeline,
 		alone: seen.alone, shown: seen.shown,
+		server: m.serverOf(ctx, seen), at: seen.at, full: seen.full,
+		asked: instant(max(seen.asked, 1)), came: instant(seen.came),
 	}
 	if o.role != RoleReplica || p.proxy {
 		p.behind.forget() // behind a pooler the next statement may meet another server

@@ -24,6 +24,7 @@ func (p *MultiPool) publish(o observation) (old, next *topology) {
 	if old == nil {
 		return nil, nil // the pool is being made; its monitors begin with a look
 	}
+	o.came = max(o.came, p.instant())
 	next = old.apply(o)
 	if next == old {
 		return old, old
@@ -42,8 +43,20 @@ func (p *MultiPool) publish(o observation) (old, next *topology) {
 		p.orphaned.Store(time.Now().UnixNano())
 		p.nudgeAll() // one of them may be promoted any moment
 	}
+	if next.event != old.event {
+		p.nudgeAll()
+	}
+	if since := next.waitsSince(); since != old.waitsSince() && since != 0 {
+		p.patience = time.AfterFunc(heedTime, func() { p.observe(observation{over: since}) })
+	}
 	return old, next
 }
+
+// heedTime is how long who claims to be the primary waits for others to be looked at, where they answer and cannot be.
+const heedTime = lookTimeout + probeTimeout
+
+// instant is the pool's clock for the topology.
+func (p *MultiPool) instant() instant { return instant(max(p.clock(), 1)) }
 
 const (
 	// Where a lag is bounded each peer is looked at this often. A replica's crossing of a bound shows when the primary

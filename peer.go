@@ -41,9 +41,11 @@ type peer struct {
 	era        atomic.Pointer[era]
 	dials      chan struct{} // places for handshakes
 	knocks     knocks
-	guests     places      // for reads that fell back to the primary; nil: no limit
-	writers    places      // for writes that may wait for a standby; nil: no limit
-	awaits     atomic.Bool // the last look found a primary whose commits wait for standbys
+	number     int32                 // tells it from the pool's other peers, also from those that were
+	sighted    atomic.Pointer[sight] // by the last look that told which server it is
+	guests     places                // for reads that fell back to the primary; nil: no limit
+	writers    places                // for writes that may wait for a standby; nil: no limit
+	awaits     atomic.Bool           // the last look found a primary whose commits wait for standbys
 
 	// verdicts orders what opens and closes the breaker with what is published of it; observe is called under it.
 	verdicts sync.Mutex
@@ -129,10 +131,11 @@ func newPeer(owner *MultiPool, c peerConfig) (*peer, error) {
 		vouch:  c.Role,
 		config: c.pool,
 		picks:  owner.tallyOf(c.Name), unattended: make(chan struct{}), retired: make(chan struct{}),
-		zone:  c.Zone,
-		away:  owner.config.Zone != "" && c.Zone != owner.config.Zone,
-		given: c.Weight,
-		spare: c.Weight < 0,
+		zone:   c.Zone,
+		number: owner.numbered.Add(1),
+		away:   owner.config.Zone != "" && c.Zone != owner.config.Zone,
+		given:  c.Weight,
+		spare:  c.Weight < 0,
 	}
 	if !p.solo {
 		p.monitor = newMonitor(p, &owner.config)
@@ -466,7 +469,7 @@ func (p *peer) demoted() { p.pool.Reset() }
 // leftOut reports whether the peer gets no reads though it is well: it is slow, or its data is not what it should be.
 func (p *peer) leftOut() bool {
 	m := p.owner.topology.Load().member(p)
-	return m != nil && (m.slow || m.unfit() != "")
+	return m != nil && m.alias == nil && (m.slow || m.unfit() != "")
 }
 
 // slow reports whether the peer gets no reads as they took too long there.

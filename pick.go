@@ -225,6 +225,8 @@ func (t *topology) why(m *member, in *intent) (string, error) {
 		return "refused", &foreignError{m.system, t.system}
 	case m.health != healthUp:
 		return m.health.String(), m.cause
+	case m.alias != nil:
+		return m.unfit(), nil
 	case m.drained:
 		return "is drained", nil
 	case t.mode == ModeOrdered:

@@ -56,6 +56,7 @@ type MultiPool struct {
 	orphaned  atomic.Int64 // when the last primary was lost, in Unix nanoseconds
 	changed   atomic.Int64 // when the topology was, by the pool's clock
 	settle    *time.Timer  // ends the time in which nobody is elected before all have answered
+	patience  *time.Timer  // ends that in which somebody who claims to be the primary waits for looks; under mu
 
 	closed    atomic.Bool
 	closeOnce sync.Once
@@ -64,6 +65,7 @@ type MultiPool struct {
 	version   atomic.Uint64   // counts them
 	tallies   sync.Map        // *counters by the name of a peer
 	tallied   int             // how many
+	numbered  atomic.Int32    // peers that were made
 	discovery discovery
 	seeds     []peerConfig // the peers of the configuration
 	stop      context.CancelFunc
@@ -233,6 +235,7 @@ func (p *MultiPool) Close() {
 			p.settle.Stop()
 		}
 		p.monitors.Wait()
+		p.calm()
 		p.followers.close()
 		var pools sync.WaitGroup
 		for _, q := range p.peers() {
@@ -240,6 +243,15 @@ func (p *MultiPool) Close() {
 		}
 		pools.Wait()
 	})
+}
+
+// calm ends what waits for a time.
+func (p *MultiPool) calm() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.patience != nil {
+		p.patience.Stop()
+	}
 }
 
 // Exec runs sql on the primary, or where the route says, and returns its command tag. It takes what pgxpool's Exec

@@ -63,13 +63,16 @@ type PeerStatus struct {
 	Role    Role
 	Primary bool // is the primary, be it down
 	// Health of a pool's only peer is what its last connect has shown.
-	Health   string // "up", "suspect", "down", "draining", "starting", "misconfigured", "not yet seen"
-	Breaker  string // "closed", "open", "half-open"
-	Serves   bool   // is a candidate of reads or writes; of a pool's only peer: its last connect did not fail
-	Slow     bool   // is left out of the reads for being far slower than the others
-	Drained  bool   // by the operator
-	Unfit    string // why it is kept out of the reads though it is well: "is behind", ...; "" where it is not
-	System   uint64 // its system identifier; 0: unknown
+	Health  string // "up", "suspect", "down", "draining", "starting", "misconfigured", "not yet seen"
+	Breaker string // "closed", "open", "half-open"
+	Serves  bool   // is a candidate of reads or writes; of a pool's only peer: its last connect did not fail
+	Slow    bool   // is left out of the reads for being far slower than the others
+	Drained bool   // by the operator
+	Unfit   string // why it is kept out of the reads though it is well: "is behind", ...; "" where it is not
+	System  uint64 // its system identifier; 0: unknown
+	// SameAs is the name of the peer that stands for the same server, and takes what goes to it; "" where there is none. Calls
+	// that name this one still go here.
+	SameAs   string
 	Zone     string
 	Weight   float64 // 1 where none was given
 	Timeline uint32  // of the log that a primary writes, or that a replica receives; 0: unknown
@@ -110,6 +113,7 @@ func (p *MultiPool) Status() Status {
 			Drained: m.drained,
 			Unfit:   m.unfit(),
 			System:  m.system,
+			SameAs:  m.alias.called(),
 			Zone:    q.zone, Weight: q.weight(), RoundTrip: q.roundTrip.known(),
 			Serves:   contains(top.reads, q) || contains(top.writes, q),
 			InFlight: int64(q.load.busy()), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),

@@ -43,6 +43,9 @@ type member struct {
 	role     Role
 	health   health
 	system   uint64  // the server's system identifier; 0: not told
+	server   server  // which server it is
+	at       string  // the address that the name led to; "": not told
+	aged     bool    // has not answered for so long that its system identifier has no vote
 	timeline uint32  // of the log that a primary writes, or that a replica's receiver gets; 0: not told
 	shown    uint32  // the highest timeline of which it had any trace as a replica
 	fitness  fitness // of a replica: whether its data is what its primary's is
@@ -54,12 +57,19 @@ type member struct {
 
 	late bool // joined after the first answers: nobody waits for its
 
+	claimed instant // since when it is known to say that it is the primary of this timeline; 0: since the first answers
+	looked  instant // when a full look was begun, the first after the topology's last event
+
 	// Worked out by list and elect.
-	ours    bool // has been this cluster's: its primary, or a standby beside its primary
-	rival   bool // has claimed the primary's own timeline beside it, and claims on: no promotion leads there
-	foreign bool // of another cluster: refused
-	stray   bool // a replica of a primary that was replaced
+	ours    bool  // has been this cluster's: its primary, or a standby beside its primary
+	held    bool  // has been the primary by this name
+	foreign bool  // of another cluster: refused
+	stray   bool  // a replica of a primary that was replaced
+	alias   *peer // who stands for the server that this is another name of; nil: itself
 }
+
+// answers reports whether the peer gives answers to its looks, or has not been judged yet.
+func (m *member) answers() bool { return m.health == healthUp || m.health == healthSuspect }
 
 // serves reports whether calls may be sent there.
 func (m *member) serves() bool { return m.health == healthUp && !m.foreign }
@@ -68,15 +78,15 @@ func (m *member) serves() bool { return m.health == healthUp && !m.foreign }
 func (m *member) takes() bool { return m.serves() && !m.drained }
 
 // stands reports whether the peer answers, or has not been judged yet.
-func (m *member) stands() bool {
-	return (m.health == healthUp || m.health == healthSuspect) && !m.foreign
-}
+func (m *member) stands() bool { return m.answers() && !m.foreign }
 
 // unfit says why a peer that is well gets no reads because of its data; "" where it does.
 func (m *member) unfit() string {
 	switch {
 	case m.foreign:
 		return "is of another cluster"
+	case m.alias != nil:
+		return "is another name of " + m.alias.name
 	case m.stray && m.fitness != fitAstray:
 		return "is a replica of an older timeline"
 	case m.hostile != nil:
@@ -100,15 +110,21 @@ type topology struct {
 	// ModeOrdered it is who takes everything, under ModeEquivalent nil.
 	primary *peer
 
+	office   server  // which server that is
 	system   uint64  // the cluster's system identifier; 0: none has told it
 	sure     bool    // two servers have shown it
-	timeline uint32  // the highest that the cluster's servers have shown, and reign; 0: none has told it
-	reign    uint32  // the highest ever elected
+	timeline uint32  // the highest of the marks; 0: there is none
+	marks    []mark  // what the cluster's servers have shown; never changed in place
 	elected  bool    // there has been a primary
 	split    bool    // another claims to be the primary, and nothing tells which is right: nobody takes writes
 	rivals   []*peer // who claim to be the primary and are not followed
 	settled  bool    // every peer has answered or failed once, or the time for it is over
 	unseen   bool    // some first look is still under way
+	heir     *peer   // who takes the writes when everybody who answers has been looked at again; nil: nobody waits for that
+
+	now   instant // of the last observation that said its time
+	event instant // the last that everybody is to be looked at after: a claim, or a server that came back on a lower timeline
+	over  instant // claims up to this one are waited for no longer
 
 	reads    []*peer // for a plain read: healthy replicas; the primary and then suspects where there is none
 	fallback bool    // reads holds the primary because no replica can serve
@@ -135,6 +151,12 @@ type observation struct {
 	role     Role
 	health   health
 	system   uint64
+	server   server
+	at       string
+	asked    instant // when a look was begun; 0: it is none
+	full     bool    // the look asked for everything
+	came     instant // when the news came; 0: not said
+	aged     bool    // its looks have failed for long
 	timeline uint32
 	alone    bool // a replica whose receiver is not running: its timeline is nobody's
 	shown    uint32
@@ -145,9 +167,11 @@ type observation struct {
 	hostile  error
 	forgiven bool // that it was hostile
 	cause    error
-	settle   bool // the time for the first looks is over; peer is nil
-	joins    bool // the peer is new; its role is what the configuration vouches for
-	leaves   bool // the peer is no more
+	settle   bool    // the time for the first looks is over; peer is nil
+	joins    bool    // the peer is new; its role is what the configuration vouches for
+	leaves   bool    // the peer is no more
+	over     instant // claims up to this one are waited for no longer; peer is nil
+	forgets  string  // the name of which everything that was shown there is to be dropped; peer is nil, or leaves
 }
 
 // ternary is a bool that may say nothing.
@@ -190,11 +214,11 @@ func soloTopology(p *peer) *topology {
 // last word about each peer ends in the same lists, but for the incumbent between two claimants of one timeline.
 func (t *topology) apply(o observation) *topology {
 	next := *t
-	if o.settle {
-		next.settled = true
-	}
+	next.settled = t.settled || o.settle
+	next.over = max(t.over, o.over)
+	next.now = max(t.now, o.came)
 	next.members = append([]member(nil), t.members...)
-	news := next.settled != t.settled
+	news := next.settled != t.settled || next.over != t.over && t.heir != nil
 	switch i := slices.Index(t.peers, o.peer); {
 	case o.joins && i < 0:
 		next.peers = append(t.peers[:len(t.peers):len(t.peers)], o.peer)
@@ -205,14 +229,15 @@ func (t *topology) apply(o observation) *topology {
 		next.members = slices.Delete(next.members, i, i+1)
 		if t.primary == o.peer {
 			next.primary = nil
-			for i := range next.members {
-				next.members[i].rival = false // whoever is left may be the same server by another name
-			}
 		}
 		news = true
 	}
+	if o.forgets != "" {
+		next.forget(o.forgets)
+		news = true
+	}
 	if m := next.member(o.peer); m != nil {
-		news = m.learn(o) || news
+		news = next.learn(m, o) || news
 	}
 	if !news {
 		return t
@@ -221,19 +246,23 @@ func (t *topology) apply(o observation) *topology {
 	return &next
 }
 
-// learn takes an observation in and reports whether it said anything new.
-func (m *member) learn(o observation) (news bool) {
-	if o.role != RoleUnknown && o.role != m.role {
-		m.role, m.timeline, m.fitness, m.hostile, m.rival, news = o.role, 0, fitUnsaid, nil, false, true
-	}
+// learn takes an observation of a member in and reports whether it said anything new.
+func (t *topology) learn(m *member, o observation) (news bool) {
+	was := *m
 	if o.system != 0 && o.system != m.system {
 		if m.system != 0 { // what is known of the other server that was there does not hold for this one
-			m.timeline, m.shown, m.fitness, m.ours, m.rival = 0, 0, fitUnsaid, false, false
+			m.timeline, m.shown, m.fitness, m.ours = 0, 0, fitUnsaid, false
 		}
 		m.system, news = o.system, true
 	}
+	if o.server.started != 0 && (o.server != m.server || o.at != m.at) {
+		t.meets(m, o)
+		news = true
+	}
+	if o.role != RoleUnknown && o.role != m.role {
+		m.role, m.timeline, m.fitness, m.hostile, news = o.role, 0, fitUnsaid, nil, true
+	}
 	if (o.timeline != 0 || o.alone) && o.timeline != m.timeline {
-		m.rival = m.rival && o.timeline <= m.timeline // it has been promoted since
 		m.timeline, news = o.timeline, true
 	}
 	if o.shown != 0 && o.shown != m.shown {
@@ -248,6 +277,9 @@ func (m *member) learn(o observation) (news bool) {
 			m.hostile = nil // it may have been set right
 		}
 		m.health, news = o.health, true // a suspicion does not soften a verdict
+	}
+	if aged := o.aged || m.aged && o.asked == 0; aged != m.aged {
+		m.aged, news = aged, true
 	}
 	if o.steady && !m.steady && m.health == healthUp {
 		m.steady, news = true, true
@@ -267,7 +299,42 @@ func (m *member) learn(o observation) (news bool) {
 	if o.cause != nil && (m.cause == nil || o.cause.Error() != m.cause.Error()) {
 		m.cause, news = o.cause, true // a server that keeps refusing us alike wakes nobody
 	}
+	t.claim(&was, m)
+	if o.full && (news || m.looked < t.event && t.event <= o.asked) {
+		m.looked, news = o.asked, true
+	}
 	return news
+}
+
+// meets takes in which server answers at a name. It may have been started again, or be another: what was known of the one
+// that was there does not hold for this one, and what is known of this one by another name does.
+func (t *topology) meets(m *member, o observation) {
+	other := m.at != "" && o.at != m.at && o.server != m.server
+	if o.server != m.server {
+		m.timeline, m.shown, m.fitness = 0, 0, fitUnsaid
+	}
+	for i := range t.members {
+		if n := &t.members[i]; n != m && n.server.is(o.server) {
+			m.ours, other = n.ours, false
+		}
+	}
+	if other {
+		m.ours = false
+	}
+	m.server, m.at = o.server, o.at
+}
+
+// claim notes since when a member says that it is the primary of its timeline. Everybody is looked at again before it is
+// believed. Before the first answers have come nobody is: they are waited for.
+func (t *topology) claim(was, is *member) {
+	says := func(m *member) bool { return m.role == RolePrimary && m.answers() }
+	if !says(is) || says(was) && was.timeline == is.timeline && (was.server == is.server || was.server.started == 0) {
+		return
+	}
+	is.claimed = 0
+	if t.settled {
+		is.claimed, t.event = t.now, t.now
+	}
 }
 
 // list works out the lists from the members.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -91,17 +92,42 @@ func cannotRead(of string) news {
 
 var settleNow = news{"", observation{settle: true}}
 
+// tell takes news in, one after the other. After every one that asks for it all peers who answer are looked at.
 func tell(top *topology, all ...news) *topology {
 	for _, n := range all {
-		for i := range top.members {
-			if top.members[i].peer.name == n.of {
-				n.peer = top.members[i].peer
+		was := top.event
+		top = tellAlone(top, n)
+		for i := 0; (top.event != was || top.heir != nil) && i < len(top.members); i++ {
+			if m := &top.members[i]; m.answers() {
+				top = tellAlone(top, looked(m.peer.name))
 			}
 		}
-		top = top.apply(n.observation)
 	}
 	return top
 }
+
+// ticks is the clock of the news.
+var ticks atomic.Int64
+
+// tellAlone takes one piece of news in.
+func tellAlone(top *topology, n news) *topology {
+	for i := range top.members {
+		if top.members[i].peer.name == n.of {
+			n.peer = top.members[i].peer
+		}
+	}
+	if n.asked == 0 {
+		n.asked = instant(ticks.Add(1))
+	}
+	if n.came == 0 {
+		n.came = instant(ticks.Add(1))
+	}
+	n.full = n.full || n.role != RoleUnknown
+	return top.apply(n.observation)
+}
+
+// looked is a full look that finds what was known.
+func looked(of string) news { return news{of, observation{full: true}} }
 
 func freshTopology(names ...string) *topology {
 	return newTopology(ModeReplicated, idlePeers(names...), make([]Role, len(names)))
@@ -540,7 +566,7 @@ func FuzzTopology(f *testing.F) {
 			if got := snapshot(top); got != before {
 				t.Fatalf("%+v has changed an old topology:\n%s\n%s", o, before, got)
 			}
-			if next.reign < top.reign || next.timeline < next.reign {
+			if next.timeline < top.timeline {
 				t.Fatalf("%+v has set the timeline back", o)
 			}
 			if next.settled != top.settled && top.settled {
@@ -873,8 +899,7 @@ func TestInvariantsOfWhateverIsHeard(t *testing.T) {
 
 			require.LessOrEqual(t, len(top.writes), 1)
 			if top.system == was.system {
-				require.GreaterOrEqual(t, top.reign, was.reign)
-				require.GreaterOrEqual(t, top.timeline, top.reign)
+				require.GreaterOrEqual(t, top.timeline, was.timeline)
 			}
 			for _, p := range top.writes {
 				m := top.member(p)
@@ -882,7 +907,7 @@ func TestInvariantsOfWhateverIsHeard(t *testing.T) {
 				require.False(t, top.split || m.foreign)
 				require.Equal(t, RolePrimary, m.role)
 				require.Equal(t, top.timeline, m.timeline)
-				require.False(t, m.rival)
+				require.False(t, top.disputes(m))
 				writers[p.name] = true
 			}
 			if top.split {
@@ -903,6 +928,13 @@ func TestInvariantsOfWhateverIsHeard(t *testing.T) {
 // look is all that a look tells.
 func look(of string, r Role, system uint64, timeline, shown uint32) news {
 	return news{of, observation{role: r, health: healthUp, system: system, timeline: timeline, shown: shown}}
+}
+
+// lookAt is look at a server of cluster 1 that was started when it says.
+func lookAt(of string, r Role, started int64, timeline, shown uint32) news {
+	n := look(of, r, 1, timeline, shown)
+	n.server, n.at = server{system: 1, started: started}, of
+	return n
 }
 
 // At a cold start the order of the answers decides nothing, whoever is a stranger and whatever replicas have seen.
@@ -969,7 +1001,7 @@ func TestAClusterIsFollowedThroughItsLife(t *testing.T) {
 			"reads:b writes: replicas:b any:b primary: rivals:a,c,d settled split"},
 		{"a stranger claims a timeline beyond the one that a replica follows", []news{turned("c", healthDown), look("b", RoleReplica, 1, 2, 2), look("c", RolePrimary, 1, 3, 0)},
 			"reads:b writes: replicas:b any:b primary: rivals:a,c settled split"},
-		{"a replica that had strayed is rebuilt", []news{look("c", RoleReplica, 1, 1, 1), look("c", RoleReplica, 1, 2, 2), look("c", RoleReplica, 1, 1, 1)},
+		{"a replica that had strayed is rebuilt", []news{lookAt("c", RoleReplica, 1, 1, 1), lookAt("c", RoleReplica, 1, 2, 2), lookAt("c", RoleReplica, 2, 1, 1)},
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -1008,4 +1040,193 @@ func TestAnEarlierPrimaryIsCutOnceItIsKnownToBeReplaced(t *testing.T) {
 		}
 		require.True(t, cut, name)
 	}
+}
+
+// at is a look at a server of cluster 1 by the name of another.
+func at(of string, n news) news {
+	n.of = of
+	return n
+}
+
+// One server under several names is one: it votes, claims and is drawn once.
+func TestOneServerUnderTwoNames(t *testing.T) {
+	t.Parallel()
+	primary, replica := lookAt("a", RolePrimary, 10, 1, 0), lookAt("c", RoleReplica, 11, 1, 1)
+	for _, tc := range []struct {
+		name string
+		news []news
+		want string
+	}{
+		{"the primary", []news{primary, at("b", primary), replica},
+			"reads:c writes:a replicas:c any:c,a primary:a settled"},
+		{"the primary, and nobody else", []news{primary, at("b", primary), turned("c", healthDown)},
+			"reads:a writes:a replicas: any:a primary:a fallback settled"},
+		{"a copy of it, as it was told apart", []news{primary, {"b", observation{role: RolePrimary, health: healthUp, system: 1, timeline: 1, server: server{1, 10, 2}, at: "b"}}, replica},
+			"reads:c writes: replicas:c any:c primary: rivals:a,b settled split"},
+		{"a replica", []news{primary, replica, at("b", replica)},
+			"reads:b writes:a replicas:b any:b,a primary:a settled"},
+		{"the other name when one fails", []news{primary, at("b", primary), replica, turned("a", healthDown)},
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+		{"... and it comes back", []news{primary, at("b", primary), replica, turned("a", healthDown), turned("a", healthUp)},
+			"reads:c writes:b replicas:c any:c,b primary:b settled"},
+		{"one name is drained: that is said of the server", []news{primary, replica, at("b", replica), turned("b", healthUp), drains("b")},
+			"reads:a writes:a replicas: any:a primary:a fallback settled"},
+		{"the primary's is", []news{primary, at("b", primary), replica, drains("b")},
+			"reads:c writes: replicas:c any:c primary:b settled"},
+		{"another address of the same server", []news{primary, replica, turned("b", healthDown), {"a", observation{server: primary.server, at: "another"}}},
+			"reads:c writes:a replicas:c any:c,a primary:a settled"},
+		{"two names of a stranger are one vote", []news{at("a", lookOf(2, 20)), at("b", lookOf(2, 20)), at("c", lookOf(1, 10))},
+			"reads:a writes: replicas:a any:a primary: settled"},
+		{"the primary's server by another name, when its own leads elsewhere", []news{primary, lookAt("b", RoleReplica, 12, 1, 1), replica, at("b", primary), at("a", lookAt("", RoleReplica, 12, 1, 1))},
+			"reads:a,c writes:b replicas:a,c any:a,c,b primary:b settled"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			require.Equal(t, tc.want, listsOf(tell(freshTopology("a", "b", "c"), tc.news...)))
+		})
+	}
+	top := tell(freshTopology("a", "b", "c"), primary, at("b", primary), replica)
+	require.Equal(t, "is another name of a", top.members[1].unfit())
+	b := top.members[1].peer
+	for _, reads := range []bool{true, false} {
+		chosen, _ := top.pick(&intent{place: placeNamed, reads: reads, peers: []*peer{b}}, &tried{})
+		require.Same(t, b, chosen, "a call that names it goes there")
+	}
+}
+
+// lookOf is a look at a replica of some cluster.
+func lookOf(system uint64, started int64) news {
+	n := look("", RoleReplica, system, 1, 1)
+	n.server, n.at = server{system: system, started: started}, "there"
+	return n
+}
+
+// A read port and a write port in front of one cluster: both lead to the promoted server for a moment.
+func TestPortsThatMeetAtThePromotedServer(t *testing.T) {
+	t.Parallel()
+	for _, told := range []int64{0, 1} { // whether servers tell when they were started
+		top := tell(freshTopology("w", "r"), lookAt("w", RolePrimary, told*10, 1, 0), lookAt("r", RoleReplica, told*11, 1, 1), turned("w", healthDown))
+		top = tell(top, lookAt("r", RolePrimary, told*11, 2, 0))
+		require.Equal(t, "r", namesOf(top.writes))
+		top = tell(top, lookAt("w", RolePrimary, told*11, 2, 0))
+		require.Equal(t, "r", namesOf(top.writes))
+		top = tell(top, lookAt("r", RoleReplica, told*12, 2, 2))
+		require.Equal(t, "reads:r writes:w replicas:r any:r,w primary:w settled", listsOf(top))
+	}
+}
+
+// An earlier server's word on which cluster this is does not count for ever.
+func TestTheWordOfASilentServerAges(t *testing.T) {
+	t.Parallel()
+	upgraded := look("a", RolePrimary, 2, 1, 0)
+	silent := news{"b", observation{health: healthDown, aged: true}}
+	start := []news{look("a", RolePrimary, 1, 3, 0), look("b", RoleReplica, 1, 3, 3)}
+	for _, tc := range []struct {
+		name string
+		news []news
+		want string
+	}{
+		{"one that is down has its word", []news{turned("b", healthDown), upgraded}, ""},
+		{"one that has been for long has not", []news{turned("b", healthDown), upgraded, silent}, "a"},
+		{"... whenever it began", []news{silent, upgraded}, "a"},
+		{"... not against who never was the primary", []news{{"a", observation{health: healthDown, aged: true}}, look("b", RolePrimary, 2, 1, 0)}, ""},
+		{"... and has it again when it answers", []news{silent, look("b", RoleReplica, 1, 3, 3), upgraded}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			require.Equal(t, tc.want, namesOf(tell(freshTopology("a", "b"), append(start[:2:2], tc.news...)...).writes))
+		})
+	}
+}
+
+// A timeline that nobody shows any more is dropped by evidence, or by the operator.
+func TestATimelineIsDroppedByEvidenceOnly(t *testing.T) {
+	t.Parallel()
+	forget := func(of string) news { return news{"", observation{forgets: of}} }
+	start := []news{lookAt("a", RolePrimary, 1, 1, 0), lookAt("b", RoleReplica, 2, 1, 1), lookAt("c", RoleReplica, 3, 1, 1),
+		lookAt("b", RolePrimary, 2, 2, 0)} // a promotion by mistake
+	back := lookAt("b", RoleReplica, 9, 1, 1)
+	elsewhere := back
+	elsewhere.at = "elsewhere"
+	dumb := lookAt("b", RoleReplica, 9, 0, 1)
+	again := lookAt("c", RoleReplica, 3, 1, 1)
+	for _, tc := range []struct {
+		name string
+		news []news
+		want string
+	}{
+		{"its server is back, and all have told since", []news{back}, "a"},
+		{"its server is gone", []news{turned("b", healthDown)}, ""},
+		{"another is silent", []news{turned("c", healthDown), back}, ""},
+		{"... and is back", []news{turned("c", healthDown), back, again}, "a"},
+		{"another follows it", []news{lookAt("c", RoleReplica, 3, 2, 2), back}, ""},
+		{"its name leads elsewhere", []news{elsewhere}, ""},
+		{"it does not tell", []news{dumb}, ""},
+		{"it is another server, which runs for longer", []news{lookAt("b", RoleReplica, 1, 1, 1)}, ""},
+		{"discovery has left it out", []news{{"b", observation{leaves: true}}}, ""},
+		{"the operator has removed it", []news{{"b", observation{leaves: true, forgets: "b"}}}, "a"},
+		{"the operator has it forgotten", []news{turned("b", healthDown), forget("b")}, "a"},
+		{"... while it shows it", []news{forget("b")}, "b"},
+		{"... and it comes back with it", []news{turned("b", healthDown), forget("b"), lookAt("b", RolePrimary, 2, 2, 0)}, ""},
+		{"... another's", []news{turned("b", healthDown), forget("c")}, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			require.Equal(t, tc.want, namesOf(tell(freshTopology("a", "b", "c"), append(start[:4:4], tc.news...)...).writes))
+		})
+	}
+}
+
+// What the others told before the server was back says nothing: they may have followed it since.
+func TestATimelineIsNotDroppedByEarlierLooks(t *testing.T) {
+	t.Parallel()
+	top := tell(freshTopology("a", "b", "c"), lookAt("a", RolePrimary, 1, 1, 0), lookAt("b", RoleReplica, 2, 1, 1), lookAt("c", RoleReplica, 3, 1, 1),
+		lookAt("b", RolePrimary, 2, 2, 0))
+	top = tellAlone(top, lookAt("b", RoleReplica, 9, 1, 1))
+	require.Empty(t, top.writes)
+	top = tellAlone(top, looked("a"))
+	require.Empty(t, top.writes)
+	require.Empty(t, tell(top, lookAt("c", RoleReplica, 3, 2, 2)).writes)
+	require.Equal(t, "a", namesOf(tell(top, lookAt("c", RoleReplica, 3, 1, 1)).writes))
+}
+
+// Two failovers to one timeline: who was not seen beside the first when that fell silent takes over.
+func TestTwoFailoversToOneTimeline(t *testing.T) {
+	t.Parallel()
+	start := []news{lookAt("a", RolePrimary, 1, 1, 0), lookAt("b", RoleReplica, 2, 1, 1), lookAt("c", RoleReplica, 3, 1, 1),
+		turned("a", healthDown), lookAt("b", RolePrimary, 2, 2, 0)}
+	second := lookAt("c", RolePrimary, 3, 2, 0)
+	top := tell(freshTopology("a", "b", "c"), start...)
+	require.Equal(t, "b", namesOf(top.writes))
+
+	hanging := tellAlone(top, second) // b gives no look any more, and has not been judged
+	require.Equal(t, "b", namesOf(hanging.writes))
+	hanging = tell(hanging, turned("b", healthDown))
+	require.Equal(t, "reads:c writes:c replicas: any:c primary:c fallback settled", listsOf(hanging))
+	require.Equal(t, "c", namesOf(tell(hanging, turned("b", healthUp)).writes), "who was elected stays")
+
+	beside := tell(tell(top, second), turned("b", healthDown))
+	require.True(t, beside.split, "it was seen beside the first: nothing tells who is right")
+	require.Equal(t, "c", namesOf(tell(beside, news{"", observation{forgets: "b"}}).writes))
+}
+
+// Nobody is elected before all who answer have been looked at since he claims it, or the time for that is over.
+func TestAClaimIsHeldAgainstLooksThatBeganAfterIt(t *testing.T) {
+	t.Parallel()
+	top := tell(freshTopology("a", "b", "c"), lookAt("a", RolePrimary, 1, 1, 0), lookAt("b", RoleReplica, 2, 1, 1), lookAt("c", RoleReplica, 3, 1, 1), turned("a", healthDown))
+	early := lookAt("c", RoleReplica, 3, 1, 1)
+	early.asked = instant(ticks.Add(1))
+	claimed := tellAlone(top, lookAt("b", RolePrimary, 2, 2, 0))
+	require.Equal(t, "b", claimed.heir.called())
+	require.Empty(t, claimed.writes)
+	require.Empty(t, tellAlone(claimed, early).writes, "it began before")
+	require.Empty(t, tellAlone(claimed, news{"c", observation{health: healthSuspect}}).writes)
+	require.Equal(t, "b", namesOf(tellAlone(claimed, lookAt("c", RoleReplica, 3, 1, 1)).writes))
+	require.Equal(t, "b", namesOf(tellAlone(claimed, turned("c", healthDown)).writes))
+	require.Equal(t, "b", namesOf(tellAlone(claimed, news{"", observation{over: claimed.waitsSince()}}).writes))
+	require.Empty(t, tellAlone(claimed, lookAt("c", RoleReplica, 3, 3, 3)).writes, "there is a newer one")
+
+	back := tellAlone(top, turned("a", healthUp)) // the primary itself, as another may have been promoted meanwhile
+	require.Empty(t, back.writes)
+	require.Equal(t, "a", namesOf(tell(back, looked("b"), looked("c")).writes))
 }
