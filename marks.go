@@ -110,7 +110,8 @@ func (t *topology) isBack(k *mark, m *member) bool {
 // isVoid reports whether nobody has a mark's timeline any more: its server is back on a lower one, and every other has
 // been asked since, and tells a lower one, too. Where the server itself is seen by another name its mark stands there.
 func (t *topology) isVoid(k mark) bool {
-	if own := t.named(k.name); k.away || own == nil || !own.server.is(k.by) {
+	own := t.named(k.name)
+	if k.away || own == nil || !own.server.is(k.by) {
 		for _, other := range t.marks {
 			m := t.named(other.name)
 			if !other.away && m != nil && m.server.is(k.by) && other.by.is(k.by) && other.timeline >= k.timeline && (k.away || other.name != k.name) {
@@ -118,7 +119,7 @@ func (t *topology) isVoid(k mark) bool {
 			}
 		}
 	}
-	if k.back == 0 || k.away {
+	if k.back == 0 || k.away || own == nil {
 		return false
 	}
 	for i := range t.members {

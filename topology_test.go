@@ -1188,6 +1188,8 @@ func TestATimelineIsNotDroppedByEarlierLooks(t *testing.T) {
 	require.Empty(t, top.writes)
 	require.Empty(t, tell(top, lookAt("c", RoleReplica, 3, 2, 2)).writes)
 	require.Equal(t, "a", namesOf(tell(top, lookAt("c", RoleReplica, 3, 1, 1)).writes))
+	gone := tell(top, news{"b", observation{leaves: true}}, lookAt("c", RoleReplica, 3, 1, 1))
+	require.Empty(t, gone.writes, "what discovery has left out may have more than it told last")
 }
 
 // Two failovers to one timeline: who was not seen beside the first when that fell silent takes over.
