@@ -19,7 +19,7 @@ type addressPin struct {
 	mu         sync.Mutex
 	address    string
 	generation uint64
-	offset     uint32   // where this program starts in the list, so that not all programs choose the same server
+	offset     uint32   // where a dial starts in the list: another place in every program, and another after every failure
 	found      []string // the last answer of the name service: taken while it gives none
 }
 
@@ -82,6 +82,14 @@ func (a *addressPin) lookUp(ctx context.Context, find pgconn.LookupFunc, host st
 		return last, nil
 	}
 	return nil, failed
+}
+
+// failed has the next dial start with another address, where none is pinned: one that swallows packets takes all the time
+// that a dial has. The monitor calls it, as nobody else dials a peer that is down.
+func (a *addressPin) failed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.offset++
 }
 
 // keep pins the address that a connection has reached.

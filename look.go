@@ -417,6 +417,7 @@ func (m *monitor) connect(ctx context.Context) (*pgx.Conn, error) {
 	cc.LookupFunc = p.address.pinned(cc.LookupFunc, &p.generation)
 	c, err := pgx.ConnectConfig(ctx, cc)
 	if err != nil {
+		p.address.failed()
 		return nil, err
 	}
 	p.address.keep(c.PgConn(), p.generation.Load())
