@@ -18,7 +18,7 @@ patroni: postgres ## watch writers follow a Patroni cluster through a switchover
 guides: postgres ## run the programs of docs/guides, for those who come from Django (half a minute)
 	@for name in ordered replica anywhere equals; do echo "$$name:" && go run ./examples/$$name $(ARGS) || exit 1; done
 
-test: postgres pgbouncer ## all tests, with the race detector, on real servers
+test: postgres pgbouncer haproxy ## all tests, with the race detector, on real servers
 	@sh scripts/test.sh $(ARGS)
 
 test-versions: postgres ## the tests on PostgreSQL 14 to 18, two versions of pgx and of Go; writes docs/versions.md (an hour)
@@ -45,7 +45,7 @@ fuzz: ## every fuzz target for FUZZTIME (30s) each
 postgres:
 	@sh scripts/postgres.sh
 
-pgbouncer:
-	@sh scripts/pgbouncer.sh
+pgbouncer haproxy:
+	@sh scripts/proxy.sh $@
 
-.PHONY: help demo patroni guides test test-versions test-platforms soak lint bench bench-check fuzz postgres pgbouncer
+.PHONY: help demo patroni guides test test-versions test-platforms soak lint bench bench-check fuzz postgres pgbouncer haproxy

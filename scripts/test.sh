@@ -19,9 +19,10 @@ at_once=$(((cores + 1) / 2))
 # Elsewhere a machine without PostgreSQL skips the tests that need it. Here that would be a green light for nothing.
 export MULTIPOOL_REQUIRE_POSTGRES=1
 
-# The same for poolers, where scripts/pgbouncer.sh installs one.
+# The same for proxies, where scripts/proxy.sh installs them.
 if command -v apt-get >/dev/null; then
 	export MULTIPOOL_REQUIRE_PGBOUNCER="${MULTIPOOL_REQUIRE_PGBOUNCER-1}"
+	export MULTIPOOL_REQUIRE_HAPROXY="${MULTIPOOL_REQUIRE_HAPROXY-1}"
 fi
 
 status=0

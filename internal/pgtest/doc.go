@@ -22,7 +22,7 @@
 // postgres, or nobody.
 //
 // A [Pooler], a PgBouncer in front of a server, needs the program pgbouncer in
-// $PATH or where packages put it.
+// $PATH or where packages put it, and a [Balancer] haproxy.
 //
 // # What makes it fast
 //

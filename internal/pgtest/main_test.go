@@ -34,7 +34,7 @@ func runChild(mode string) {
 		os.Exit(1)
 	}
 	report.Folder = c.folder.path
-	if _, err := findPgBouncer(); err == nil {
+	if _, err := findProxy("pgbouncer"); err == nil {
 		p, err := c.Primary().NewPooler(context.Background(), nil)
 		if err != nil {
 			report.Err = err.Error()

@@ -48,12 +48,7 @@ type Pooler struct {
 // PgBouncer it skips the test, or fails it if MULTIPOOL_REQUIRE_PGBOUNCER=1.
 func StartPooler(t TB, s *Server, settings map[string]string) *Pooler {
 	t.Helper()
-	if _, err := findPgBouncer(); err != nil {
-		if os.Getenv("MULTIPOOL_REQUIRE_PGBOUNCER") == "1" {
-			t.Fatalf("%v", err)
-		}
-		t.Skipf("%v", err)
-	}
+	requireProxy(t, "pgbouncer")
 	p, err := s.NewPooler(context.Background(), settings)
 	if err != nil {
 		t.Fatalf("%v", err)
@@ -72,7 +67,7 @@ func StartPooler(t TB, s *Server, settings map[string]string) *Pooler {
 // NewPooler starts a PgBouncer in front of the server and returns when it
 // answers. It lives until its Close, or the cluster's.
 func (s *Server) NewPooler(ctx context.Context, settings map[string]string) (*Pooler, error) {
-	program, err := findPgBouncer()
+	program, err := findProxy("pgbouncer")
 	if err != nil {
 		return nil, err
 	}
@@ -126,14 +121,27 @@ var poolerSettings = map[string]string{
 	"server_connect_timeout": "5",
 }
 
-// findPgBouncer returns the path of the program; the error says what to install.
-func findPgBouncer() (string, error) {
-	for _, name := range []string{"pgbouncer", "/usr/sbin/pgbouncer", "/usr/local/sbin/pgbouncer", "/usr/local/bin/pgbouncer", "/opt/homebrew/bin/pgbouncer"} {
-		if path, err := exec.LookPath(name); err == nil {
+// findProxy returns the path of a program that stands in front of servers; the error says what to install.
+func findProxy(name string) (string, error) {
+	for _, dir := range []string{"", "/usr/sbin/", "/usr/local/sbin/", "/usr/local/bin/", "/opt/homebrew/bin/"} {
+		if path, err := exec.LookPath(dir + name); err == nil {
 			return path, nil
 		}
 	}
-	return "", errors.New("pgtest: no pgbouncer found: install it (Debian, Ubuntu, Fedora, Alpine, Homebrew: pgbouncer)")
+	return "", fmt.Errorf("pgtest: no %s found: install it (Debian, Ubuntu, Fedora, Alpine, Homebrew: %[1]s)", name)
+}
+
+// requireProxy skips a test where the program is not there, or fails it where MULTIPOOL_REQUIRE_<PROGRAM>=1.
+func requireProxy(t TB, name string) {
+	t.Helper()
+	_, err := findProxy(name)
+	switch {
+	case err == nil:
+	case os.Getenv("MULTIPOOL_REQUIRE_"+strings.ToUpper(name)) == "1":
+		t.Fatalf("%v", err)
+	default:
+		t.Skipf("%v", err)
+	}
 }
 
 // Host returns 127.0.0.1.
@@ -218,35 +226,46 @@ func (p *Pooler) writeConfig() error {
 // spawn executes PgBouncer in the foreground. The folder in its arguments is
 // what the watchdog knows it by.
 func (p *Pooler) spawn() error {
-	log, err := os.OpenFile(p.file(".log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return p.errorf("it is closed")
+	}
+	run, err := p.cluster.spawn(p.file(".log"), p.program, p.file(".ini"))
 	if err != nil {
 		return p.errorf("%w", err)
 	}
+	p.run = run
+	return nil
+}
+
+// spawn executes a program in the foreground that stands in front of the servers, as their user.
+func (c *Cluster) spawn(logFile, program string, args ...string) (*postmaster, error) {
+	log, err := os.OpenFile(logFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
 	defer log.Close()
-	c := p.cluster
-	cmd := exec.Command(p.program, p.file(".ini"))
+	cmd := exec.Command(program, args...)
 	c.acct.apply(cmd)
 	cmd.Dir, cmd.Env = c.folder.path, serverEnv()
 	cmd.Stdout, cmd.Stderr = log, log
 
-	// Under the lock that the cluster's Close takes, so that it sees all of this or none.
+	// Under the lock that Close takes, so that it sees all of this or none.
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if c.closed || p.closed {
-		return p.errorf("it is closed, or its cluster")
+	if c.closed {
+		return nil, errors.New("the cluster is closed")
 	}
 	if err := cmd.Start(); err != nil {
-		return p.errorf("%w", err)
+		return nil, err
 	}
 	run := &postmaster{pid: cmd.Process.Pid, gone: make(chan struct{})}
 	go func() {
-		_ = cmd.Wait() // a killed pooler's exit code is no news
+		_ = cmd.Wait() // the exit code of one that was killed is no news
 		close(run.gone)
 	}()
-	p.run = run
-	return nil
+	return run, nil
 }
 
 // Console executes a command of PgBouncer's console, such as "reconnect", and
@@ -378,17 +397,25 @@ func (p *Pooler) kill() error {
 	p.mu.Lock()
 	run := p.run
 	p.mu.Unlock()
-	if !run.running() {
+	if err := run.kill(); err != nil {
+		return p.errorf("%w", err)
+	}
+	return nil
+}
+
+// kill ends the process with SIGKILL, if it runs.
+func (p *postmaster) kill() error {
+	if !p.running() {
 		return nil
 	}
-	if err := kill(run.pid, sigKill); err != nil && run.running() {
-		return p.errorf("kill: %w", err)
+	if err := kill(p.pid, sigKill); err != nil && p.running() {
+		return fmt.Errorf("kill: %w", err)
 	}
 	select {
-	case <-run.gone:
+	case <-p.gone:
 		return nil
 	case <-time.After(patience):
-		return p.errorf("survives kill -9")
+		return errors.New("survives kill -9")
 	}
 }
 

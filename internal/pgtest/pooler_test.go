@@ -135,7 +135,7 @@ func TestPoolerIsKilledRestartedAndLeavesNothing(t *testing.T) {
 func TestPoolerWithABadSettingFailsWithItsLog(t *testing.T) {
 	t.Parallel()
 	c := Start(t, Options{})
-	if _, err := findPgBouncer(); err != nil {
+	if _, err := findProxy("pgbouncer"); err != nil {
 		t.Skip(err)
 	}
 	_, err := c.Primary().NewPooler(within(t, patience), map[string]string{"pool_mode": "nonsense"})

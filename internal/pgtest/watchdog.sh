@@ -20,7 +20,7 @@ while read -r _; do :; done
 ours() {
 	case $1 in
 	*postgres*"$token/"* | *initdb*"$token/"* | *pg_rewind*"$token/"* | *pg_basebackup*"$token/"*) return 0 ;;
-	"postgres: $token: "* | *patroni*"$token/"* | *etcd*"$token/"* | *pgbouncer*"$token/"*) return 0 ;;
+	"postgres: $token: "* | *patroni*"$token/"* | *etcd*"$token/"* | *pgbouncer*"$token/"* | *haproxy*"$token/"*) return 0 ;;
 	esac
 	return 1
 }
