@@ -92,6 +92,13 @@ func (a *addressPin) failed() {
 	a.offset++
 }
 
+// several reports whether the name has had several addresses.
+func (a *addressPin) several() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.found) > 1
+}
+
 // keep pins the address that a connection has reached.
 func (a *addressPin) keep(pg *pgconn.PgConn, generation uint64) {
 	at := pg.Conn().RemoteAddr()

@@ -366,6 +366,11 @@ func (a *approach) validate(ctx context.Context, pg *pgconn.PgConn) error {
 		}
 	}
 	q := a.to
+	at, err := q.introduce(ctx, pg)
+	if err != nil {
+		return err
+	}
+	a.wire.at.Store(at)
 	if a.follower.kind != poolPrimary || q.owner.config.Mode == ModeOrdered || q.asked || pg.ParameterStatus("in_hot_standby") != "on" {
 		return nil
 	}

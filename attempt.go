@@ -166,7 +166,11 @@ func try[T any](conn *pgxpool.Conn, w *wire, run func(*pgxpool.Conn, *wire) (T, 
 		failed = false
 		return result, ending{}, nil
 	}
-	return result, w.ending(), err
+	end = w.ending()
+	if end.recovers = w.recovers(err); end.recovers {
+		w.leftBehind(conn.Conn())
+	}
+	return result, end, err
 }
 
 // releaseIf is no closure: one that captured the results would move them to the heap's ways on the common path.
@@ -188,6 +192,13 @@ type failure struct {
 func (f *failure) withheld() bool {
 	var answer *pgconn.PgError
 	return errors.As(f.err, &answer) && withheld(answer)
+}
+
+// astray reports whether a call that wants the primary has met a standby at the address of one: no server has executed it, so it
+// goes on for as long as it may wait, as one that has found no connection does.
+func (p *MultiPool) astray(in *intent, v verdict, f failure) bool {
+	return f.end.recovers && v.class == classRefused && v.executed == executedNo &&
+		in.place == placePrimary && in.op != opCopy && in.retry != RetryNever && p.config.Mode != ModeOrdered
 }
 
 // crashed reports that the statement's connection was lost without a word: the statement may be the cause.
@@ -314,20 +325,20 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	if f.sent {
 		e = f.end.evidence(ctx, f.err)
 	}
-	e.asks = f.at.asksRole()
 	v := classify(e)
-	if v.class == classRefused && v.executed == executedInPart && e.asks && in.op != opRewritten && refusedWhole(in.sql) {
+	if v.class == classRefused && v.executed == executedInPart && e.recovers && in.op != opRewritten && refusedWhole(in.sql) {
 		v.executed = executedNo
 	}
 	if v.class == classClosed && !f.sent && !p.closed.Load() {
 		v.class = classPeer // the peer was removed after it had been chosen
 	}
-	standby := f.end.standby && seenAs != RolePrimary || v.class == classRefused && e.asks
-	next := in.after(v, f.sent, standby)
+	standby := f.end.standby && seenAs != RolePrimary || e.recovers
+	astray := p.astray(in, v, f)
+	next := in.after(v, f.sent && !astray, standby)
 	if next == stepStop {
 		return false
 	}
-	if f.sent && !f.withheld() {
+	if f.sent && !f.withheld() && !astray {
 		if v.class == classPeer && f.crashed() {
 			if p.poisonous(ctx, t, f.at) {
 				return false

@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -206,24 +208,41 @@ func TestAWriteAmongNamedPeersWaitsForThePrimaryAmongThem(t *testing.T) {
 	})
 }
 
-// Behind a pooler a refusal of one command is an address that has moved: it was not executed, and waits for a primary.
+// Behind a pooler a refusal of one command by a server that recovers is an address that has moved: it was not executed, and
+// waits for a primary.
 func TestACommandThatIsRefusedBehindAPoolerIsSentAgain(t *testing.T) {
-	for sql, times := range map[string]int{"insert into t values (1)": 2, "create table u (id int)": 2, "call p()": 1, "do $$ begin end $$": 1} {
-		bubble(t, 1, func(c *Config) {
-			c.Peers = []Peer{{Host: "primary", Proxy: true}, {Host: "replica1", Proxy: true}}
-		}, func(ctx context.Context, x *fakes) {
-			settled()
-			var refused atomic.Bool
-			x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
-				if s.SQL != sql || s.Preparing || !refused.CompareAndSwap(false, true) {
-					return nil
-				}
-				return &pgfake.Response{Err: &pgfake.Error{Code: "25006", Message: "cannot execute in a read-only transaction"}}
-			}))
-			_, err := x.pool.Exec(ctx, sql)
-			assert.Equal(t, times == 1, err != nil, "%s: %v", sql, err)
-			assert.Equal(t, times, x.primary.Count(sql), sql)
-		})
+	for sql, again := range map[string]bool{"insert into t values (1)": true, "create table u (id int)": true, "call p()": false, "do $$ begin end $$": false} {
+		for _, standby := range []bool{true, false} {
+			t.Run(fmt.Sprint(sql, standby), func(t *testing.T) {
+				bubble(t, 1, func(c *Config) {
+					c.Peers = []Peer{{Host: "primary", Proxy: true}, {Host: "replica1", Proxy: true}}
+				}, func(ctx context.Context, x *fakes) {
+					require.NoError(t, x.pool.Ping(ctx))
+					settled()
+					var refused atomic.Bool
+					x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+						if s.SQL != sql || s.Preparing || !refused.CompareAndSwap(false, true) {
+							return nil
+						}
+						x.primary.SetStandby(standby)
+						return &pgfake.Response{Err: &pgfake.Error{Code: "25006", Message: "cannot execute in a read-only transaction"}}
+					}))
+					time.AfterFunc(2*time.Second, func() { x.primary.SetStandby(false) })
+					begun := time.Now()
+					_, err := x.pool.Exec(WithPrimary(ctx), sql) // a route that says so is no reason to fail
+					if standby && again {
+						assert.NoError(t, err)
+						assert.Equal(t, 1, x.primary.Applied(sql))
+						return
+					}
+					var refusal *pgconn.PgError
+					require.ErrorAs(t, err, &refusal)
+					assert.Equal(t, "25006", refusal.Code)
+					assert.Zero(t, time.Since(begun), "at once")
+					assert.Equal(t, 1, x.primary.Count(sql))
+				})
+			})
+		}
 	}
 }
 

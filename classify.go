@@ -77,7 +77,8 @@ type evidence struct {
 	batch   bool // more may have been sent than one statement that is done as a whole or not at all
 	tagged  bool // a command tag has come
 	simple  bool // it was, or may have been, sent by the simple query protocol
-	asks    bool // the peer's role is asked: whether the session is on a standby is not known for certain
+	// recovers is the answer of the session that refused the statement, where nothing else tells that it is on a standby.
+	recovers bool
 }
 
 // classify judges an error by its type and SQLSTATE (PostgreSQL documentation, appendix A), first match first. It is
@@ -124,7 +125,7 @@ func classOfServer(e evidence, pgErr *pgconn.PgError) class {
 		return classApplication
 	case code == "40001" && pgErr.Routine == "ProcessInterrupts", e.standby && (code == "40001" || code == "40P01"):
 		return classConflict
-	case e.standby && refusedByStandby(pgErr), e.asks && code == "25006":
+	case (e.standby || e.recovers) && refusedByStandby(pgErr):
 		return classRefused
 	case e.standby && !fatal && (lacksObject(pgErr) || isStale(pgErr)):
 		return classBehind
@@ -224,6 +225,12 @@ func refusedByStandby(e *pgconn.PgError) bool {
 	return false
 }
 
+// refusedBecauseOfRole is refusedByStandby of any error.
+func refusedBecauseOfRole(err error) bool {
+	var e *pgconn.PgError
+	return errors.As(err, &e) && refusedByStandby(e)
+}
+
 // lacksObject reports whether a server says that it lacks an object, a right or a file of an extension, or that the
 // statement does not fit the objects as it has them. Routines tell what shares its SQLSTATE with other faults.
 func lacksObject(e *pgconn.PgError) bool {
@@ -284,7 +291,7 @@ func classOfAcquire(e evidence) class {
 	switch {
 	case failedHere(e.err):
 		return classHere
-	case errors.Is(e.err, errPeerDown), errors.Is(e.err, errLapsed), errors.Is(e.err, errUnmade):
+	case errors.Is(e.err, errPeerDown), errors.Is(e.err, errLapsed), errors.Is(e.err, errUnmade), errors.Is(e.err, errUntold), errors.Is(e.err, errLed):
 		return classPeer // our own word, at a dial or a wait that the peer's fall has ended; elsewhere is where to go
 	case errors.As(e.err, &cert):
 		return classConfig

@@ -440,7 +440,7 @@ func TestClassifyServerErrors(t *testing.T) {
 	}
 }
 
-// Where the role is asked, a session's word about it is nobody's: a refusal as by a standby is taken for one.
+// Where the role is asked, the session that refused is asked, too.
 func TestClassifyARefusalBehindAPooler(t *testing.T) {
 	t.Parallel()
 	refusal := serverError("ERROR", "25006", "PreventCommandIfReadOnly", "")
@@ -449,17 +449,17 @@ func TestClassifyARefusalBehindAPooler(t *testing.T) {
 		want verdict
 	}{
 		{evidence{}, verdict{classApplication, executedNo}},
-		{evidence{asks: true}, verdict{classRefused, executedNo}},
-		{evidence{asks: true, standby: true}, verdict{classRefused, executedNo}},
-		{evidence{asks: true, batch: true}, verdict{classRefused, executedInPart}},
-		{evidence{asks: true, standby: true, batch: true}, verdict{classRefused, executedNo}},
+		{evidence{recovers: true}, verdict{classRefused, executedNo}},
+		{evidence{recovers: true, standby: true}, verdict{classRefused, executedNo}},
+		{evidence{recovers: true, batch: true}, verdict{classRefused, executedInPart}},
+		{evidence{recovers: true, standby: true, batch: true}, verdict{classRefused, executedNo}},
 	} {
 		e := tc.e
 		e.err, e.ctx, e.phase = refusal, context.Background(), phaseRun
 		require.Equal(t, tc.want, classify(e), "%+v", tc.e)
 	}
 	twin := serverError("ERROR", "55000", "", "recovery is not in progress")
-	require.Equal(t, classApplication, classify(evidence{err: twin, ctx: context.Background(), phase: phaseRun, asks: true}).class)
+	require.Equal(t, classApplication, classify(evidence{err: twin, ctx: context.Background(), phase: phaseRun}).class)
 }
 
 // lastMoment is a context that ends in a moment and has not ended yet.

@@ -50,6 +50,11 @@ func newPool(ctx context.Context, c, user *pgxpool.Config) (*pgxpool.Pool, error
 func afterConnect(user *pgxpool.Config) func(context.Context, *pgx.Conn) error {
 	return func(ctx context.Context, conn *pgx.Conn) error {
 		w := wireOf(conn)
+		if w != nil {
+			if err := w.introduce(ctx); err != nil {
+				return err
+			}
+		}
 		if user.AfterConnect != nil {
 			if err := user.AfterConnect(ctx, conn); err != nil {
 				if w != nil {

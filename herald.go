@@ -58,6 +58,18 @@ func (h *herald) tell(old, next *topology, o observation) {
 	}
 }
 
+// advise tells what is wrong with how a peer is configured.
+func (h *herald) advise(m *member, cause error) {
+	if h == nil || m == nil || h.hooks.PeerChanged == nil {
+		return
+	}
+	e := PeerEvent{
+		Peer: m.peer.name, Role: m.role, FromRole: m.role, From: m.health.String(), To: m.health.String(),
+		Slow: m.slow, Drained: m.drained, Unfit: m.unfit(), Cause: cause, At: time.Now(), Discarded: h.discarded.Load(),
+	}
+	h.queue(func() { h.hooks.PeerChanged(e) })
+}
+
 func (h *herald) queue(event func()) {
 	select {
 	case h.events <- event:

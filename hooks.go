@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 )
@@ -77,7 +78,9 @@ type PrimaryEvent struct {
 // not call its Close, which waits for them.
 type Hooks struct {
 	// PeerChanged is called when a peer's health or role has changed, or it has become slow or quick, fit or unfit to be
-	// read; when it is drained or resumed, added or removed.
+	// read; when it is drained or resumed, added or removed. With nothing changed and a Cause that says what is wrong it is
+	// called when a peer's sessions show that its Peer.Proxy should be set, once, and when a primary that was replaced is still
+	// to be met behind a peer with Proxy, once for each promotion.
 	PeerChanged func(PeerEvent)
 
 	// PrimaryChanged is called when another peer takes the writes, or none does any more; when a peer begins or ceases
@@ -135,7 +138,11 @@ func SlogHooks(l *slog.Logger) *Hooks {
 
 func logPeer(l *slog.Logger, e PeerEvent) {
 	level := slog.LevelInfo
+	var undeclared *undeclaredProxy
+	var stale *staleBehindProxy
 	switch {
+	case errors.As(e.Cause, &undeclared), errors.As(e.Cause, &stale):
+		level = slog.LevelWarn
 	case e.To == healthSuspect.String(), e.From == healthSuspect.String() && e.To == healthUp.String():
 		level = slog.LevelDebug
 	case e.To == healthDown.String(), e.To == healthMisfit.String(), e.Unfit != "":

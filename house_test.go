@@ -157,6 +157,7 @@ var imports = map[string][]string{
 	"breaker.go":   {breakerPath},
 	"monitor.go":   {pgxPath, pgconnPath, watchPath},
 	"look.go":      {pgxPath, pgconnPath, watchPath},
+	"move.go":      {pgxPath, pgconnPath},
 	"watch.go":     {},
 	"twin.go":      {pgxPath, pgconnPath},
 	"latency.go":   {},

@@ -245,7 +245,7 @@ func (m *monitor) adopt(r reached) (sight, error) {
 		hangUp(r.conn)
 		return r.sight, r.err
 	}
-	m.conn = r.conn
+	m.conn, m.dialled = r.conn, time.Now()
 	return r.sight, nil
 }
 

@@ -25,33 +25,38 @@ type monitor struct {
 	borrows  bool         // always look through an idle connection of the pool
 	yielded  atomic.Int64 // when it has given its own up last, by the pool's clock; 0: never
 
-	nudged  chan struct{}                      // capacity 1: a nudge is never lost and never waits
-	waking  atomic.Pointer[context.CancelFunc] // ends a rest
-	cutting atomic.Pointer[context.CancelFunc] // ends a regular look, which may be waiting for a server that hangs
-	summons summons
-	wanted  atomic.Int32 // calls that wait for the peer
+	nudged     chan struct{}                      // capacity 1: a nudge is never lost and never waits
+	waking     atomic.Pointer[context.CancelFunc] // ends a rest
+	cutting    atomic.Pointer[context.CancelFunc] // ends a regular look, which may be waiting for a server that hangs
+	summons    summons
+	wanted     atomic.Int32 // calls that wait for the peer
+	mistrusted atomic.Bool  // something contradicts what its session sees
 
-	conn     *pgx.Conn // the monitor's own; nil: none at the moment
-	took     connectTimes
-	modesty  atomic.Int32 // which of looks the server answers
-	wordy    atomic.Bool  // whether it answers those, and not lookBrief
-	told     memory       // by the last looks
-	prepared prepared     // in the monitor's own session
-	saw      Role         // what the last look saw
-	before   replay       // what the last look saw of a replica's replay
-	stuck    int          // how often it lacked something, and had not moved
-	strayed  uint64       // the reign in which the replica was ahead of its primary; 0: it was not
-	warmed   int64        // which loss of a primary a connection was made for
-	twins    twins
-	silence  silence
-	failures int       // looks in a row that have failed
-	failing  time.Time // since when
-	patient  bool      // the last failure is one that tries in quick succession make worse
-	answers  int64     // the peer's, when the look began that is under way
-	hold     time.Duration
-	held     bool // the last look was not made, as the peer has flapped
-	fellAt   time.Time
-	roseAt   time.Time
+	conn      *pgx.Conn // the monitor's own; nil: none at the moment
+	took      connectTimes
+	dialled   time.Time    // when conn was, or the last try to replace it
+	met       origin       // by the last look
+	metBefore origin       // before the address led to met
+	repeats   int          // looks in a row at which its own session reported another role than it saw
+	modesty   atomic.Int32 // which of looks the server answers
+	wordy     atomic.Bool  // whether it answers those, and not lookBrief
+	told      memory       // by the last looks
+	prepared  prepared     // in the monitor's own session
+	saw       Role         // what the last look saw
+	before    replay       // what the last look saw of a replica's replay
+	stuck     int          // how often it lacked something, and had not moved
+	strayed   uint64       // the reign in which the replica was ahead of its primary; 0: it was not
+	warmed    int64        // which loss of a primary a connection was made for
+	twins     twins
+	silence   silence
+	failures  int       // looks in a row that have failed
+	failing   time.Time // since when
+	patient   bool      // the last failure is one that tries in quick succession make worse
+	answers   int64     // the peer's, when the look began that is under way
+	hold      time.Duration
+	held      bool // the last look was not made, as the peer has flapped
+	fellAt    time.Time
+	roseAt    time.Time
 }
 
 const (
@@ -338,6 +343,9 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 func (m *monitor) pauseWhileWell() time.Duration {
 	o := m.peer.owner
 	pause := min(m.interval, o.lagLooks())
+	if m.mistrusted.Load() {
+		pause = min(pause, redialLeast)
+	}
 	switch lost := o.orphanedFor(); {
 	case lost > lastPatience, lost > patientAfter && !o.awaited():
 		pause = min(pause, patientLook)
@@ -410,7 +418,7 @@ func (m *monitor) regular(ctx context.Context) error {
 		if m.peer.slow() {
 			m.peer.latency.look(time.Since(begun))
 		}
-		return m.judge(ctx, seen, nil)
+		return m.judgeAnew(ctx, looking, seen)
 	}
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -608,6 +616,7 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 		}
 		m.remember(seen)
 		m.silence = silence{}
+		m.moved(seen)
 		if !p.rise(m.tell(ctx, seen), !seen.undialled) {
 			return errHeld // faults have opened the breaker while we asked
 		}

@@ -14,6 +14,7 @@ func (p *MultiPool) observe(o observation) {
 	if next.replaced(old.primary) {
 		old.primary.replaced()
 	}
+	p.recheck(old, next, o)
 }
 
 // publish is observe under the lock. It returns the topologies before and after.

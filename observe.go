@@ -159,8 +159,11 @@ func (w *wire) end(ctx context.Context, err error) {
 		}
 		return
 	}
-	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby, asks: w.peer.asksRole()})
+	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby})
 	w.reportOnce(v, err)
+	if w.peer.asksRole() && w.pg.TxStatus() == 'E' && refusedBecauseOfRole(err) {
+		w.peer.monitor.mistrust() // elsewhere the session is asked: see recovers
+	}
 	if v.class == classCaller && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		w.peer.doubt()
 	}

@@ -126,8 +126,13 @@ type Peer struct {
 	Role Role
 
 	// Proxy says that more than one server may answer at this address, as behind a pooler or a load balancer. The role
-	// of such a peer is asked (pg_is_in_recovery), never taken from what the pooler reports of some earlier session.
-	// docs/failures.md says what else to set.
+	// of such a peer is asked (pg_is_in_recovery), never taken from what the pooler reports of some earlier session. Each of
+	// its regular looks is made on a new connection, and each new connection of the program's tells which server it has met
+	// before anything else runs there, which costs one round trip: where that is a primary that has been replaced, or a
+	// standby while the peer takes the writes, it is closed. A write that a standby refuses there waits for the primary; one
+	// that a primary refuses with 25006, as by default_transaction_read_only, fails with that at once. Where a pooler hands on
+	// statements instead of sessions none of it binds the next statement. docs/failures.md says what else to set, and
+	// what is not fenced.
 	Proxy bool
 
 	// MaxConns, where it is positive, replaces Config.Pool's MaxConns for this peer.

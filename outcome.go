@@ -125,14 +125,14 @@ func markUnknown(ctx context.Context, end ending, err error) error {
 
 // ending is what a connection tells after a statement.
 type ending struct {
-	standby, lost, batch, tagged, simple bool // as in evidence
+	standby, recovers, lost, batch, tagged, simple bool // as in evidence
 }
 
 // evidence is what classify looks at after a statement on the connection.
 func (end ending) evidence(ctx context.Context, err error) evidence {
 	return evidence{
 		err: err, ctx: ctx, phase: phaseRun,
-		standby: end.standby, lost: end.lost, batch: end.batch, tagged: end.tagged, simple: end.simple,
+		standby: end.standby, recovers: end.recovers, lost: end.lost, batch: end.batch, tagged: end.tagged, simple: end.simple,
 	}
 }
 

@@ -53,12 +53,14 @@ type peer struct {
 	// generation counts the verdicts about the peer. What began in an older one says nothing about the present, so
 	// that twenty connections lost at once are one event.
 	generation atomic.Uint64
-	noReceipts atomic.Int64 // until when, by the pool's clock, the server does not tell what became of a transaction
-	drained    atomic.Bool  // by the operator
-	suspected  atomic.Bool  // a fault was reported and the probe's verdict is out
-	doubted    atomic.Bool  // a probe was asked for, for less than a fault
-	role       atomic.Int32 // the topology's Role, for a comparison at each statement's end
-	hearsay    atomic.Bool  // the last look's session reported another role than its answer: it repeats, as poolers do
+	noReceipts atomic.Int64  // until when, by the pool's clock, the server does not tell what became of a transaction
+	drained    atomic.Bool   // by the operator
+	suspected  atomic.Bool   // a fault was reported and the probe's verdict is out
+	doubted    atomic.Bool   // a probe was asked for, for less than a fault
+	role       atomic.Int32  // the topology's Role, for a comparison at each statement's end
+	stale      atomic.Uint32 // the timeline by which a primary that is still behind the address was said to be replaced
+	undeclared atomic.Bool   // it was said that there is more than one server at its address, and Proxy is not set
+	hearsay    atomic.Bool   // the last look's session reported another role than its answer: it repeats, as poolers do
 
 	answers atomic.Int64 // statements that have ended well, through a pooler
 	sent    int64        // picks.writes at the watch's last tick; the watch's alone
@@ -326,8 +328,6 @@ func (p *peer) report(generation uint64, v verdict, err error) {
 		return // the pool is being made; its monitors begin with a look
 	}
 	switch {
-	case v.class == classRefused && p.asksRole() && Role(p.role.Load()) != RoleReplica:
-		p.monitor.nudge() // the address may lead to a standby by now
 	case v.class == classConfig:
 		p.faults.note(err)
 		p.monitor.nudge()

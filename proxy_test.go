@@ -298,6 +298,7 @@ func TestPoolersAWelcomeProvesNothing(t *testing.T) {
 func TestPoolersCloseDoesNotWaitForOneThatIsPaused(t *testing.T) {
 	t.Parallel()
 	s := newPooled(t, nil)
+	require.NoError(t, s.pool.Ping(testContext(t)), "a new connection would wait for its server")
 	require.NoError(t, s.poolers[0].Pause())
 	done := make(chan error, 1)
 	go func() {

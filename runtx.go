@@ -117,6 +117,7 @@ func (p *MultiPool) runOnce(ctx context.Context, o pgx.TxOptions, f func(pgx.Tx)
 	}
 	end.lost = tx.conn != nil && tx.wire.pg.IsClosed()
 	if end.err != nil {
+		end.standby = end.standby || tx.astray(ctx, end.err)
 		return p.learnFrom(ctx, tx, end), end.err
 	}
 	if end.commit, end.err = tx.commit(ctx); end.err == nil {
@@ -127,6 +128,20 @@ func (p *MultiPool) runOnce(ctx context.Context, o pgx.TxOptions, f func(pgx.Tx)
 		return next, end.err
 	}
 	return p.settleCommit(ctx, r, end.err)
+}
+
+// astray rolls a transaction back that was refused as by a standby, and reports whether it has met one at the address of a
+// primary.
+func (tx *Tx) astray(ctx context.Context, err error) bool {
+	if tx.conn == nil || !tx.wire.peer.asksRole() || !refusedBecauseOfRole(err) {
+		return false
+	}
+	_ = tx.pgxTx.Rollback(ctx)
+	if !tx.wire.recovers(err) {
+		return false
+	}
+	tx.wire.leftBehind(tx.conn.Conn())
+	return true
 }
 
 // afterBegin decides what follows a BEGIN that failed. Where the pool has looked for a peer in vain it has waited

@@ -63,9 +63,16 @@ func (r *sockets) forget(s *socket) {
 func (r *sockets) cut(most int32, shut bool) {
 	r.mu.Lock()
 	r.shut = r.shut || shut
+	r.mu.Unlock()
+	r.cutIf(most, func(*wire) bool { return true })
+}
+
+// cutIf closes those of the connections that are meant.
+func (r *sockets) cutIf(most int32, meant func(*wire) bool) {
+	r.mu.Lock()
 	var closing []*socket
 	for s := range r.all {
-		if s.wire.seize(most) {
+		if meant(s.wire) && s.wire.seize(most) {
 			closing = append(closing, s)
 		}
 	}

@@ -55,6 +55,7 @@ type wire struct {
 	seen     uint32               // seq at the watch's last tick; the watch's alone
 	calls    int32                // out's upper part at the watch's last tick; the watch's alone
 
+	at      atomic.Pointer[sight] // what the session has told of its server at its beginning; nil: it was not asked
 	seat    atomic.Int32
 	counted atomic.Bool            // among the peer's connections that are made
 	born    time.Time              // before it was counted
