@@ -50,8 +50,8 @@ func answerLook(s pgfake.Statement) *pgfake.Response {
 	if s.Standby {
 		timeline = nil
 	}
-	r := &pgfake.Response{Rows: [][]any{{s.Standby, timeline, "0/2000", false, false, "1", nil}}}
-	for _, name := range []string{"standby", "timeline", "position", "alone", "paused", "system", "shown"} {
+	r := &pgfake.Response{Rows: [][]any{{s.Standby, timeline, "0/2000", false, false, nil, false, "1", nil}}}
+	for _, name := range []string{"standby", "timeline", "position", "alone", "paused", "started", "awaits", "system", "shown"} {
 		oid := uint32(pgfake.TextOID)
 		if _, flag := r.Rows[0][len(r.Columns)].(bool); flag {
 			oid = pgfake.BoolOID
