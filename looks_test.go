@@ -189,12 +189,12 @@ func TestAServerThatDoesNotServeTheShortLookIsAskedTheFullOne(t *testing.T) {
 			}
 			return answering(nil)(s)
 		})
-		time.Sleep(time.Minute)
+		time.Sleep(redialEach - 5*time.Second)
 		settled()
 		assert.Equal(t, "up", x.peer("replica1").Health)
 		assert.Zero(t, x.peer("replica1").Trips)
 		assert.LessOrEqual(t, x.replicas[0].Count(lookBrief), 1)
-		assert.Greater(t, x.replicas[0].Count(lookFull), 60)
+		assert.Greater(t, x.replicas[0].Count(lookFull), 25)
 		assert.Equal(t, 1, x.replicas[0].Dials())
 	})
 }
@@ -212,7 +212,7 @@ func TestAPreparedLookThatIsLostIsSentAsAText(t *testing.T) {
 			}
 			return answering(nil)(s)
 		})
-		time.Sleep(time.Minute)
+		time.Sleep(redialEach - 5*time.Second)
 		settled()
 		require.True(t, refused.Load())
 		assert.Equal(t, "up", x.peer("replica1").Health)
