@@ -30,7 +30,7 @@ for module in $(find . -name go.mod -not -path './.*/*' -exec dirname {} \; | so
 	[ "$module" = . ] || echo "module $module:"
 	(
 		cd "$module"
-		go build $race -o /dev/null ./... && go test $race -shuffle=on -timeout 20m -p "$at_once" "$@" ./...
+		go build $race -o /dev/null ./... && go test $race -shuffle=on -timeout 30m -p "$at_once" "$@" ./...
 	) || status=1
 done
 
