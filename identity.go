@@ -16,39 +16,33 @@ func (s server) is(other server) bool { return s.started != 0 && s == other }
 // drawn, vote or claim beside it. The one that stands is the primary's, while it answers, else the first that answers; but
 // always one that is drained, as that is said of the server.
 func (t *topology) pair() {
+	first := make(map[server]*member)
 	for i := range t.members {
 		m := &t.members[i]
 		m.alias = nil
-		for j := range t.members {
-			if n := &t.members[j]; n != m && n.server.is(m.server) && t.standsFor(n, m) {
-				m.alias = n.peer
-			}
+		if n := first[m.server]; m.server.started != 0 && (n == nil || t.rank(m) > t.rank(n)) {
+			first[m.server] = m
 		}
 	}
-	for i := range t.members { // of several that stand before it the first of them all
-		if m := &t.members[i]; m.alias != nil {
-			for n := t.member(m.alias); n.alias != nil; n = t.member(n.alias) {
-				m.alias = n.alias
-			}
+	if len(first) == len(t.members) {
+		return
+	}
+	for i := range t.members {
+		if m := &t.members[i]; first[m.server] != nil && first[m.server] != m {
+			m.alias = first[m.server].peer
 		}
 	}
 }
 
-// standsFor reports whether of two names of one server a stands for it rather than b.
-func (t *topology) standsFor(a, b *member) bool {
-	rank := func(m *member) (n int) {
-		for _, better := range [...]bool{m.drained, m.stands(), m.role == RolePrimary, m.peer == t.primary, !m.peer.spare} {
-			n *= 2
-			if better {
-				n++
-			}
+// rank orders the names of one server; of equals the first of the configuration stands.
+func (t *topology) rank(m *member) (n int) {
+	for _, better := range [...]bool{m.drained, m.stands(), m.role == RolePrimary, m.peer == t.primary, !m.peer.spare} {
+		n *= 2
+		if better {
+			n++
 		}
-		return n
 	}
-	if x, y := rank(a), rank(b); x != y {
-		return x > y
-	}
-	return t.comesFirst(a, b)
+	return n
 }
 
 // leads reports whether a name leads to the primary: it is its peer's, or another of its server's.
