@@ -150,7 +150,7 @@ func TestAShortLookThatDiffersIsFollowedByAFullOne(t *testing.T) {
 		time.Sleep(11 * time.Second)
 		x.replicas[0].ResetCounters()
 		time.Sleep(20 * time.Second)
-		require.Greater(t, x.replicas[0].Count(lookBrief), 4*x.replicas[0].Count(lookFull))
+		require.Greater(t, x.replicas[0].Count(lookBrief), 3*x.replicas[0].Count(lookFull))
 		_, err := x.pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)
 
