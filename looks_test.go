@@ -59,10 +59,13 @@ func TestWhileTheProgramWritesWhoMayHaveReplacedItsPrimaryIsLookedAt(t *testing.
 					}
 					return n
 				}
-				resting := count(20 * time.Second)
-				for i := range all {
-					assert.InDelta(t, 4, resting[i], 1)
+				atRest := func() {
+					for _, n := range count(20 * time.Second) {
+						assert.GreaterOrEqual(t, n, 3)
+						assert.LessOrEqual(t, n, 6, "one each five seconds or a little less, and one more by a monitor that dials anew")
+					}
 				}
+				atRest()
 				for _, p := range all {
 					p.ResetCounters()
 				}
@@ -83,13 +86,10 @@ func TestWhileTheProgramWritesWhoMayHaveReplacedItsPrimaryIsLookedAt(t *testing.
 				assert.InDelta(t, 25, busy[0], 4)
 				assert.InDelta(t, 25, busy[1], 4)
 				assert.LessOrEqual(t, x.replicas[0].Count(lookFull), 6, "short ones, but for one each five seconds")
-				assert.LessOrEqual(t, busy[2], 5, "the primary itself")
+				assert.LessOrEqual(t, busy[2], 6, "the primary itself")
 				<-writing
 				time.Sleep(10 * time.Second)
-				resting = count(20 * time.Second)
-				for i := range all {
-					assert.InDelta(t, 4, resting[i], 1)
-				}
+				atRest()
 			})
 		})
 	}
