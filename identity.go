@@ -12,6 +12,15 @@ type server struct {
 // is reports whether both are one server.
 func (s server) is(other server) bool { return s.started != 0 && s == other }
 
+// differs reports whether two answers came from two servers, or from one that was started again in between. What is not told
+// does not differ.
+func (s server) differs(other server) bool {
+	if s.started == 0 || other.started == 0 {
+		return false
+	}
+	return s.started != other.started || s.system != other.system && s.system != 0 && other.system != 0
+}
+
 // pair finds the names that lead to one server: one of them stands for it, and the others are its aliases. They are not
 // drawn, vote or claim beside it. The one that stands is the primary's, while it answers, else the first that answers; but
 // always one that is drained, as that is said of the server.

@@ -35,8 +35,7 @@ type monitor struct {
 	conn      *pgx.Conn // the monitor's own; nil: none at the moment
 	took      connectTimes
 	dialled   time.Time    // when conn was, or the last try to replace it
-	met       origin       // by the last look
-	metBefore origin       // before the address led to met
+	metBefore server       // before the address led to another
 	repeats   int          // looks in a row at which its own session reported another role than it saw
 	modesty   atomic.Int32 // which of looks the server answers
 	wordy     atomic.Bool  // whether it answers those, and not lookBrief
@@ -611,9 +610,6 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 			m.nudge() // a primary may tell what a replica could not
 		}
 		m.saw = seen.role
-		if !seen.glance {
-			p.awaits.Store(seen.awaits)
-		}
 		m.remember(seen)
 		m.silence = silence{}
 		m.moved(seen)
@@ -656,13 +652,14 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	return err
 }
 
-// remember keeps what a look has told, for the choice of the next one's depth.
+// remember keeps what a look has told, for the choice of the next one's depth and for those who take connections.
 func (m *monitor) remember(seen sight) {
 	if seen.full {
 		m.told.sight = seen
 	}
 	if !seen.glance {
 		m.told.measured = seen.asked
+		m.peer.awaits.Store(seen.awaits)
 	}
 }
 

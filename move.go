@@ -15,22 +15,6 @@ import (
 // were. So a monitor dials anew now and then, and wherever something contradicts what it sees; and behind a proxy every new
 // session says which server it has met before the program has it.
 
-// origin tells one server, from its start to its end, from any other. What is not told is zero.
-type origin struct {
-	system  uint64
-	started int64
-}
-
-func (s sight) origin() origin { return origin{s.system, s.started} }
-
-// differs reports whether two answers came from two servers, or from one that was started again in between.
-func (s origin) differs(other origin) bool {
-	if s.started == 0 || other.started == 0 {
-		return false
-	}
-	return s.started != other.started || s.system != other.system && s.system != 0 && other.system != 0
-}
-
 const (
 	// A monitor dials anew each redialEach; behind a proxy, and while there is no primary, at each regular look; where its
 	// session leads to a primary that was replaced, each redialFenced. Where something contradicts what it sees it does so at
@@ -116,7 +100,7 @@ func (m *monitor) notice(seen sight) {
 	if p.proxy || m.borrowing() {
 		return
 	}
-	if m.met.differs(seen.origin()) {
+	if p.lastServer().differs(seen.server()) {
 		p.contradicted(errSeveral)
 	}
 	if !p.hearsay.Load() {
@@ -130,12 +114,8 @@ func (m *monitor) notice(seen sight) {
 // server leads to another, connections that lead to the last one are closed: those in use when they are released, or at once
 // where writes there are lost.
 func (m *monitor) moved(seen sight) {
-	p, now := m.peer, seen.origin()
-	if now.started == 0 {
-		return
-	}
-	was := m.met
-	m.met = now
+	p, now := m.peer, seen.server()
+	was := p.lastServer()
 	if !was.differs(now) {
 		return
 	}

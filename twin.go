@@ -17,6 +17,17 @@ type twins struct {
 	one  map[*peer]bool // whether it is the same server
 }
 
+// server is which server a look has met, as far as it tells.
+func (s sight) server() server { return server{system: s.system, started: s.started} }
+
+// lastServer is which server the last look that told has met.
+func (p *peer) lastServer() server {
+	if seen := p.sighted.Load(); seen != nil {
+		return seen.server()
+	}
+	return server{}
+}
+
 // serverOf returns which server a look has met. Where another peer's tells the same system identifier and the same start, it
 // is the same server if a session here is seen there; one that is not, as of a copy of a running machine, is told apart.
 func (m *monitor) serverOf(ctx context.Context, seen sight) server {
@@ -25,23 +36,23 @@ func (m *monitor) serverOf(ctx context.Context, seen sight) server {
 		return server{}
 	}
 	p.sighted.Store(&seen) // before the others' are read, so that of two that look at once one sees the other
-	s := server{system: seen.system, started: seen.started}
+	s := seen.server()
 	if m.conn == nil || m.conn != m.twins.conn {
 		m.twins = twins{conn: m.conn, one: map[*peer]bool{}}
 	}
 	apart := false
-	top := p.owner.topology.Load()
-	for _, q := range top.peers {
-		other := q.sighted.Load()
-		n := top.member(q)
-		if q == p || other == nil || !n.answers() || other.system != s.system || other.started != s.started {
+	members := p.owner.topology.Load().members
+	for i := range members {
+		n := &members[i]
+		q, other := n.peer, n.peer.sighted.Load()
+		if q == p || other == nil || !n.answers() || other.server() != s {
 			continue
 		}
 		if !m.isOne(ctx, seen, q, *other) {
 			apart = true
 			continue
 		}
-		if n.server.system == s.system && n.server.started == s.started {
+		if n.server.system == s.system && n.server.started == s.started { // a copy's, too
 			return n.server
 		}
 	}
