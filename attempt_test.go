@@ -20,7 +20,7 @@ import (
 
 // What was cut made room: who had waited for it comes to the stale primary anew.
 func TestWhoWaitedForAConnectionOfAStalePrimaryDoesNotWriteToIt(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
 		settled()
 		const hangs, waits = "insert into t values (1)", "insert into t values (3)"
 		x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
@@ -65,15 +65,15 @@ func TestWhoDialsAStalePrimaryDoesNotWriteToIt(t *testing.T) {
 			})
 		},
 		"Primary": func(ctx context.Context, p *MultiPool) error {
-			_, err := p.Primary().Exec(ctx, "insert into t values (3)")
+			_, err := p.PrimaryPool().Exec(ctx, "insert into t values (3)")
 			return err
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var slow atomic.Bool
-			bubble(t, 2, func(c *Config) {
+			bubble(t, 2, func(c *Options) {
 				c.CheckInterval = time.Second
-				c.Pool.BeforeConnect = func(_ context.Context, cc *pgx.ConnConfig) error {
+				c.Config.BeforeConnect = func(_ context.Context, cc *pgx.ConnConfig) error {
 					if cc.Host == "primary" && slow.CompareAndSwap(true, false) {
 						time.Sleep(3 * time.Second) // as a token from afar takes
 					}
@@ -96,7 +96,7 @@ func TestWhoDialsAStalePrimaryDoesNotWriteToIt(t *testing.T) {
 
 // Who waits for a connection while the primary is drained, or contested, goes on waiting.
 func TestWhoWaitedForAConnectionOfADrainedPrimaryWaitsForTheNext(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.Pool.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Config.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
 		var held []*pgxpool.Conn
 		for range 2 {
 			c, err := x.pool.Acquire(ctx)
@@ -129,7 +129,7 @@ func TestAContestedPrimaryGetsNoWriteByAnyRoute(t *testing.T) {
 		"to a replica if there is one": {Target: TargetPreferReplica},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 1; c.CheckInterval = time.Second; c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
+			bubble(t, 1, func(c *Options) { c.Config.MaxConns = 1; c.CheckInterval = time.Second; c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
 				settled()
 				if route.Target == TargetPreferReplica {
 					x.replicas[0].Die()
@@ -214,7 +214,7 @@ func TestACommandThatIsRefusedBehindAPoolerIsSentAgain(t *testing.T) {
 	for sql, again := range map[string]bool{"insert into t values (1)": true, "create table u (id int)": true, "call p()": false, "do $$ begin end $$": false} {
 		for _, standby := range []bool{true, false} {
 			t.Run(fmt.Sprint(sql, standby), func(t *testing.T) {
-				bubble(t, 1, func(c *Config) {
+				bubble(t, 1, func(c *Options) {
 					c.Peers = []Peer{{Host: "primary", Proxy: true}, {Host: "replica1", Proxy: true}}
 				}, func(ctx context.Context, x *fakes) {
 					require.NoError(t, x.pool.Ping(ctx))
@@ -264,7 +264,7 @@ func (s *stallingTracer) TraceAcquireEnd(_ context.Context, _ *MultiPool, d Trac
 
 func TestAReadThatHasItsConnectionWhenItsPeerFallsRunsElsewhere(t *testing.T) {
 	stall := &stallingTracer{}
-	bubble(t, 2, func(c *Config) { c.Pool.ConnConfig.Tracer = stall }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Config.ConnConfig.Tracer = stall }, func(ctx context.Context, x *fakes) {
 		for range 20 {
 			x.read(ctx)
 		}
@@ -308,8 +308,8 @@ func TestALostReadThatMayHaveWrittenSaysSo(t *testing.T) {
 		"a text that is rewritten":    {"select 7", "insert into t values (7)", []any{pgx.QueryExecModeExec, rewritten("insert into t values (7)")}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, 2, func(c *Config) {
-				c.Pool.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			bubble(t, 2, func(c *Options) {
+				c.Config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 					_, err := conn.Prepare(ctx, "place_order", call)
 					return err
 				}
@@ -347,7 +347,7 @@ func TestACallThatHasCommittedAPartIsNotSentAgain(t *testing.T) {
 		pool, err := ParseConfig("postgres://app@primary/app?sslmode=disable")
 		require.NoError(t, err)
 		pool.ConnConfig.DialFunc, pool.ConnConfig.LookupFunc = network.Dial, pgfake.Lookup
-		p, err := Open(t.Context(), Config{Pool: pool, Peers: []Peer{{Host: "primary", Proxy: true}, {Host: "replica", Proxy: true}}})
+		p, err := Open(t.Context(), Options{Config: pool, Peers: []Peer{{Host: "primary", Proxy: true}, {Host: "replica", Proxy: true}}})
 		require.NoError(t, err)
 		defer p.Close()
 		_, err = p.Exec(t.Context(), "call p()")
@@ -360,7 +360,7 @@ func TestACallThatHasCommittedAPartIsNotSentAgain(t *testing.T) {
 }
 
 func TestAPoolOfOnePeerServesWhateverItsRole(t *testing.T) {
-	bubble(t, 0, func(c *Config) { c.Peers = []Peer{{Host: "primary", Role: RoleReplica}} }, func(ctx context.Context, x *fakes) {
+	bubble(t, 0, func(c *Options) { c.Peers = []Peer{{Host: "primary", Role: RoleReplica}} }, func(ctx context.Context, x *fakes) {
 		_, err := x.pool.Exec(ctx, "set application_name = 'x'")
 		assert.NoError(t, err)
 		assert.NoError(t, x.pool.Ping(ctx))

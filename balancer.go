@@ -24,7 +24,7 @@ type Balancer interface {
 }
 
 // Candidates are the peers among which a [Balancer] chooses, healthy (where nobody is: suspects) and as the route, the
-// mode and zones have it: with [Config].Zone they are those of the own zone, and where none of these is usable or has a
+// mode and zones have it: with [Options].Zone they are those of the own zone, and where none of these is usable or has a
 // free connection those of the others, in a second Pick. They have the order of the configuration, but that the primary
 // stands behind the replicas. Indexes go from 0 to Len()-1; others panic.
 //

@@ -372,7 +372,7 @@ func TestSlownessIsJudgedWithinAZone(t *testing.T) {
 
 // The looks of a pool with a balancer tell round trips within a second or so, and the balancer follows them.
 func TestNearestFollowsTheLooks(t *testing.T) {
-	bubble(t, 3, func(c *Config) { c.Balancer = Nearest() }, func(ctx context.Context, x *fakes) {
+	bubble(t, 3, func(c *Options) { c.Balancer = Nearest() }, func(ctx context.Context, x *fakes) {
 		for i, r := range x.replicas {
 			r.Delay(time.Duration(10*(3-i)) * time.Millisecond)
 		}
@@ -397,7 +397,7 @@ func TestNearestFollowsTheLooks(t *testing.T) {
 }
 
 func TestTheBalancerIsAskedByCallsAndByExplain(t *testing.T) {
-	bubble(t, 3, func(c *Config) {
+	bubble(t, 3, func(c *Options) {
 		c.Balancer = picker(func(c Candidates) int {
 			for i := range c.Len() {
 				if c.Name(i) == "replica2:5432" {

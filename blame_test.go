@@ -33,7 +33,7 @@ func (x *fakes) unblamed() {
 }
 
 // suspicions counts what the hooks are told of.
-func suspicions(c *Config) *int {
+func suspicions(c *Options) *int {
 	var mu sync.Mutex
 	n := new(int)
 	own := c.Hooks.PeerChanged
@@ -54,7 +54,7 @@ func suspicions(c *Config) *int {
 
 func TestAStatementOnAClosedConnectionBlamesNobody(t *testing.T) {
 	var suspected *int
-	bubble(t, 1, func(c *Config) { suspected = suspicions(c) }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { suspected = suspicions(c) }, func(ctx context.Context, x *fakes) {
 		var txs []pgx.Tx
 		for range 10 {
 			tx, err := x.pool.Begin(ctx)
@@ -95,7 +95,7 @@ func TestAStatementOnAClosedConnectionBlamesNobody(t *testing.T) {
 
 func TestAnIdleSessionOfTheMonitorsThatIsEndedBlamesNobody(t *testing.T) {
 	var suspected *int
-	bubble(t, 1, func(c *Config) { suspected = suspicions(c) }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { suspected = suspicions(c) }, func(ctx context.Context, x *fakes) {
 		x.read(ctx)
 		settled()
 		x.replicas[0].ResetCounters()
@@ -118,7 +118,7 @@ func TestAnIdleSessionOfTheMonitorsThatIsEndedBlamesNobody(t *testing.T) {
 func TestATransactionThatTakesTooLongIsNobodysFaultAndNotRunAgain(t *testing.T) {
 	const slow = "select slow"
 	var suspected *int
-	bubble(t, 2, func(c *Config) { suspected = suspicions(c) }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { suspected = suspicions(c) }, func(ctx context.Context, x *fakes) {
 		tooLong := answering(func(s pgfake.Statement) *pgfake.Response {
 			if s.Preparing || s.SQL != slow {
 				return nil
@@ -201,15 +201,15 @@ func TestAFaultOnThisSideBlamesNobody(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			out.Store(nil)
-			bubble(t, 2, func(c *Config) {
-				c.Pool.ConnConfig.LookupFunc = func(_ context.Context, host string) ([]string, error) {
+			bubble(t, 2, func(c *Options) {
+				c.Config.ConnConfig.LookupFunc = func(_ context.Context, host string) ([]string, error) {
 					if out.Load() != nil && tc.lookUp != nil {
 						return nil, tc.lookUp
 					}
 					return []string{host}, nil
 				}
-				dial := c.Pool.ConnConfig.DialFunc
-				c.Pool.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				dial := c.Config.ConnConfig.DialFunc
+				c.Config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 					if out.Load() != nil && tc.dial != nil {
 						return nil, tc.dial
 					}
@@ -269,9 +269,9 @@ type dialled struct {
 	conns []net.Conn
 }
 
-func (d *dialled) of(c *Config, host string) {
-	d.host, d.dial = host, c.Pool.ConnConfig.DialFunc
-	c.Pool.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+func (d *dialled) of(c *Options, host string) {
+	d.host, d.dial = host, c.Config.ConnConfig.DialFunc
+	c.Config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if addr != d.host+":5432" {
 			return d.dial(ctx, network, addr)
 		}
@@ -308,7 +308,7 @@ func (d *dialled) cutFirst() {
 // A server is far away: to connect takes it longer than a probe of one that is near may take.
 func TestALostSessionOfAServerFarAwayIsNoTrip(t *testing.T) {
 	var far dialled
-	bubble(t, 1, func(c *Config) {
+	bubble(t, 1, func(c *Options) {
 		far.of(c, "primary")
 		far.take(700 * time.Millisecond)
 	}, func(ctx context.Context, x *fakes) {
@@ -352,7 +352,7 @@ func TestALostSessionOfAServerFarAwayIsNoTrip(t *testing.T) {
 // New connections hang while those that exist go on: the peer stands, whether or not its monitor has a session.
 func TestAPeerStandsByAnIdleConnectionOfTheProgram(t *testing.T) {
 	var mute dialled
-	bubble(t, 1, func(c *Config) { mute.of(c, "primary") }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { mute.of(c, "primary") }, func(ctx context.Context, x *fakes) {
 		_, err := x.pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)
 		settled()
@@ -552,7 +552,7 @@ func TestLooksMakeNobodySlow(t *testing.T) {
 			var mu sync.Mutex
 			var turns []bool
 			was := map[string]bool{}
-			bubble(t, 2, func(c *Config) {
+			bubble(t, 2, func(c *Options) {
 				c.Hooks = &Hooks{PeerChanged: func(e PeerEvent) {
 					mu.Lock()
 					defer mu.Unlock()
@@ -597,9 +597,9 @@ func TestAReadDoesNotWaitForAConnectionThatHangs(t *testing.T) {
 	for _, far := range []bool{false, true} {
 		t.Run(fmt.Sprint("a far one=", far), func(t *testing.T) {
 			var hangs dialled
-			bubble(t, 2, func(c *Config) {
+			bubble(t, 2, func(c *Options) {
 				hangs.of(c, "replica1")
-				c.Pool.MaxConnLifetime = 2 * time.Second
+				c.Config.MaxConnLifetime = 2 * time.Second
 			}, func(ctx context.Context, x *fakes) {
 				for _, r := range x.replicas {
 					r.Handle(answering(func(s pgfake.Statement) *pgfake.Response {

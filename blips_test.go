@@ -281,7 +281,7 @@ func TestBlips(t *testing.T) {
 	must(t, cluster, append(slices.Clone(writesSchema), "create table barely (id bigint)", "create table items (id int primary key, body text)",
 		"insert into items select n, 'item ' || n from generate_series(1, 1000) n")...)
 	relays, connString := listenAll(t, cluster, "pool_max_conns=12")
-	pool := openPool(t, Config{}, connString)
+	pool := openPool(t, Options{}, connString)
 	waitUp(t, pool)
 
 	ours, bare := newHearers(), newHearers()
@@ -375,7 +375,7 @@ func TestABatchIsNotSentOnALostConnection(t *testing.T) {
 	config, err := ParseConfig(connString)
 	require.NoError(t, err)
 	config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
-	pool := openConfig(t, Config{}, config)
+	pool := openConfig(t, Options{}, config)
 	waitUp(t, pool)
 	ctx := testContext(t)
 	for range 5 {

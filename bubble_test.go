@@ -37,7 +37,7 @@ type fakes struct {
 }
 
 // bubble runs f in a bubble with a primary and n replicas. open, where it is not nil, changes the configuration.
-func bubble(t *testing.T, n int, open func(*Config), f func(context.Context, *fakes)) {
+func bubble(t *testing.T, n int, open func(*Options), f func(context.Context, *fakes)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		x := &fakes{t: t, network: pgfake.Network{}}
@@ -59,7 +59,7 @@ func bubble(t *testing.T, n int, open func(*Config), f func(context.Context, *fa
 		require.NoError(t, err)
 		pool.ConnConfig.DialFunc = x.dial
 		pool.ConnConfig.LookupFunc = pgfake.Lookup
-		config := Config{Pool: pool, Hooks: x.journal.hooks()}
+		config := Options{Config: pool, Hooks: x.journal.hooks()}
 		if open != nil {
 			open(&config)
 		}
@@ -238,7 +238,7 @@ func TestAWriteWaitsForThePrimaryAndIsDoneOnce(t *testing.T) {
 }
 
 func TestACallThatNobodyCanTakeFailsWhenItsWaitIsOver(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Wait = 3 * time.Second; c.MaxWaiting = 2 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Wait = 3 * time.Second; c.MaxWaiting = 2 }, func(ctx context.Context, x *fakes) {
 		x.read(ctx)
 		x.primary.Die()
 		x.replicas[0].Die()
@@ -281,7 +281,7 @@ func TestACallThatNobodyCanTakeFailsWhenItsWaitIsOver(t *testing.T) {
 }
 
 func TestBeyondMaxWaitingCallsFailAtOnce(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.MaxWaiting = 2 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.MaxWaiting = 2 }, func(ctx context.Context, x *fakes) {
 		x.read(ctx)
 		x.primary.Die()
 		_ = x.pool.Ping(withTimeout(t, time.Second))
@@ -309,10 +309,10 @@ func TestBeyondMaxWaitingCallsFailAtOnce(t *testing.T) {
 
 func TestTheFirstCallsWaitForTheFirstUsableAnswer(t *testing.T) {
 	var ready chan struct{}
-	bubble(t, 2, func(c *Config) {
+	bubble(t, 2, func(c *Options) {
 		ready = make(chan struct{})
-		dial := c.Pool.ConnConfig.DialFunc
-		c.Pool.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		dial := c.Config.ConnConfig.DialFunc
+		c.Config.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			<-ready // the monitors begin when the pool is opened, and may be quicker than what follows here
 			return dial(ctx, network, addr)
 		}
@@ -526,8 +526,8 @@ func TestApplicationErrorsTripNothing(t *testing.T) {
 
 // A program whose set-up of a connection writes, or listens, used to work on its one server.
 func TestASetUpThatAStandbyRefusesLeavesTheReadsOnThePrimary(t *testing.T) {
-	bubble(t, 2, func(c *Config) {
-		c.Pool.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+	bubble(t, 2, func(c *Options) {
+		c.Config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 			_, err := conn.Exec(ctx, "create temp table scratch (v int)")
 			return err
 		}
@@ -579,7 +579,7 @@ func TestAReplicaThatRefusedASessionIsReadAgain(t *testing.T) {
 
 // The one that answers in time is of another cluster. It is elected, outvoted, and what runs there must not go on.
 func TestAStrangerThatWasElectedIsCut(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
 		settled()
 		stranger := pgfake.New(pgfake.Options{SystemID: 2})
 		stranger.Handle(func(s pgfake.Statement) *pgfake.Response {
@@ -592,7 +592,7 @@ func TestAStrangerThatWasElectedIsCut(t *testing.T) {
 		for _, r := range x.replicas {
 			r.Delay(600 * time.Millisecond)
 		}
-		p, err := Open(t.Context(), Config{Pool: x.pool.Config(), CheckInterval: time.Second})
+		p, err := Open(t.Context(), Options{Config: x.pool.Config(), CheckInterval: time.Second})
 		require.NoError(t, err)
 		defer p.Close()
 		tx, err := p.Begin(ctx)
@@ -643,7 +643,7 @@ func TestARecoveryConflictIsReadElsewhere(t *testing.T) {
 }
 
 func TestMonitorsWithoutConnectionsOfTheirOwnLookThroughThePools(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.NoMonitorConns = true }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.NoMonitorConns = true }, func(ctx context.Context, x *fakes) {
 		x.read(ctx)
 		_, err := x.pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)
@@ -687,7 +687,7 @@ func TestTheRoleOfAProxyIsAskedNeverBelieved(t *testing.T) {
 		pool, err := ParseConfig("postgres://app@primary/app?sslmode=disable")
 		require.NoError(t, err)
 		pool.ConnConfig.DialFunc, pool.ConnConfig.LookupFunc = network.Dial, pgfake.Lookup
-		p, err := Open(t.Context(), Config{Pool: pool, Peers: []Peer{
+		p, err := Open(t.Context(), Options{Config: pool, Peers: []Peer{
 			{Host: "primary"}, {Host: "pooler", Port: 6432, Proxy: true},
 		}})
 		require.NoError(t, err)
@@ -701,7 +701,7 @@ func TestTheRoleOfAProxyIsAskedNeverBelieved(t *testing.T) {
 }
 
 func TestCloseWakesThoseWhoWait(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Wait = time.Hour }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Wait = time.Hour }, func(ctx context.Context, x *fakes) {
 		x.read(ctx)
 		x.primary.Die()
 		_ = x.pool.Ping(withTimeout(t, time.Second))
@@ -773,8 +773,8 @@ func TestACallFailedByAStaleConnectionGoesOnSoon(t *testing.T) {
 
 func TestAnOutageOfTheProgramsSecretStoreIsNoDeath(t *testing.T) {
 	var out atomic.Bool
-	bubble(t, 2, func(c *Config) {
-		c.Pool.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
+	bubble(t, 2, func(c *Options) {
+		c.Config.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
 			if out.Load() {
 				return errors.New("the secret store is out")
 			}
@@ -833,7 +833,7 @@ func TestAWriteLostBehindItsFirstRowIsMarked(t *testing.T) {
 // A route says where a statement goes. Whether it writes its text says.
 func TestAWriteByQueryIsOneUnderAnExplicitRoute(t *testing.T) {
 	const insert = "insert into t values (7) returning v"
-	configure := func(c *Config) { c.Models = map[string]Route{"payments": {Target: TargetPrimary, Retry: RetryReads}} }
+	configure := func(c *Options) { c.Models = map[string]Route{"payments": {Target: TargetPrimary, Retry: RetryReads}} }
 	bubble(t, 1, configure, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
@@ -980,7 +980,7 @@ func TestOneLongReadMakesNobodySlow(t *testing.T) {
 
 // Both accept writes; what is written to the old one is lost.
 func TestAReplacedPrimaryIsCutAndGetsNoWrite(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
 		settled()
 		tx, err := x.pool.Begin(ctx)
 		require.NoError(t, err)
@@ -1022,7 +1022,7 @@ func TestAReplacedPrimaryIsCutAndGetsNoWrite(t *testing.T) {
 // connection at hand; where nobody waits they are eased.
 func TestAPromotionAfterHalfAMinuteIsFollowedAtOnce(t *testing.T) {
 	for _, waits := range []bool{true, false} {
-		bubble(t, 2, func(c *Config) { c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
+		bubble(t, 2, func(c *Options) { c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
 			_, err := x.pool.Exec(ctx, "insert into t values (1)")
 			require.NoError(t, err)
 			x.primary.Die()
@@ -1065,7 +1065,7 @@ func TestAPromotionAfterHalfAMinuteIsFollowedAtOnce(t *testing.T) {
 // A primary that comes back after another was promoted is fenced, whatever it says, and the event is told once.
 func TestAPrimaryOfAnOlderTimelineIsFencedOnce(t *testing.T) {
 	var events primaryEvents
-	bubble(t, 2, func(c *Config) { c.Hooks = JoinHooks(c.Hooks, events.hooks()) }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Hooks = JoinHooks(c.Hooks, events.hooks()) }, func(ctx context.Context, x *fakes) {
 		settled()
 		x.replicas[0].Promote()
 		for range 60 {
@@ -1094,7 +1094,7 @@ func TestAPrimaryOfAnOlderTimelineIsFencedOnce(t *testing.T) {
 
 // A replica falls behind and catches up, by the positions that the looks see.
 func TestAReplicaBehindItsBoundIsLeftOutUntilItHasCaughtUp(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.MaxLag = Lag{Bytes: 1000} }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.MaxLag = Lag{Bytes: 1000} }, func(ctx context.Context, x *fakes) {
 		var position, replayed atomic.Uint64
 		position.Store(1 << 20)
 		replayed.Store(1 << 20)
@@ -1165,7 +1165,7 @@ func TestAProgramThatStartsInAFailoverFollowsItAtOnce(t *testing.T) {
 			settled()
 			x.primary.Die()
 			config := x.pool.Config()
-			second, err := Open(t.Context(), Config{Pool: config})
+			second, err := Open(t.Context(), Options{Config: config})
 			require.NoError(t, err)
 			defer second.Close()
 			time.Sleep(time.Second)
@@ -1189,7 +1189,7 @@ func TestWaitForPrimaryHasThePeersLookedAt(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.Die()
-		second, err := Open(t.Context(), Config{Pool: x.pool.Config()})
+		second, err := Open(t.Context(), Options{Config: x.pool.Config()})
 		require.NoError(t, err)
 		defer second.Close()
 		time.Sleep(1500 * time.Millisecond)
@@ -1205,7 +1205,7 @@ func TestWaitForPrimaryHasThePeersLookedAt(t *testing.T) {
 }
 
 func TestWaitForPrimaryTakesNoPlaceOfACall(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.MaxWaiting = 1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.MaxWaiting = 1 }, func(ctx context.Context, x *fakes) {
 		settled()
 		require.NoError(t, x.pool.DrainPrimary(ctx))
 		ctx, cancel := context.WithCancel(ctx)
@@ -1256,7 +1256,7 @@ func TestABoundInBytesIsNotKeptByAnOldMeasure(t *testing.T) {
 
 // A hard bound in time; the call waits for a connection of the replica that was chosen.
 func TestABoundHoldsForACallThatHasWaited(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 1; c.StallAfter = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 1; c.StallAfter = -1 }, func(ctx context.Context, x *fakes) {
 		var position, replayed atomic.Uint64
 		position.Store(1 << 20)
 		replayed.Store(1 << 20)
@@ -1283,7 +1283,7 @@ func TestABoundHoldsForACallThatHasWaited(t *testing.T) {
 		x.pool.routeOf(bound)
 		time.Sleep(5 * time.Second)
 		go func() {
-			r, err := x.pool.Query(WithReplica(ctx), "select slow")
+			r, err := x.pool.Query(WithPreferReplica(ctx), "select slow")
 			if err == nil {
 				r.Close()
 			}
@@ -1308,7 +1308,7 @@ func TestABoundHoldsForACallThatHasWaited(t *testing.T) {
 		t.Logf("served by the replica: %v, %v after it had stopped replaying (bound 2 s)", !servedAt.IsZero(), servedAt.Sub(behindSince))
 		assert.True(t, servedAt.IsZero() || servedAt.Sub(behindSince) < 2*time.Second)
 		trips := x.journal.take()
-		assert.Equal(t, Decision{Peer: "primary:5432", Reason: ReasonStale, Attempt: 2}, trips[len(trips)-1])
+		assert.Equal(t, Decision{Peer: "primary:5432", Reason: ReasonReplicasBehind, Attempt: 2}, trips[len(trips)-1])
 	})
 }
 
@@ -1359,7 +1359,7 @@ func testAPromotedModestReplica(t *testing.T, bySession bool) {
 
 // Calls that hold connections and run nothing, one after another, are no hang, though nothing ends and at each tick some wait.
 func TestWhoWaitsWhileOthersAreServedMakesNobodySuspect(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 1 }, func(ctx context.Context, x *fakes) {
 		settled()
 		dials := x.primary.Dials()
 		end := time.Now().Add(10 * time.Second)

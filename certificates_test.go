@@ -137,8 +137,8 @@ func requireEverywhere(t *testing.T, p *MultiPool, want map[int]string) {
 	t.Helper()
 	requireShown(t, rowsOf{p, WithPrimary}, want, "the primary")
 	requireShown(t, p, want, "a read")
-	requireShown(t, p.Primary(), want, "Primary()")
-	requireShown(t, p.Replicas(), want, "Replicas()")
+	requireShown(t, p.PrimaryPool(), want, "Primary()")
+	requireShown(t, p.ReplicaPool(), want, "Replicas()")
 	for _, ps := range p.Status().Peers {
 		requireShown(t, p.PeerPool(ps.Name), want, "PeerPool")
 	}
@@ -210,7 +210,7 @@ func TestEveryConnectionHasItsPeersClientCertificate(t *testing.T) {
 		for i, mode := range []string{"sslmode=prefer", "sslmode=require", "sslmode=verify-full sslrootcert=" + c.CA()} {
 			t.Run(way.name+" "+mode[:14], func(t *testing.T) {
 				t.Parallel()
-				config := Config{NoMonitorConns: i == 1, Wait: operatorTime}
+				config := Options{NoMonitorConns: i == 1, Wait: operatorTime}
 				if way.peers != nil {
 					config.Peers = way.peers(mode)
 				}
@@ -252,7 +252,7 @@ func TestClientCertificatesChangeWhileAPoolLives(t *testing.T) {
 		}
 		return nil
 	}
-	p := openConfig(t, Config{Wait: operatorTime, Peers: []Peer{
+	p := openConfig(t, Options{Wait: operatorTime, Peers: []Peer{
 		{ConnString: byApp("127.0.0.1", one.Port(), "sslmode=require", a.write(t, "one", 20))},
 		{ConnString: byApp("127.0.0.1", other.Port(), "sslmode=prefer", a.write(t, "other", 21))},
 	}}, config)
@@ -267,24 +267,24 @@ func TestClientCertificatesChangeWhileAPoolLives(t *testing.T) {
 	}
 
 	moves := func(from, to *pgtest.Server) {
-		p.Primary().Reset()
+		p.PrimaryPool().Reset()
 		require.NoError(t, from.Freeze())
-		before := p.Primary().Stat().NewConnsCount()
+		before := p.PrimaryPool().Stat().NewConnsCount()
 		moved := make(chan error, 1)
 		var port int
 		var serial string
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), operatorTime)
 			defer cancel()
-			moved <- p.Primary().QueryRow(ctx, shown).Scan(&port, &serial)
+			moved <- p.PrimaryPool().QueryRow(ctx, shown).Scan(&port, &serial)
 		}()
-		waitFor(t, "a connect", operatorTime, func() bool { return p.Primary().Stat().NewConnsCount() > before })
+		waitFor(t, "a connect", operatorTime, func() bool { return p.PrimaryPool().Stat().NewConnsCount() > before })
 		require.NoError(t, from.Kill())
 		require.NoError(t, to.Promote())
 		require.NoError(t, <-moved)
 		require.EqualValues(t, to.Port(), port)
 		require.Equal(t, want[port], serial)
-		require.Equal(t, before+1, p.Primary().Stat().NewConnsCount(), "it was the one that moved")
+		require.Equal(t, before+1, p.PrimaryPool().Stat().NewConnsCount(), "it was the one that moved")
 		require.NoError(t, from.Follow(to))
 		waitUp(t, p)
 	}
@@ -395,7 +395,7 @@ func TestAPeerHasEveryFieldOfItsTemplate(t *testing.T) {
 		filled(t, &config.ConnConfig.Config, but...)
 		filled(t, config.ConnConfig, "DefaultQueryExecMode")
 		filled(t, config, "ConnConfig")
-		own, err := (&Config{Pool: config}).peerFrom(way.peer, way.name)
+		own, err := (&Options{Config: config}).peerFrom(way.peer, way.name)
 		require.NoError(t, err, way.name)
 		requireSame(t, &config.ConnConfig.Config, &own.pool.ConnConfig.Config, append(but, way.own...)...)
 		requireSame(t, config.ConnConfig, own.pool.ConnConfig)

@@ -146,7 +146,7 @@ func checkPeerKeys(connString string) error {
 			// Where a password should have been quoted or encoded, what is taken for a key is a part of it.
 			return fmt.Errorf("ConnString has a key behind the password that is not a peer's own, or the password is not quoted (its own are %s)", strings.Join(peerKeys, ", "))
 		default:
-			return fmt.Errorf("ConnString: %s is not a peer's own: set it in Config.Pool (its own are %s)", key, strings.Join(peerKeys, ", "))
+			return fmt.Errorf("ConnString: %s is not a peer's own: set it in Options.Config (its own are %s)", key, strings.Join(peerKeys, ", "))
 		}
 	}
 	return nil

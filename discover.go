@@ -30,7 +30,7 @@ type discovered struct {
 	err   error
 }
 
-// DiscoveryStatus is what came of the last time that Config.Discover was asked.
+// DiscoveryStatus is what came of the last time that Options.Discover was asked.
 type DiscoveryStatus struct {
 	At    time.Time // zero: it has not answered yet
 	Peers int       // how many it named
@@ -111,7 +111,7 @@ func (d *discovery) ask(ctx context.Context, p *MultiPool) ([]peerConfig, error)
 	return configs, nil
 }
 
-// call calls Config.Discover, and leaves it where it does not heed its context: it is not called again before it has ended.
+// call calls Options.Discover, and leaves it where it does not heed its context: it is not called again before it has ended.
 func (d *discovery) call(ctx context.Context, p *MultiPool) ([]Peer, error) {
 	if d.pending == nil {
 		answer := make(chan discovered, 1)
@@ -260,7 +260,7 @@ var resolver interface {
 
 // DiscoverDNS finds a peer at each address of a host: of its A records, or where there are none of its AAAA records, since a
 // server with both would be two peers. A certificate is checked for the host's name. Port 0 is the template's. For
-// [Config].Discover.
+// [Options].Discover.
 func DiscoverDNS(host string, port uint16) func(context.Context) ([]Peer, error) {
 	return func(ctx context.Context) ([]Peer, error) {
 		addrs, err := resolver.LookupNetIP(ctx, "ip", host)
@@ -281,7 +281,7 @@ func DiscoverDNS(host string, port uint16) func(context.Context) ([]Peer, error)
 
 // DiscoverSRV finds a peer at each target of a name's SRV records (RFC 2782), as of _postgresql._tcp.example.com for
 // service "postgresql", proto "tcp" and name "example.com"; service and proto empty look name up as it is. Priorities and
-// weights are not used. For [Config].Discover.
+// weights are not used. For [Options].Discover.
 func DiscoverSRV(service, proto, name string) func(context.Context) ([]Peer, error) {
 	return func(ctx context.Context) ([]Peer, error) {
 		_, records, err := resolver.LookupSRV(ctx, service, proto, name)
@@ -304,19 +304,19 @@ func discoverSRVName(name string, _ uint16) func(context.Context) ([]Peer, error
 // (PostgreSQL documentation, 28.2.4): each that streams and replays, at the address it connects from, with the port of the
 // primary, or where its application_name (cluster_name) says host:port, there. It needs the rights of pg_monitor. Standbys
 // of standbys are not seen. A certificate is checked for the address, unless an application_name gives a host. For
-// [Config].Discover under ModeReplicated.
+// [Options].Discover under ModeReplicated.
 func DiscoverReplication() func(context.Context) ([]Peer, error) {
 	return func(ctx context.Context) ([]Peer, error) {
 		p, _ := ctx.Value(discovering{}).(*MultiPool)
 		if p == nil || p.config.Mode != ModeReplicated {
-			return nil, errors.New("multipool: DiscoverReplication is for Config.Discover under ModeReplicated")
+			return nil, errors.New("multipool: DiscoverReplication is for Options.Discover under ModeReplicated")
 		}
 		top := p.topology.Load()
 		if len(top.writes) == 0 {
 			return nil, ErrNoPrimary
 		}
 		primary := top.writes[0]
-		// Both are said, so that neither is taken from Config.Route: a program that reads from replicas alone asks there too.
+		// Both are said, so that neither is taken from Options.Route: a program that reads from replicas alone asks there too.
 		rows, err := p.Query(WithRoute(ctx, Route{Target: TargetPrimary, Peers: []string{primary.name}}), standbysOf)
 		if err != nil {
 			return nil, err

@@ -12,8 +12,8 @@
 //
 // # Where a call goes
 //
-// A call's route is decided in this order: an explicit route of its context ([WithRoute], [WithPrimary], [WithReplica],
-// [WithPeer]), its model's ([WithModel], Config.Models), Config.Route; then the kind of call; then, for Query and
+// A call's route is decided in this order: an explicit route of its context ([WithRoute], [WithPrimary], [WithPreferReplica],
+// [WithPeer]), its model's ([WithModel], Options.Models), Options.Route; then the kind of call; then, for Query and
 // QueryRow, the statement's text. A text that cannot run on a standby, that locks rows, that holds a second statement,
 // or that calls a function acting on its server (advisory locks, pg_terminate_backend, ...) goes to the primary. What a
 // standby refuses all the same, before its first row, is run again on the primary, and the text is remembered; what it
@@ -21,14 +21,14 @@
 // [MultiPool.Explain] tells where a statement would go.
 //
 // Among the peers that may take a call alike two are drawn at random and the less busy one is taken: by Peer.Weight,
-// those of Config.Zone first. [RoundRobin], [Nearest] or a [Balancer] of the program's own choose in its stead.
+// those of Options.Zone first. [RoundRobin], [Nearest] or a [Balancer] of the program's own choose in its stead.
 //
 // # Modes
 //
 // Under [ModeEquivalent] every peer takes everything, a random healthy one each; under [ModeOrdered] the first healthy
 // one in the list does. What follows about the primary and its replicas is of [ModeReplicated], the default. Several
 // clusters are several pools behind a [Router]. Peers may be drained for maintenance ([MultiPool.Drain]), added,
-// removed and discovered while the pool lives ([MultiPool.AddPeer], [Config].Discover).
+// removed and discovered while the pool lives ([MultiPool.AddPeer], [Options].Discover).
 //
 // # The states of a peer
 //
@@ -66,7 +66,7 @@
 //
 // # What is not
 //
-// A read on a replica may see the database as it was a moment ago ([Config].MaxLag bounds it while a replica within the
+// A read on a replica may see the database as it was a moment ago ([Options].MaxLag bounds it while a replica within the
 // bound is there, [Route].MaxLag always), and two reads may be served by two replicas. So may two read-only transactions:
 // both may hold the same advisory lock, each on its server, and neither imports the other's snapshot. A function of the
 // program's that takes an advisory lock inside cannot be seen from outside, nor one that catches its own refusal by a

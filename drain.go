@@ -26,7 +26,7 @@ func (p *MultiPool) Drain(ctx context.Context, peer string) error {
 	return p.drain(ctx, q)
 }
 
-// DrainPrimary takes the primary out of use before a switchover: new writes are held, up to Config.Wait each, what runs
+// DrainPrimary takes the primary out of use before a switchover: new writes are held, up to Options.Wait each, what runs
 // there is waited for, and then its idle connections are closed. Writes go on when another peer is promoted, or after
 // [MultiPool.Resume] of this one. It returns [ErrNoPrimary] where there is none, as under ModeEquivalent; for
 // the rest it is as [MultiPool.Drain]. Under ModeOrdered it drains who takes everything, and the next takes over.

@@ -13,7 +13,7 @@ import (
 // Who drains a peer may think better of it while the drain waits: the drain ends, and the peer takes calls at once.
 func TestAResumeOvertakesADrain(t *testing.T) {
 	for _, name := range []string{"primary", "replica1"} {
-		bubble(t, 2, func(c *Config) { c.CheckInterval = time.Minute }, func(ctx context.Context, x *fakes) {
+		bubble(t, 2, func(c *Options) { c.CheckInterval = time.Minute }, func(ctx context.Context, x *fakes) {
 			settled()
 			at := WithPeer(ctx, name+":5432")
 			held, err := x.pool.Acquire(at)
@@ -51,10 +51,10 @@ func TestAResumeOvertakesADrain(t *testing.T) {
 func TestADrainWaitsForConnectionsOfEveryPool(t *testing.T) {
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
 		settled()
-		c, err := x.pool.Primary().Acquire(ctx)
+		c, err := x.pool.PrimaryPool().Acquire(ctx)
 		require.NoError(t, err)
 		c.Release()
-		all := x.pool.Primary().AcquireAllIdle(ctx)
+		all := x.pool.PrimaryPool().AcquireAllIdle(ctx)
 		require.Len(t, all, 1)
 		soon, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
@@ -71,7 +71,7 @@ func TestADrainWaitsForConnectionsOfEveryPool(t *testing.T) {
 
 // A drained peer is not filled up to MinConns, falls and rises without being used, and is used when it is resumed.
 func TestADrainedPeerStaysDrainedWhateverBecomesOfIt(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Pool.MinConns = 2 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MinConns = 2 }, func(ctx context.Context, x *fakes) {
 		time.Sleep(2 * time.Second)
 		require.NoError(t, x.pool.Drain(ctx, "replica1:5432"))
 		time.Sleep(time.Minute)
@@ -91,12 +91,12 @@ func TestADrainedPeerStaysDrainedWhateverBecomesOfIt(t *testing.T) {
 
 // Who waits for the end of a drain is not what the drain waits for.
 func TestADrainDoesNotWaitForThoseWhoWaitForItsEnd(t *testing.T) {
-	bubble(t, 1, func(c *Config) {
+	bubble(t, 1, func(c *Options) {
 		c.Wait = 30 * time.Second
-		c.Pool.AfterConnect = func(context.Context, *pgx.Conn) error { time.Sleep(50 * time.Millisecond); return nil } // as loading types does
+		c.Config.AfterConnect = func(context.Context, *pgx.Conn) error { time.Sleep(50 * time.Millisecond); return nil } // as loading types does
 	}, func(ctx context.Context, x *fakes) {
 		time.Sleep(3 * time.Second)
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		done := make(chan error, 1)
 		go func() { _, err := pool.Exec(ctx, "insert into t values (1)"); done <- err }()
 		time.Sleep(20 * time.Millisecond) // its connection is being made

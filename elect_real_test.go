@@ -31,7 +31,7 @@ func TestARealServerUnderTwoNames(t *testing.T) {
 	must(t, c, "create table ledger (id bigint)")
 	primary, standby := c.Servers()[0], c.Servers()[1]
 	named := func(name, host string, s *pgtest.Server) Peer { return Peer{Name: name, Host: host, Port: s.Port()} }
-	p := openPool(t, Config{Peers: []Peer{
+	p := openPool(t, Options{Peers: []Peer{
 		named("p1", "127.0.0.1", primary), named("p2", "localhost", primary),
 		named("s1", "127.0.0.1", standby), named("s2", "localhost", standby),
 	}}, c.ConnString("multipool_wait=2s"))
@@ -75,7 +75,7 @@ func TestAMistakenPromotionIsTakenBack(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	must(t, c, "create table ledger (id bigint)")
 	s := c.Servers()
-	p := openPool(t, Config{}, c.ConnString("multipool_wait=2s"))
+	p := openPool(t, Options{}, c.ConnString("multipool_wait=2s"))
 	waitUp(t, p)
 	writesTo(t, p, s[0])
 	require.NoError(t, s[1].Promote())
@@ -95,7 +95,7 @@ func TestTheOperatorHasATimelineForgotten(t *testing.T) {
 	must(t, c, "create table ledger (id bigint)")
 	s := c.Servers()
 	events := &primaryEvents{}
-	p := openPool(t, Config{Hooks: events.hooks()}, c.ConnString("multipool_wait=1s"))
+	p := openPool(t, Options{Hooks: events.hooks()}, c.ConnString("multipool_wait=1s"))
 	waitUp(t, p)
 	require.NoError(t, s[1].Promote())
 	primaryIs(t, p, s[1].Addr())
@@ -122,7 +122,7 @@ func TestASecondFailoverToTheSameTimeline(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	must(t, c, "create table ledger (id bigint)")
 	s := c.Servers()
-	p := openPool(t, Config{}, c.ConnString("multipool_wait=5s"))
+	p := openPool(t, Options{}, c.ConnString("multipool_wait=5s"))
 	waitUp(t, p)
 	require.NoError(t, s[0].Kill())
 	require.NoError(t, s[1].Promote())

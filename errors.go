@@ -32,7 +32,7 @@ var (
 	ErrIsPrimary = errors.New("multipool: the peer is the primary")
 
 	// ErrUnknownName matches the error of a call whose route or model names a peer that the pool never had, where it
-	// has no Config.Discover, or a model that it does not have; of Open where the configuration does; of Drain, Resume,
+	// has no Options.Discover, or a model that it does not have; of Open where the configuration does; of Drain, Resume,
 	// RemovePeer and Forget for a peer that it does not have now.
 	ErrUnknownName = errors.New("multipool: unknown name")
 )

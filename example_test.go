@@ -38,8 +38,8 @@ func ExampleOpen() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	pool, err := multipool.Open(ctx, multipool.Config{
-		Pool: config,
+	pool, err := multipool.Open(ctx, multipool.Options{
+		Config: config,
 		Models: map[string]multipool.Route{
 			"reports":  {Peers: []string{"db3:5432"}},
 			"payments": {Target: multipool.TargetPrimary},
@@ -103,7 +103,7 @@ func ExampleBalancer() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	pool, err := multipool.Open(context.Background(), multipool.Config{Pool: config, Balancer: lowestLatency{}})
+	pool, err := multipool.Open(context.Background(), multipool.Options{Config: config, Balancer: lowestLatency{}})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -116,8 +116,8 @@ func ExampleConfig_zone() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	pool, err := multipool.Open(context.Background(), multipool.Config{
-		Pool: config,
+	pool, err := multipool.Open(context.Background(), multipool.Options{
+		Config: config,
 		Peers: []multipool.Peer{
 			{Host: "db1", Zone: "north"},
 			{Host: "db2", Zone: "north", Weight: 2}, // twice the machine, twice the reads

@@ -90,7 +90,7 @@ func TestNoReadFailsWhenAReplicaIsKilled(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 3})
 	must(t, c, "create table items (id int primary key, body text)",
 		"insert into items select n, 'item ' || n from generate_series(1, 1000) n")
-	p := openPool(t, Config{}, c.ConnString("pool_max_conns=10"))
+	p := openPool(t, Options{}, c.ConnString("pool_max_conns=10"))
 	waitUp(t, p)
 	var id atomic.Int64
 	readers := gather(200, func(ctx context.Context) error {
@@ -127,7 +127,7 @@ func TestNoReadFailsWhenAReplicaIsKilled(t *testing.T) {
 func TestRestartsUnderIdleConnectionsCostNoRead(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
-	p := openPool(t, Config{}, c.ConnString("pool_max_conns=20"))
+	p := openPool(t, Options{}, c.ConnString("pool_max_conns=20"))
 	waitUp(t, p)
 	victim := c.Standbys()[0]
 	for _, mode := range []pgtest.Mode{pgtest.Fast, pgtest.Immediate} {
@@ -152,7 +152,7 @@ func TestARoleThatChangesIsSeenFromTraffic(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	must(t, c, "create table t (v int)")
-	p := openPool(t, Config{CheckInterval: time.Hour}, c.ConnString())
+	p := openPool(t, Options{CheckInterval: time.Hour}, c.ConnString())
 	waitUp(t, p)
 	next := c.Standbys()[0]
 	// A session of the replica that is promoted exists before it is.
@@ -174,7 +174,7 @@ func TestTheSameUnderTLS(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, TLS: true})
 	for _, mode := range []string{"sslmode=verify-full", "sslmode=prefer"} {
-		p := openPool(t, Config{}, c.ConnString(mode, "sslrootcert="+c.CA(), "pool_max_conns=5"))
+		p := openPool(t, Options{}, c.ConnString(mode, "sslrootcert="+c.CA(), "pool_max_conns=5"))
 		waitUp(t, p)
 		victim := c.Standbys()[0]
 		var fault atomic.Bool // under prefer a connect that a dying server cuts in its TLS handshake goes on in the clear
@@ -212,7 +212,7 @@ func TestWritersFollowAPromotion(t *testing.T) {
 	for range 3 {
 		c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 		must(t, c, "create table log (note text)")
-		p := openPool(t, Config{Wait: operatorTime}, c.ConnString("pool_max_conns=20"))
+		p := openPool(t, Options{Wait: operatorTime}, c.ConnString("pool_max_conns=20"))
 		waitUp(t, p)
 		next := c.Standbys()[0]
 		require.NoError(t, c.Primary().Kill())
@@ -265,7 +265,7 @@ func TestAPrimaryThatComesBackAsAReplicaServesNothingThatWantsThePrimary(t *test
 			t.Parallel()
 			c := pgtest.Start(t, pgtest.Options{Standbys: 1})
 			// Nobody looks by himself, and no connection of a monitor sees the end of its server.
-			p := openPool(t, Config{CheckInterval: time.Hour, NoMonitorConns: true}, c.ConnString())
+			p := openPool(t, Options{CheckInterval: time.Hour, NoMonitorConns: true}, c.ConnString())
 			waitUp(t, p)
 			old, next := c.Primary(), c.Standbys()[0]
 			require.NoError(t, p.Ping(testContext(t)))

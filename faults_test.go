@@ -37,7 +37,7 @@ type stage struct {
 // readers are 200, and fewer where the race detector would make the processor the bottleneck of everything.
 var readers = map[bool]int{false: 200, true: 40}[raceEnabled]
 
-func newStage(t *testing.T, config Config, params ...string) *stage {
+func newStage(t *testing.T, config Options, params ...string) *stage {
 	t.Helper()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 3})
 	must(t, c, "create table items (id int primary key, body text)",
@@ -166,7 +166,7 @@ func (s *stage) waitHealth(server *pgtest.Server, limit time.Duration, want heal
 func (s *stage) settle(d time.Duration) { time.Sleep(d) }
 
 func TestFaultKillOfAReplica(t *testing.T) {
-	s := newStage(t, Config{})
+	s := newStage(t, Options{})
 	s.seat(readers)
 	victim := s.cluster.Standbys()[0]
 	s.settle(time.Second)
@@ -185,7 +185,7 @@ func TestFaultKillOfAReplica(t *testing.T) {
 }
 
 func TestFaultStopsAndCrashesOfAReplica(t *testing.T) {
-	s := newStage(t, Config{})
+	s := newStage(t, Options{})
 	s.seat(readers)
 	for i, fault := range []struct {
 		name string
@@ -215,7 +215,7 @@ func TestFaultStopsAndCrashesOfAReplica(t *testing.T) {
 }
 
 func TestFaultSmartStopLetsLongStreamsEnd(t *testing.T) {
-	s := newStage(t, Config{})
+	s := newStage(t, Options{})
 	s.seat(50)
 	victim := s.cluster.Standbys()[0]
 	ctx := testContext(t)
@@ -260,7 +260,7 @@ func TestFaultSmartStopLetsLongStreamsEnd(t *testing.T) {
 }
 
 func TestFaultFreezeOfAReplica(t *testing.T) {
-	s := newStage(t, Config{})
+	s := newStage(t, Options{})
 	s.seat(readers)
 	victim := s.cluster.Standbys()[0]
 	within(t, 1500*time.Millisecond, "the worst read", func() time.Duration {
@@ -279,7 +279,7 @@ func TestFaultFreezeOfAReplica(t *testing.T) {
 }
 
 // relayed opens a pool in which the first replica stands behind a relay.
-func relayed(t *testing.T, config Config) (*stage, *netfault.Relay) {
+func relayed(t *testing.T, config Options) (*stage, *netfault.Relay) {
 	t.Helper()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 3})
 	must(t, c, "create table items (id int primary key, body text)",
@@ -304,7 +304,7 @@ func (s *stage) relayedIs(want health) func() bool {
 }
 
 func TestFaultBlackholeAndFrozenRelay(t *testing.T) {
-	s, relay := relayed(t, Config{})
+	s, relay := relayed(t, Options{})
 	s.seat(readers)
 	for name, fault := range map[string]func(){"frozen": relay.Freeze, "blackhole": relay.Blackhole} {
 		within(t, 1500*time.Millisecond, name+": the worst read", func() time.Duration {
@@ -325,7 +325,7 @@ func TestFaultBlackholeAndFrozenRelay(t *testing.T) {
 }
 
 func TestFaultStalledPrimaryLosesNoWrite(t *testing.T) {
-	s := newStage(t, Config{})
+	s := newStage(t, Options{})
 	s.seat(20)
 	primary := s.cluster.Primary()
 	ctx := testContext(t)
@@ -360,7 +360,7 @@ func TestFaultStalledPrimaryLosesNoWrite(t *testing.T) {
 }
 
 func TestFaultRestartsUnderIdleConnections(t *testing.T) {
-	s := newStage(t, Config{})
+	s := newStage(t, Options{})
 	ctx := testContext(t)
 	for _, server := range []*pgtest.Server{s.cluster.Standbys()[0], s.cluster.Primary()} {
 		for _, mode := range []pgtest.Mode{pgtest.Fast, pgtest.Immediate} {
@@ -377,7 +377,7 @@ func TestFaultRestartsUnderIdleConnections(t *testing.T) {
 }
 
 func TestFaultAllReplicasDown(t *testing.T) {
-	s := newStage(t, Config{})
+	s := newStage(t, Options{})
 	s.seat(readers)
 	var mu sync.Mutex
 	var writes []time.Duration
@@ -408,7 +408,7 @@ func TestFaultAllReplicasDown(t *testing.T) {
 }
 
 func TestFaultEverythingDown(t *testing.T) {
-	s := newStage(t, Config{Wait: 2 * time.Second})
+	s := newStage(t, Options{Wait: 2 * time.Second})
 	for _, server := range s.cluster.Servers() {
 		require.NoError(t, server.Kill())
 	}
@@ -443,7 +443,9 @@ func TestFaultEverythingDown(t *testing.T) {
 		assert.Less(t, used.Seconds()/elapsed.Seconds(), 0.02)
 	}
 
-	waiting := gather(20, func(ctx context.Context) error { return s.pool.QueryRow(WithReplica(ctx), "select 1").Scan(new(int)) })
+	waiting := gather(20, func(ctx context.Context) error {
+		return s.pool.QueryRow(WithPreferReplica(ctx), "select 1").Scan(new(int))
+	})
 	within(t, 1500*time.Millisecond, "service after the first peer's return", func() time.Duration {
 		first := s.cluster.Standbys()[0]
 		require.NoError(t, first.Kill()) // where it has returned too late once
@@ -457,7 +459,7 @@ func TestFaultEverythingDown(t *testing.T) {
 }
 
 func TestNoFaultOfThePeers(t *testing.T) {
-	s := newStage(t, Config{}, "pool_max_conns=8")
+	s := newStage(t, Options{}, "pool_max_conns=8")
 	ctx := testContext(t)
 	trips := func(what string) {
 		waitUp(t, s.pool) // statements that run and do not end make a suspect, until the probe has its answer
@@ -518,7 +520,7 @@ func TestNoFaultWhenTheServerIsFull(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, Settings: map[string]string{"superuser_reserved_connections": "3"},
 		HBA: []string{"host all app 127.0.0.1/32 trust"}})
 	must(t, c, "create role app login")
-	p := openPool(t, Config{}, c.ConnString("user=app", "pool_max_conns=10"))
+	p := openPool(t, Options{}, c.ConnString("user=app", "pool_max_conns=10"))
 	waitUp(t, p)
 	full := c.Standbys()[0]
 	var held []*pgx.Conn
@@ -548,7 +550,7 @@ func TestNoFaultWhenTheServerIsFull(t *testing.T) {
 func TestARolesLimitMayBeThePoolsOwn(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1, HBA: []string{"host all app 127.0.0.1/32 trust"}})
 	must(t, c, "create role app login connection limit 4", "create table t (id int)", "grant all on t to app")
-	p := openPool(t, Config{CheckInterval: 100 * time.Millisecond}, c.ConnString("user=app", "pool_max_conns=4"))
+	p := openPool(t, Options{CheckInterval: 100 * time.Millisecond}, c.ConnString("user=app", "pool_max_conns=4"))
 	waitUp(t, p)
 	for range 5 {
 		held := make([]*pgxpool.Conn, 4)
@@ -585,7 +587,7 @@ func TestARolesLimitMayBeThePoolsOwn(t *testing.T) {
 }
 
 func TestASlowReplicaGetsFewReads(t *testing.T) {
-	s, relay := relayed(t, Config{})
+	s, relay := relayed(t, Options{})
 	s.seat(readers)
 	s.settle(time.Second) // connections are made by now
 	at := time.Now()
@@ -618,7 +620,7 @@ func TestASlowReplicaGetsFewReads(t *testing.T) {
 }
 
 func TestAReplicaThatResetsAThirdIsOutSoon(t *testing.T) {
-	s, relay := relayed(t, Config{})
+	s, relay := relayed(t, Options{})
 	s.seat(readers)
 	waitFor(t, "it to be in use", time.Minute, func() bool { return !s.pool.Status().Peers[1].Slow })
 	relay.CutProbability(0.3, 1)
@@ -634,7 +636,7 @@ func TestAReplicaThatResetsAThirdIsOutSoon(t *testing.T) {
 }
 
 func TestAFlappingReplicaLosesItsShare(t *testing.T) {
-	s := newStage(t, Config{})
+	s := newStage(t, Options{})
 	s.seat(50)
 	victim := s.cluster.Standbys()[0]
 	flaps := 10
@@ -704,7 +706,7 @@ func TestAStormOfCallersOnAColdPeerMakesFewHandshakesAtATime(t *testing.T) {
 			conn.PgConn().Conn().(*socket).Conn.(*handshake).over()
 			return nil
 		}
-		p := openConfig(t, Config{NoMonitorConns: true, CheckInterval: time.Hour}, pool)
+		p := openConfig(t, Options{NoMonitorConns: true, CheckInterval: time.Hour}, pool)
 		defer p.Close()
 		waitUp(t, p)
 		return storm(p.Exec)
@@ -744,7 +746,7 @@ func (h *handshake) Close() error {
 func TestNoFaultWhenThePasswordIsRotated(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, HBA: []string{"host all app 127.0.0.1/32 scram-sha-256"}})
 	must(t, c, "create role app login password 'old'")
-	p := openPool(t, Config{CheckInterval: 100 * time.Millisecond}, c.ConnString("user=app", "password=old", "pool_max_conns=10"))
+	p := openPool(t, Options{CheckInterval: 100 * time.Millisecond}, c.ConnString("user=app", "password=old", "pool_max_conns=10"))
 	waitUp(t, p)
 	for _, server := range c.Servers() {
 		fillPool(t, p, server, 5)
@@ -775,7 +777,7 @@ func TestNoFaultWhenThePasswordIsRotated(t *testing.T) {
 }
 
 func TestAReplicaTwiceAsSlowGetsASmallerShare(t *testing.T) {
-	s, relay := relayed(t, Config{})
+	s, relay := relayed(t, Options{})
 	// Far more than what a busy machine adds to either.
 	relay.Delay(15 * time.Millisecond) // each way
 	readers := gather(12, func(ctx context.Context) error { return s.pool.QueryRow(ctx, "select pg_sleep(0.030)").Scan(new(any)) })
@@ -805,7 +807,7 @@ func TestAReplicaTwiceAsSlowGetsASmallerShare(t *testing.T) {
 }
 
 func TestCloseWithAFrozenAndABlackholedPeer(t *testing.T) {
-	s, relay := relayed(t, Config{})
+	s, relay := relayed(t, Options{})
 	s.seat(50)
 	relay.Blackhole()
 	frozen := s.cluster.Standbys()[1]
@@ -828,7 +830,7 @@ func TestADefaultOfSerializableReadsAtThePrimary(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	var mu sync.Mutex
 	var events []PeerEvent
-	p := openPool(t, Config{Hooks: &Hooks{PeerChanged: func(e PeerEvent) {
+	p := openPool(t, Options{Hooks: &Hooks{PeerChanged: func(e PeerEvent) {
 		mu.Lock()
 		defer mu.Unlock()
 		events = append(events, e)
@@ -846,7 +848,7 @@ func TestHooksTellWhatHappensInOrder(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
 	events := make(chan PeerEvent, 100)
 	var log strings.Builder
-	p := openPool(t, Config{Hooks: JoinHooks(SlogHooks(testLogger(&log)), &Hooks{PeerChanged: func(e PeerEvent) { events <- e }})}, c.ConnString())
+	p := openPool(t, Options{Hooks: JoinHooks(SlogHooks(testLogger(&log)), &Hooks{PeerChanged: func(e PeerEvent) { events <- e }})}, c.ConnString())
 	waitUp(t, p)
 	replica := c.Standbys()[0]
 	require.NoError(t, replica.Stop(pgtest.Fast))
@@ -875,7 +877,7 @@ func TestHooksTellWhatHappensInOrder(t *testing.T) {
 
 func TestTheProcessItselfStoppedTripsNothing(t *testing.T) {
 	mayStopMyself(t)
-	s := newStage(t, Config{})
+	s := newStage(t, Options{})
 	s.seat(50)
 	for range 2 {
 		stopMyself(t, 2*time.Second)

@@ -18,7 +18,7 @@ import (
 // one of the present primary, also after another has been promoted. It is the same pool at every call, made at the
 // first; that cannot fail.
 //
-//   - Where there is no primary, who wants a connection waits for one within the caller's context and Config.Wait, and
+//   - Where there is no primary, who wants a connection waits for one within the caller's context and Options.Wait, and
 //     then gets a [NoPeerError] that matches [ErrNoPrimary]. Nothing was sent.
 //   - When the primary changes, idle connections of the earlier one are closed; those in use are closed when they are
 //     released, or cut by the verdict about their server. What fails in flight fails as on a pgxpool: nothing that
@@ -32,24 +32,24 @@ import (
 //   - The program's hooks and tracers are called as for the peers' pools. BeforeConnect is called for each server
 //     that is tried. Each server is shown its own client certificate. What BeforeConnect changes in the TLSConfig that it
 //     is given holds for every server; another TLSConfig, or other Fallbacks, hold for the first that is tried only.
-//   - Its Config is the program's, as that of a peer's pool is: of all hosts of the configuration, those of Config.Peers
+//   - Its Config is the program's, as that of a peer's pool is: of all hosts of the configuration, those of Options.Peers
 //     excepted, and for the primary. What the program makes of it is the program's own.
 //
 // Close of the MultiPool closes it, and waits for its connections; after that it is a closed pool. In a pool of one peer
 // it is that peer's own pool.
-func (p *MultiPool) Primary() *pgxpool.Pool { return p.followers.get(p, poolPrimary) }
+func (p *MultiPool) PrimaryPool() *pgxpool.Pool { return p.followers.get(p, poolPrimary) }
 
-// Replicas is [MultiPool.Primary] for reads: its connections are spread over the healthy replicas, and are the
-// primary's, but for Config.WriteReserve, where no replica can serve, as Query's are. A new connection goes to the
+// Replicas is [MultiPool.PrimaryPool] for reads: its connections are spread over the healthy replicas, and are the
+// primary's, but for Options.WriteReserve, where no replica can serve, as Query's are. A new connection goes to the
 // replica with the fewest of them. Where replicas have come and gone it is evened out under traffic: each 100 ms one
 // connection is closed, instead of handed out, of a replica that has one too many, while another has one too few; a
 // replica that has just come back is owed a tenth of its share at first and all of it after ten seconds.
 //
 // What it hands out are sessions that cannot write, but where the primary stands in.
-func (p *MultiPool) Replicas() *pgxpool.Pool { return p.followers.get(p, poolReplicas) }
+func (p *MultiPool) ReplicaPool() *pgxpool.Pool { return p.followers.get(p, poolReplicas) }
 
 // WaitForPrimary returns nil once there is a primary that takes writes, at once if there is. It waits until ctx ends,
-// whatever Config.Wait and MaxWaiting say; its error then matches [ErrNoPrimary] and the context's. A closed pool
+// whatever Options.Wait and MaxWaiting say; its error then matches [ErrNoPrimary] and the context's. A closed pool
 // answers puddle.ErrClosedPool. A pool of one peer, which nobody watches, asks its server until it is no standby.
 func (p *MultiPool) WaitForPrimary(ctx context.Context) error {
 	in := wantsOf(poolPrimary)
@@ -178,7 +178,7 @@ func (f *follower) compose() *pgxpool.Config {
 	c.MinConns, c.MinIdleConns = 0, 0
 	c.MaxConns = f.maxConns()
 	if len(f.owner.config.Peers) == 0 {
-		c.ConnConfig = f.owner.config.Pool.ConnConfig.Copy() // of all hosts, for who copies it: the approach has its own
+		c.ConnConfig = f.owner.config.Config.ConnConfig.Copy() // of all hosts, for who copies it: the approach has its own
 	}
 	if c.ConnConfig.ValidateConnect == nil && f.owner.config.Mode == ModeReplicated {
 		c.ConnConfig.ValidateConnect = f.kind.check()

@@ -34,9 +34,9 @@ func TestDatabaseSQLFollowsAPromotion(t *testing.T) {
 		t.Run(stop, func(t *testing.T) {
 			c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 			must(t, c, "create table log (id bigserial primary key, writer int)")
-			p := openPool(t, Config{Wait: operatorTime}, c.ConnString("pool_max_conns=10"))
+			p := openPool(t, Options{Wait: operatorTime}, c.ConnString("pool_max_conns=10"))
 			waitUp(t, p)
-			db := stdlib.OpenDBFromPool(p.Primary())
+			db := stdlib.OpenDBFromPool(p.PrimaryPool())
 			defer db.Close()
 			var last, gap atomic.Int64
 			last.Store(time.Now().UnixNano())
@@ -124,11 +124,11 @@ func TestAFollowingPoolChecksEachServersOwnName(t *testing.T) {
 		pool, err := ParseConfig(fmt.Sprintf("postgres://postgres@db1.test:%d,db2.test:1/postgres?sslmode=%s&sslrootcert=%s", peers[0].Port, mode, ca))
 		require.NoError(t, err)
 		pool.ConnConfig.LookupFunc = func(context.Context, string) ([]string, error) { return []string{"127.0.0.1"}, nil }
-		p := openConfig(t, Config{Peers: peers}, pool)
+		p := openConfig(t, Options{Peers: peers}, pool)
 		waitUp(t, p)
 		old := c.Primary()
 		var held []*pgxpool.Conn
-		for _, following := range []*pgxpool.Pool{p.Primary(), p.Replicas()} {
+		for _, following := range []*pgxpool.Pool{p.PrimaryPool(), p.ReplicaPool()} {
 			for range 4 {
 				conn, err := following.Acquire(testContext(t))
 				require.NoError(t, err)
@@ -145,21 +145,21 @@ func TestAFollowingPoolChecksEachServersOwnName(t *testing.T) {
 			continue
 		}
 		// A cancel request goes to the connection's own server, under its own name.
-		requireCancelled(t, p.Primary(), old)
+		requireCancelled(t, p.PrimaryPool(), old)
 		// One that is being made when its server dies moves, and so does what it checks.
-		p.Primary().Reset()
+		p.PrimaryPool().Reset()
 		require.NoError(t, old.Freeze())
 		moved := make(chan error)
 		go func() {
-			_, err := p.Primary().Exec(testContext(t), "create table after_promotion ()")
+			_, err := p.PrimaryPool().Exec(testContext(t), "create table after_promotion ()")
 			moved <- err
 		}()
-		waitFor(t, "a connect", 10*time.Second, func() bool { return p.Primary().Stat().ConstructingConns() == 1 })
+		waitFor(t, "a connect", 10*time.Second, func() bool { return p.PrimaryPool().Stat().ConstructingConns() == 1 })
 		require.NoError(t, old.Kill())
 		next := c.Standbys()[0]
 		require.NoError(t, next.Promote())
 		require.NoError(t, <-moved)
-		requireCancelled(t, p.Primary(), next)
+		requireCancelled(t, p.PrimaryPool(), next)
 		require.NoError(t, old.Follow(next))
 	}
 }
@@ -186,14 +186,14 @@ func requireCancelled(t *testing.T, pool *pgxpool.Pool, s *pgtest.Server) {
 func TestACancelRequestReachesTheConnectionsServer(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
-	p := openPool(t, Config{}, c.ConnString())
+	p := openPool(t, Options{}, c.ConnString())
 	waitUp(t, p)
-	requireCancelled(t, p.Primary(), c.Primary())
-	requireCancelled(t, p.Replicas(), c.Standbys()[0])
+	requireCancelled(t, p.PrimaryPool(), c.Primary())
+	requireCancelled(t, p.ReplicaPool(), c.Standbys()[0])
 	require.NoError(t, c.Primary().Kill())
 	next := c.Standbys()[0]
 	require.NoError(t, next.Promote())
-	requireCancelled(t, p.Primary(), next)
+	requireCancelled(t, p.PrimaryPool(), next)
 }
 
 // Both pools want all that there is.
@@ -202,14 +202,14 @@ func TestMaxConnsHoldsForEachServer(t *testing.T) {
 	const most, monitors = 6, 1
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
 	must(t, c, "create table log (note text)")
-	p := openPool(t, Config{}, c.ConnString(fmt.Sprintf("pool_max_conns=%d", most), "application_name=crowd"))
+	p := openPool(t, Options{}, c.ConnString(fmt.Sprintf("pool_max_conns=%d", most), "application_name=crowd"))
 	waitUp(t, p)
 	watcher, err := c.Primary().Conn(testContext(t))
 	require.NoError(t, err)
 	defer watcher.Close(context.Background())
 	own := gather(20, func(ctx context.Context) error { _, err := p.Exec(ctx, "insert into log values ('own')"); return err })
 	following := gather(20, func(ctx context.Context) error {
-		_, err := p.Primary().Exec(ctx, "insert into log values ('following')")
+		_, err := p.PrimaryPool().Exec(ctx, "insert into log values ('following')")
 		return err
 	})
 	var over time.Time
@@ -232,7 +232,7 @@ func TestMaxConnsHoldsForEachServer(t *testing.T) {
 	assert.Empty(t, failed)
 	followingCalls, failed := following.dismiss()
 	assert.Empty(t, failed)
-	made := p.Primary().Stat().NewConnsCount() + p.peers()[0].pool.Stat().NewConnsCount()
+	made := p.PrimaryPool().Stat().NewConnsCount() + p.peers()[0].pool.Stat().NewConnsCount()
 	t.Logf("%d and %d statements over at most %d sessions; %d were made", ownCalls, followingCalls, at, made)
 	// A turn is given back a moment before its connection is: who is called in it makes another, and a busy machine makes
 	// such moments long. Without turns nearly every statement makes one.
@@ -244,9 +244,9 @@ func TestMaxConnsHoldsForEachServer(t *testing.T) {
 func TestReplicasAreEvenAgainAfterARestart(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 3})
-	p := openPool(t, Config{}, c.ConnString("pool_max_conns=10"))
+	p := openPool(t, Options{}, c.ConnString("pool_max_conns=10"))
 	waitUp(t, p)
-	db := stdlib.OpenDBFromPool(p.Replicas())
+	db := stdlib.OpenDBFromPool(p.ReplicaPool())
 	defer db.Close()
 	var served sync.Map
 	readers := gather(12, func(ctx context.Context) error {
@@ -298,14 +298,14 @@ func TestPasswordsOfAFollowingPoolAreEachServersOwn(t *testing.T) {
 	}
 	passfile := filepath.Join(t.TempDir(), "pgpass")
 	require.NoError(t, os.WriteFile(passfile, file.Bytes(), 0o600))
-	p := openPool(t, Config{}, fmt.Sprintf("postgres://app@%s,%s/postgres?sslmode=disable&passfile=%s", c.Servers()[0].Addr(), c.Servers()[1].Addr(), passfile))
+	p := openPool(t, Options{}, fmt.Sprintf("postgres://app@%s,%s/postgres?sslmode=disable&passfile=%s", c.Servers()[0].Addr(), c.Servers()[1].Addr(), passfile))
 	waitUp(t, p)
-	_, err := p.Primary().Exec(testContext(t), "create table t (v int)")
+	_, err := p.PrimaryPool().Exec(testContext(t), "create table t (v int)")
 	require.NoError(t, err)
 	require.NoError(t, c.WaitCaughtUp(testContext(t)))
 	require.NoError(t, c.Primary().Kill())
 	require.NoError(t, c.Standbys()[0].Promote())
-	_, err = p.Primary().Exec(testContext(t), "insert into t values (1)")
+	_, err = p.PrimaryPool().Exec(testContext(t), "insert into t values (1)")
 	require.NoError(t, err)
 }
 

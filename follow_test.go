@@ -51,26 +51,26 @@ func (x *fakes) atRest() {
 
 func TestTheSamePoolAtEveryCallAndAClosedOneAfterClose(t *testing.T) {
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
-		pool := x.pool.Primary()
-		assert.Same(t, pool, x.pool.Primary())
-		assert.NotSame(t, pool, x.pool.Replicas())
+		pool := x.pool.PrimaryPool()
+		assert.Same(t, pool, x.pool.PrimaryPool())
+		assert.NotSame(t, pool, x.pool.ReplicaPool())
 		_, err := pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)
 		x.atRest()
 		x.pool.Close()
 		_, err = pool.Exec(ctx, "insert into t values (1)")
 		assert.ErrorIs(t, err, puddle.ErrClosedPool)
-		assert.Same(t, pool, x.pool.Primary())
+		assert.Same(t, pool, x.pool.PrimaryPool())
 	})
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
 		x.pool.Close()
-		assert.ErrorIs(t, x.pool.Primary().Ping(ctx), puddle.ErrClosedPool)
-		assert.ErrorIs(t, x.pool.Replicas().Ping(ctx), puddle.ErrClosedPool)
+		assert.ErrorIs(t, x.pool.PrimaryPool().Ping(ctx), puddle.ErrClosedPool)
+		assert.ErrorIs(t, x.pool.ReplicaPool().Ping(ctx), puddle.ErrClosedPool)
 		assert.ErrorIs(t, x.pool.WaitForPrimary(ctx), puddle.ErrClosedPool)
 	})
-	bubble(t, 1, func(c *Config) { c.Wait = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Wait = -1 }, func(ctx context.Context, x *fakes) {
 		settled()
-		pools := []*pgxpool.Pool{x.pool.Primary(), x.pool.Replicas()}
+		pools := []*pgxpool.Pool{x.pool.PrimaryPool(), x.pool.ReplicaPool()}
 		x.primary.Die()
 		x.replicas[0].Die()
 		time.Sleep(10 * time.Second)
@@ -83,15 +83,15 @@ func TestTheSamePoolAtEveryCallAndAClosedOneAfterClose(t *testing.T) {
 		}
 	})
 	bubble(t, 0, nil, func(ctx context.Context, x *fakes) {
-		assert.Same(t, x.pool.PeerPool("primary:5432"), x.pool.Primary())
-		assert.Same(t, x.pool.Primary(), x.pool.Replicas())
+		assert.Same(t, x.pool.PeerPool("primary:5432"), x.pool.PrimaryPool())
+		assert.Same(t, x.pool.PrimaryPool(), x.pool.ReplicaPool())
 	})
 }
 
 func TestAFollowingPoolWaitsForAPrimaryAndFollowsIt(t *testing.T) {
 	const insert = "insert into t values (1)"
-	bubble(t, 2, func(c *Config) { c.Wait = 3 * time.Second }, func(ctx context.Context, x *fakes) {
-		pool := x.pool.Primary()
+	bubble(t, 2, func(c *Options) { c.Wait = 3 * time.Second }, func(ctx context.Context, x *fakes) {
+		pool := x.pool.PrimaryPool()
 		_, err := pool.Exec(ctx, insert)
 		require.NoError(t, err)
 		held, err := pool.Acquire(ctx)
@@ -134,7 +134,7 @@ func TestAFollowingPoolWaitsForAPrimaryAndFollowsIt(t *testing.T) {
 }
 
 func TestWaitForPrimary(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Wait = time.Second; c.MaxWaiting = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Wait = time.Second; c.MaxWaiting = -1 }, func(ctx context.Context, x *fakes) {
 		require.NoError(t, x.pool.WaitForPrimary(ctx))
 		x.primary.Die()
 		_ = x.pool.Ping(withTimeout(x.t, time.Second))
@@ -177,7 +177,7 @@ func TestWaitForPrimary(t *testing.T) {
 
 // A connection that is being made when its server dies is made to the next primary, with what that one is to be told.
 func TestAConnectUnderWayMovesToTheNextPrimary(t *testing.T) {
-	bubble(t, 2, func(c *Config) {
+	bubble(t, 2, func(c *Options) {
 		c.Wait = time.Minute
 		for _, host := range []string{"primary", "replica1", "replica2"} {
 			c.Peers = append(c.Peers, Peer{ConnString: "postgres://" + host + "@" + host + "/" + host + "?sslmode=disable&krbsrvname=" + host})
@@ -186,7 +186,7 @@ func TestAConnectUnderWayMovesToTheNextPrimary(t *testing.T) {
 	}, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.Hang()
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		gone := make(chan error)
 		go func() { _, err := pool.Acquire(withTimeout(x.t, 1500*time.Millisecond)); gone <- err }()
 		results := make(chan string, 3)
@@ -227,7 +227,7 @@ func TestAConnectThatIsRefusedSaysWhy(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.StartupError("53300")
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		_, err := pool.Exec(ctx, "insert into t values (1)")
 		var answer *pgconn.PgError
 		require.ErrorAs(t, err, &answer)
@@ -248,8 +248,8 @@ func TestAConnectThatIsRefusedSaysWhy(t *testing.T) {
 
 // The pool asks nobody's leave to use what it has: whoever is handed a connection is handed one of the primary.
 func TestConnectionsOfAnEarlierPrimaryAreDropped(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
-		pool := x.pool.Primary()
+	bubble(t, 2, func(c *Options) { c.CheckInterval = time.Second }, func(ctx context.Context, x *fakes) {
+		pool := x.pool.PrimaryPool()
 		held := acquire(t, ctx, pool, 4)
 		release(held[1:])
 		settled()
@@ -277,7 +277,7 @@ func TestConnectionsOfAnEarlierPrimaryAreDropped(t *testing.T) {
 // Between the news and the sweep a connection may be asked for.
 func TestNobodyIsHandedAConnectionOfAnEarlierPrimary(t *testing.T) {
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		c, err := pool.Acquire(ctx)
 		require.NoError(t, err)
 		settled()                           // a look that is under way has seen a primary
@@ -292,13 +292,13 @@ func TestNobodyIsHandedAConnectionOfAnEarlierPrimary(t *testing.T) {
 }
 
 func TestAServerHasNoMoreConnectionsThanItMayWhicheverPoolsUseIt(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 4; c.WriteReserve = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 4; c.WriteReserve = -1 }, func(ctx context.Context, x *fakes) {
 		fill := func() {
 			release(acquire(t, ctx, x.pool, 4))
 		}
 		fill()
 		require.Equal(t, 5, x.primary.Conns(), "four and the monitor's")
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		_, err := pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)
 		settled()
@@ -331,10 +331,10 @@ func TestAServerHasNoMoreConnectionsThanItMayWhicheverPoolsUseIt(t *testing.T) {
 
 // Where the pools want more than there is, each gets its share, and connections are not closed and made all the time.
 func TestSaturatedPoolsShareAServerEvenly(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 6 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 6 }, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.Delay(10 * time.Millisecond)
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		_, err := pool.Exec(ctx, "select 1")
 		require.NoError(t, err)
 		var own, following, most atomic.Int64
@@ -376,10 +376,10 @@ func TestSaturatedPoolsShareAServerEvenly(t *testing.T) {
 
 // With one connection for two pools each statement takes the other's: slow, and nobody starves.
 func TestNobodyStarvesWhereTwoPoolsShareOneConnection(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 1 }, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.Delay(10 * time.Millisecond)
-		pools := []func(context.Context, string, ...any) (pgconn.CommandTag, error){x.pool.Exec, x.pool.Primary().Exec}
+		pools := []func(context.Context, string, ...any) (pgconn.CommandTag, error){x.pool.Exec, x.pool.PrimaryPool().Exec}
 		var wg sync.WaitGroup
 		for _, exec := range pools {
 			for range 5 {
@@ -399,8 +399,8 @@ func TestNobodyStarvesWhereTwoPoolsShareOneConnection(t *testing.T) {
 
 // PeerPool and AcquireAllIdle pass the turns by: who wants a seat then gets that of the next that is released.
 func TestASeatIsGivenUpAtRelease(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
-		pool := x.pool.Primary()
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
+		pool := x.pool.PrimaryPool()
 		held := acquire(t, ctx, x.pool.PeerPool("primary:5432"), 2)
 		done := make(chan error)
 		go func() { _, err := pool.Exec(ctx, "insert into t values (1)"); done <- err }()
@@ -418,9 +418,9 @@ func TestASeatIsGivenUpAtRelease(t *testing.T) {
 
 // A connection whose caller has given up while it was being made is idle without having been released.
 func TestAConnectionMadeForNobodyGivesUpItsSeat(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 1 }, func(ctx context.Context, x *fakes) {
 		settled()
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		x.primary.Hang()
 		_, err := pool.Acquire(withTimeout(x.t, 100*time.Millisecond))
 		require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -436,8 +436,8 @@ func TestAConnectionMadeForNobodyGivesUpItsSeat(t *testing.T) {
 }
 
 func TestCloseWakesThoseWhoWaitForAFollowingPool(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Wait = time.Hour; c.Pool.MaxConns = 1; c.WriteReserve = -1 }, func(ctx context.Context, x *fakes) {
-		pool, replicas := x.pool.Primary(), x.pool.Replicas()
+	bubble(t, 1, func(c *Options) { c.Wait = time.Hour; c.Config.MaxConns = 1; c.WriteReserve = -1 }, func(ctx context.Context, x *fakes) {
+		pool, replicas := x.pool.PrimaryPool(), x.pool.ReplicaPool()
 		c, err := replicas.Acquire(ctx)
 		require.NoError(t, err)
 		x.primary.Die()
@@ -465,7 +465,7 @@ func TestCloseWakesThoseWhoWaitForAFollowingPool(t *testing.T) {
 // A server that hangs holds Close up no longer than it would without the pool that follows.
 func TestCloseCutsAFollowingPoolsCallsOnAServerThatHangs(t *testing.T) {
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		require.NoError(t, pool.Ping(ctx))
 		x.primary.Hang()
 		done := make(chan error)
@@ -482,7 +482,7 @@ func TestCloseCutsAFollowingPoolsCallsOnAServerThatHangs(t *testing.T) {
 func TestReplicasAreSpreadAndEvenedOut(t *testing.T) {
 	bubble(t, 3, nil, func(ctx context.Context, x *fakes) {
 		settled()
-		pool := x.pool.Replicas()
+		pool := x.pool.ReplicaPool()
 		spread := func() map[string]int {
 			out := map[string]int{}
 			for _, q := range x.pool.peers() {
@@ -543,7 +543,7 @@ func TestReplicasAreSpreadAndEvenedOut(t *testing.T) {
 		_, err := pool.Acquire(withTimeout(x.t, time.Second))
 		require.ErrorIs(t, err, context.DeadlineExceeded, "of ten connections three are the writes'")
 		for range 3 {
-			c, err := x.pool.Primary().Acquire(ctx)
+			c, err := x.pool.PrimaryPool().Acquire(ctx)
 			require.NoError(t, err)
 			held = append(held, c)
 		}
@@ -597,22 +597,22 @@ type hookKey struct{}
 
 func TestTheProgramsHooksAreCalledByAFollowingPool(t *testing.T) {
 	log := &hookLog{n: map[string]int{}}
-	bubble(t, 2, func(c *Config) {
-		c.Pool.ConnConfig.Tracer = log
-		c.Pool.BeforeConnect = func(_ context.Context, cc *pgx.ConnConfig) error {
+	bubble(t, 2, func(c *Options) {
+		c.Config.ConnConfig.Tracer = log
+		c.Config.BeforeConnect = func(_ context.Context, cc *pgx.ConnConfig) error {
 			log.add("before " + cc.Host)
 			cc.RuntimeParams["application_name"] = "follow"
 			return nil
 		}
-		c.Pool.AfterConnect = func(context.Context, *pgx.Conn) error { log.add("after"); return nil }
-		c.Pool.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { log.add("prepare"); return true, nil }
-		c.Pool.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { log.add("ping"); return false }
+		c.Config.AfterConnect = func(context.Context, *pgx.Conn) error { log.add("after"); return nil }
+		c.Config.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { log.add("prepare"); return true, nil }
+		c.Config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { log.add("ping"); return false }
 	}, func(ctx context.Context, x *fakes) {
 		settled()
 		for key := range log.n {
 			delete(log.n, key)
 		}
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		for range 2 {
 			_, err := pool.Exec(ctx, "insert into t values (1)")
 			require.NoError(t, err)
@@ -652,14 +652,14 @@ func (e *endTracer) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxp
 // The tracer may go on with the context that it has returned, as under a pgxpool: a metric, a statement on the connection.
 func TestAnAcquireEndsWithTheContextThatItBeganWith(t *testing.T) {
 	tracer := &endTracer{hookLog: hookLog{n: map[string]int{}}}
-	bubble(t, 1, func(c *Config) { c.Pool.ConnConfig.Tracer = tracer; c.Wait = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.ConnConfig.Tracer = tracer; c.Wait = -1 }, func(ctx context.Context, x *fakes) {
 		settled()
 		require.NoError(t, x.pool.Ping(ctx))
-		require.NoError(t, x.pool.Primary().Ping(ctx))
-		require.NoError(t, x.pool.Replicas().Ping(ctx))
+		require.NoError(t, x.pool.PrimaryPool().Ping(ctx))
+		require.NoError(t, x.pool.ReplicaPool().Ping(ctx))
 		x.primary.Die()
 		time.Sleep(10 * time.Second)
-		require.ErrorIs(t, x.pool.Primary().Ping(ctx), ErrNoPrimary)
+		require.ErrorIs(t, x.pool.PrimaryPool().Ping(ctx), ErrNoPrimary)
 		assert.Equal(t, []error{nil, nil, nil, nil}, tracer.ended)
 	})
 }
@@ -667,12 +667,12 @@ func TestAnAcquireEndsWithTheContextThatItBeganWith(t *testing.T) {
 // What is swept is not the program's: its hooks come in pairs.
 func TestASweepIsNoReleaseOfTheProgram(t *testing.T) {
 	var prepared, released atomic.Int64
-	bubble(t, 2, func(c *Config) {
-		c.Pool.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { prepared.Add(1); return true, nil }
-		c.Pool.AfterRelease = func(*pgx.Conn) bool { released.Add(1); return true }
+	bubble(t, 2, func(c *Options) {
+		c.Config.PrepareConn = func(context.Context, *pgx.Conn) (bool, error) { prepared.Add(1); return true, nil }
+		c.Config.AfterRelease = func(*pgx.Conn) bool { released.Add(1); return true }
 	}, func(ctx context.Context, x *fakes) {
 		settled()
-		pool := x.pool.Replicas()
+		pool := x.pool.ReplicaPool()
 		use := func() {
 			release(acquire(t, ctx, pool, 6))
 			settled()
@@ -705,7 +705,7 @@ func (p *panicTracer) TraceAcquireStart(ctx context.Context, _ *pgxpool.Pool, _ 
 // A server of HTTP recovers from a panic and goes on: a pgxpool has taken nothing by then.
 func TestAPanicOfTheTracerHoldsNothing(t *testing.T) {
 	tracer := &panicTracer{hookLog: hookLog{n: map[string]int{}}}
-	bubble(t, 1, func(c *Config) { c.Pool.ConnConfig.Tracer = tracer; c.Pool.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.ConnConfig.Tracer = tracer; c.Config.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
 		settled()
 		calls := []func(context.Context) error{
 			x.pool.Ping,
@@ -725,7 +725,7 @@ func TestAPanicOfTheTracerHoldsNothing(t *testing.T) {
 			x.atRest()
 		}
 		check()
-		calls = append(calls, x.pool.Primary().Ping, x.pool.Replicas().Ping)
+		calls = append(calls, x.pool.PrimaryPool().Ping, x.pool.ReplicaPool().Ping)
 		check()
 		x.replicas[0].Die()
 		time.Sleep(10 * time.Second)
@@ -737,7 +737,7 @@ func TestAPanicOfTheTracerHoldsNothing(t *testing.T) {
 func TestAFollowingPoolFeedsTheBreakerAndIsCutByItsVerdict(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
 		settled()
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		require.NoError(t, pool.Ping(ctx))
 		x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
 			if s.SQL == "insert into t values (1)" && !s.Preparing {
@@ -767,8 +767,8 @@ func TestAFollowingPoolFeedsTheBreakerAndIsCutByItsVerdict(t *testing.T) {
 // Random faults under callers of all pools; whatever happens nothing is lost count of.
 func TestNothingIsLostCountOfWhateverHappens(t *testing.T) {
 	for seed := range 3 {
-		bubble(t, 2, func(c *Config) {
-			c.Pool.MaxConns = 3
+		bubble(t, 2, func(c *Options) {
+			c.Config.MaxConns = 3
 			c.Wait = 2 * time.Second
 			c.CheckInterval = time.Second
 		}, func(ctx context.Context, x *fakes) {
@@ -778,11 +778,11 @@ func TestNothingIsLostCountOfWhateverHappens(t *testing.T) {
 				func(ctx context.Context) error { _, err := x.pool.Exec(ctx, "insert into t values (1)"); return err },
 				func(ctx context.Context) error { return x.pool.QueryRow(ctx, "select 1").Scan(new(int)) },
 				func(ctx context.Context) error {
-					_, err := x.pool.Primary().Exec(ctx, "insert into t values (2)")
+					_, err := x.pool.PrimaryPool().Exec(ctx, "insert into t values (2)")
 					return err
 				},
 				func(ctx context.Context) error {
-					return x.pool.Replicas().QueryRow(ctx, "select 1").Scan(new(int))
+					return x.pool.ReplicaPool().QueryRow(ctx, "select 1").Scan(new(int))
 				},
 			}
 			var wg sync.WaitGroup
@@ -851,7 +851,7 @@ func TestNothingIsLostCountOfWhateverHappens(t *testing.T) {
 
 // Each has its turn at one server and has been refused there: what the other one waits for, it must not keep.
 func TestConnectsThatMoveOnDoNotWaitForEachOther(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.Pool.MaxConns = 1; c.Wait = time.Second }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Config.MaxConns = 1; c.Wait = time.Second }, func(ctx context.Context, x *fakes) {
 		time.Sleep(3 * time.Second)
 		for _, r := range x.replicas {
 			r.Delay(10 * time.Millisecond)
@@ -872,7 +872,7 @@ func TestConnectsThatMoveOnDoNotWaitForEachOther(t *testing.T) {
 }
 
 func TestABurstOnFullServersEndsWhenTheyHaveRoom(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.Wait = time.Second }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Wait = time.Second }, func(ctx context.Context, x *fakes) {
 		time.Sleep(3 * time.Second)
 		for _, r := range x.replicas {
 			r.StartupError("53300")
@@ -895,7 +895,7 @@ func (x *fakes) acquireAtOnce(ctx context.Context, n int) (done chan error) {
 	done = make(chan error, n)
 	for range n {
 		go func() {
-			c, err := x.pool.Replicas().Acquire(ctx)
+			c, err := x.pool.ReplicaPool().Acquire(ctx)
 			if err == nil {
 				c.Release()
 			}
@@ -907,7 +907,7 @@ func (x *fakes) acquireAtOnce(ctx context.Context, n int) (done chan error) {
 
 // A connection that the program has taken over counts until it is closed, and for nothing then.
 func TestAHijackedConnectionOfAGuestGivesItsPlaceBack(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 4 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 4 }, func(ctx context.Context, x *fakes) {
 		settled()
 		x.replicas[0].Die()
 		_ = x.read(ctx)
@@ -915,7 +915,7 @@ func TestAHijackedConnectionOfAGuestGivesItsPlaceBack(t *testing.T) {
 		guests := x.pool.named("primary:5432").guests
 		require.Equal(t, 3, cap(guests))
 		for range cap(guests) {
-			c, err := x.pool.Replicas().Acquire(ctx)
+			c, err := x.pool.ReplicaPool().Acquire(ctx)
 			require.NoError(t, err)
 			require.Equal(t, "primary:5432", serverOf(c))
 			own := c.Hijack()
@@ -929,9 +929,9 @@ func TestAHijackedConnectionOfAGuestGivesItsPlaceBack(t *testing.T) {
 }
 
 func TestReadsThatMoveToThePrimaryLeaveItsReserveAlone(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 4 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 4 }, func(ctx context.Context, x *fakes) {
 		time.Sleep(3 * time.Second)
-		pool := x.pool.Replicas()
+		pool := x.pool.ReplicaPool()
 		x.replicas[0].Hang()
 		got := make(chan *pgxpool.Conn, 4)
 		for range cap(got) {
@@ -957,9 +957,9 @@ func TestReadsThatMoveToThePrimaryLeaveItsReserveAlone(t *testing.T) {
 // pgxpool calls AfterRelease behind the release: until it has ended the connection is the program's.
 func TestNobodyEvictsAConnectionFromUnderAfterRelease(t *testing.T) {
 	var failed atomic.Int64
-	bubble(t, 1, func(c *Config) {
-		c.Pool.MaxConns = 6
-		c.Pool.AfterRelease = func(conn *pgx.Conn) bool {
+	bubble(t, 1, func(c *Options) {
+		c.Config.MaxConns = 6
+		c.Config.AfterRelease = func(conn *pgx.Conn) bool {
 			_, err := conn.Exec(context.Background(), "select 1")
 			if err != nil {
 				failed.Add(1)
@@ -969,7 +969,7 @@ func TestNobodyEvictsAConnectionFromUnderAfterRelease(t *testing.T) {
 	}, func(ctx context.Context, x *fakes) {
 		time.Sleep(3 * time.Second)
 		x.primary.Delay(10 * time.Millisecond)
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		var wg sync.WaitGroup
 		stop := time.Now().Add(10 * time.Second)
 		for range 12 {
@@ -996,11 +996,11 @@ func TestNobodyEvictsAConnectionFromUnderAfterRelease(t *testing.T) {
 func TestAConnectionThatAfterReleaseDoesNotKeepHoldsNothing(t *testing.T) {
 	var keep atomic.Bool
 	keep.Store(true)
-	bubble(t, 1, func(c *Config) {
-		c.Pool.MaxConns = 2
-		c.Pool.AfterRelease = func(*pgx.Conn) bool { return keep.Load() }
+	bubble(t, 1, func(c *Options) {
+		c.Config.MaxConns = 2
+		c.Config.AfterRelease = func(*pgx.Conn) bool { return keep.Load() }
 	}, func(ctx context.Context, x *fakes) {
-		for _, acquire := range []func(context.Context) (*pgxpool.Conn, error){x.pool.Primary().Acquire, x.pool.Acquire} {
+		for _, acquire := range []func(context.Context) (*pgxpool.Conn, error){x.pool.PrimaryPool().Acquire, x.pool.Acquire} {
 			use := func(as func(*pgxpool.Conn)) {
 				for range 3 {
 					c, err := acquire(withTimeout(x.t, time.Second))
@@ -1022,12 +1022,12 @@ func TestAConnectionThatAfterReleaseDoesNotKeepHoldsNothing(t *testing.T) {
 }
 
 func TestAFollowingPoolHasRoomForAllThatTakeItsCalls(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.Mode = ModeEquivalent; c.Pool.MaxConns = 4 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Mode = ModeEquivalent; c.Config.MaxConns = 4 }, func(ctx context.Context, x *fakes) {
 		for _, r := range x.replicas {
 			r.Promote()
 		}
 		time.Sleep(6 * time.Second)
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		var wg sync.WaitGroup
 		for range 11 {
 			wg.Go(func() {
@@ -1048,9 +1048,9 @@ func TestAFollowingPoolHasRoomForAllThatTakeItsCalls(t *testing.T) {
 		x.atRest()
 	})
 	// A peer that comes later may be larger than all that were there.
-	bubble(t, 1, func(c *Config) { c.Pool.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 2 }, func(ctx context.Context, x *fakes) {
 		settled()
-		for _, pool := range []*pgxpool.Pool{x.pool.Primary(), x.pool.Replicas()} {
+		for _, pool := range []*pgxpool.Pool{x.pool.PrimaryPool(), x.pool.ReplicaPool()} {
 			assert.GreaterOrEqual(t, pool.Stat().MaxConns(), int32(20))
 		}
 	})
@@ -1058,10 +1058,10 @@ func TestAFollowingPoolHasRoomForAllThatTakeItsCalls(t *testing.T) {
 
 // Nobody is to blame for the time that a connect has spent in waiting for somebody to go to.
 func TestAWaitIsNotTakenFromTheConnectTimeout(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
 		time.Sleep(3 * time.Second)
 		require.Equal(t, 5*time.Second, x.pool.Config().ConnConfig.ConnectTimeout)
-		pool := x.pool.Primary()
+		pool := x.pool.PrimaryPool()
 		x.primary.Hang()
 		done := make(chan error, 8)
 		for range cap(done) {
@@ -1109,7 +1109,7 @@ func TestDatabaseSQLDoesNotExecuteTwiceWhatItsConnectionDiedUnder(t *testing.T) 
 		t.Skip("pgx before 5.13")
 	}
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
-		db := stdlib.OpenDBFromPool(x.pool.Primary())
+		db := stdlib.OpenDBFromPool(x.pool.PrimaryPool())
 		defer db.Close()
 		require.NoError(t, db.PingContext(ctx))
 		const write = "insert into log values (1)"

@@ -34,7 +34,7 @@ func newBehindHAProxy(t *testing.T) *behindHAProxy {
 	b := &behindHAProxy{t: t, servers: c.Servers(), balancer: pgtest.StartBalancer(t, c, "w", "r"), ledger: newLedger(t, c)}
 	b.lead("w", 0)
 	b.lead("r", 1, 2)
-	b.pool = openPool(t, Config{
+	b.pool = openPool(t, Options{
 		Hooks: b.stale.hooks(), Wait: operatorTime, CheckInterval: time.Second,
 		Peers: []Peer{
 			{Name: "w", Host: "127.0.0.1", Port: b.balancer.Port("w"), Proxy: true},

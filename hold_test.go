@@ -124,7 +124,7 @@ func TestACallThatNamesAHeldPeerIsServed(t *testing.T) {
 
 // A server that answers looks and fails every statement is not put out and back as fast as it can fail.
 func TestAPrimaryThatFailsEveryStatementFallsNowAndThen(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {
 		x.primary.Handle(answering(func(pgfake.Statement) *pgfake.Response {
 			return &pgfake.Response{Err: &pgfake.Error{Severity: "FATAL", Code: "58030", Message: "could not read file"}}
 		}))
@@ -160,7 +160,7 @@ func TestAPrimaryThatFlapsIsNeverHeld(t *testing.T) {
 // While everything is down each is tried now and then, and at once and often when a call waits; where one serves the others
 // are tried seldom.
 func TestPeersThatAreNeededAreTriedOften(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.Wait = time.Hour }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Wait = time.Hour }, func(ctx context.Context, x *fakes) {
 		x.read(ctx)
 		all := append([]*pgfake.Peer{x.primary}, x.replicas...)
 		for _, p := range all {
@@ -220,7 +220,7 @@ func TestAPrimaryThatRefusesThePasswordIsKnockedAtSeldom(t *testing.T) {
 func TestTheLastPeerThatServesIsKeptWhetherItIsFoundOrNot(t *testing.T) {
 	var l peerList
 	l.say(nil, "primary", "replica1", "replica2")
-	bubble(t, 2, func(c *Config) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
 		x.read(ctx)
 		x.primary.Die()
 		x.replicas[1].Die()

@@ -17,15 +17,15 @@ const (
 	ReasonWrite
 	// ReasonStatement: the text of a Query or QueryRow cannot, or must not, run on a standby.
 	ReasonStatement
-	// ReasonRoute: the context or Config.Route says so.
+	// ReasonRoute: the context or Options.Route says so.
 	ReasonRoute
 	// ReasonModel: the context names a model whose route says so.
 	ReasonModel
 	// ReasonNoReplica: a read on the primary because no replica could serve.
 	ReasonNoReplica
-	// ReasonStale: a read on the primary because no replica was known to be within its route's MaxLag, or all of them are
+	// ReasonReplicasBehind: a read on the primary because no replica was known to be within its route's MaxLag, or all of them are
 	// paused or cut off.
-	ReasonStale
+	ReasonReplicasBehind
 	// ReasonRefused: run again on the primary because a standby refused the statement.
 	ReasonRefused
 	// ReasonRetry: sent again, to another peer where there is one, because the attempt before failed.
@@ -34,7 +34,7 @@ const (
 	ReasonSolo
 )
 
-var reasonNames = [...]string{"read", "write", "statement", "route", "model", "no-replica", "stale", "refused", "retry", "solo"}
+var reasonNames = [...]string{"read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "solo"}
 
 // String returns the label.
 func (r Reason) String() string { return nameOf(reasonNames[:], int(r), "reason") }

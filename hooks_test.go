@@ -21,7 +21,7 @@ func onAStandby(c *pgx.Conn) bool { return c.PgConn().ParameterStatus("in_hot_st
 
 // refusing are the hooks by which a program may refuse a server, and the error that it then shows; nil is pgxpool's.
 func refusing(refuse func(*pgx.Conn) bool) map[string]struct {
-	install func(*PoolConfig)
+	install func(*Config)
 	err     error
 } {
 	fail := func(c *pgx.Conn) error {
@@ -31,13 +31,13 @@ func refusing(refuse func(*pgx.Conn) bool) map[string]struct {
 		return nil
 	}
 	return map[string]struct {
-		install func(*PoolConfig)
+		install func(*Config)
 		err     error
 	}{
-		"AfterConnect": {func(c *PoolConfig) {
+		"AfterConnect": {func(c *Config) {
 			c.AfterConnect = func(_ context.Context, conn *pgx.Conn) error { return fail(conn) }
 		}, errNotHere},
-		"AfterConnect with a deadline of its own": {func(c *PoolConfig) {
+		"AfterConnect with a deadline of its own": {func(c *Config) {
 			c.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 				if refuse(conn) {
 					return context.DeadlineExceeded
@@ -45,10 +45,10 @@ func refusing(refuse func(*pgx.Conn) bool) map[string]struct {
 				return nil
 			}
 		}, context.DeadlineExceeded},
-		"PrepareConn": {func(c *PoolConfig) {
+		"PrepareConn": {func(c *Config) {
 			c.PrepareConn = func(_ context.Context, conn *pgx.Conn) (bool, error) { err := fail(conn); return err == nil, err }
 		}, errNotHere},
-		"BeforeAcquire": {func(c *PoolConfig) {
+		"BeforeAcquire": {func(c *Config) {
 			//lint:ignore SA1019 a program may still use it
 			c.BeforeAcquire = func(_ context.Context, conn *pgx.Conn) bool { return !refuse(conn) }
 		}, nil},
@@ -58,7 +58,7 @@ func refusing(refuse func(*pgx.Conn) bool) map[string]struct {
 func TestAReadThatAHookRefusesAReplicaForIsReadOnThePrimary(t *testing.T) {
 	for name, hook := range refusing(onAStandby) {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, 2, func(c *Config) { hook.install(c.Pool) }, func(ctx context.Context, x *fakes) {
+			bubble(t, 2, func(c *Options) { hook.install(c.Config) }, func(ctx context.Context, x *fakes) {
 				settled()
 				for range 5 {
 					assert.Equal(t, "primary:5432", x.read(ctx))
@@ -69,7 +69,7 @@ func TestAReadThatAHookRefusesAReplicaForIsReadOnThePrimary(t *testing.T) {
 				x.journal.take()
 				require.Error(t, x.pool.QueryRow(WithRoute(ctx, Route{Target: TargetReplica}), "select 1").Scan(new(int)))
 				assert.Len(t, x.journal.take(), 2, "each replica once")
-				_, err = x.pool.Exec(WithReplica(ctx), "select 1")
+				_, err = x.pool.Exec(WithPreferReplica(ctx), "select 1")
 				require.Error(t, err)
 				assert.Len(t, x.journal.take(), 1, "no read")
 				for _, q := range x.pool.peers() {
@@ -84,7 +84,7 @@ func TestAReadThatAHookRefusesAReplicaForIsReadOnThePrimary(t *testing.T) {
 func TestAReadThatAHookRefusesEveryPeerForShowsItsError(t *testing.T) {
 	for name, hook := range refusing(func(*pgx.Conn) bool { return true }) {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, 2, func(c *Config) { hook.install(c.Pool) }, func(ctx context.Context, x *fakes) {
+			bubble(t, 2, func(c *Options) { hook.install(c.Config) }, func(ctx context.Context, x *fakes) {
 				settled()
 				begun := time.Now()
 				err := x.pool.QueryRow(ctx, "select 1").Scan(new(int))
@@ -115,7 +115,7 @@ func TestAHookThatAReplicaCannotServeYet(t *testing.T) {
 		}
 		return err
 	}
-	p := openConfig(t, Config{}, config)
+	p := openConfig(t, Options{}, config)
 	waitUp(t, p)
 	for range 3 {
 		require.NoError(t, p.QueryRow(ctx, "select 1").Scan(new(int)))

@@ -26,9 +26,9 @@ var (
 	_ func(context.Context, *pgxpool.Config) (*MultiPool, error) = NewWithConfig
 	_ func(string) (*pgxpool.Config, error)                      = ParseConfig
 
-	_ func(context.Context, string) (*Pool, error)      = New
-	_ func(context.Context, *PoolConfig) (*Pool, error) = NewWithConfig
-	_ func(string) (*PoolConfig, error)                 = ParseConfig
+	_ func(context.Context, string) (*Pool, error)  = New
+	_ func(context.Context, *Config) (*Pool, error) = NewWithConfig
+	_ func(string) (*Config, error)                 = ParseConfig
 
 	_ pgx.Tx = (*Tx)(nil)
 )

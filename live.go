@@ -17,8 +17,8 @@ const (
 
 // AddPeer takes a server into the pool. It is looked at at once, and used gently at first. An error names the peer: one
 // whose name the pool has, one that is misconfigured, one too many (more than 1,024). A pool that was opened with one
-// host and without Config.Discover is a pgxpool, and takes none; a closed one answers puddle.ErrClosedPool. In a pool
-// with Config.Discover it lasts until that leaves it out. Under ModeOrdered it is the last of the list. Safe for
+// host and without Options.Discover is a pgxpool, and takes none; a closed one answers puddle.ErrClosedPool. In a pool
+// with Options.Discover it lasts until that leaves it out. Under ModeOrdered it is the last of the list. Safe for
 // concurrent use.
 func (p *MultiPool) AddPeer(peer Peer) error {
 	if p.solo {

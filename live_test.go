@@ -125,7 +125,7 @@ func TestPeersComeAndGoUnderCalls(t *testing.T) {
 
 func TestAPoolOfOnePeerHasNoOtherEver(t *testing.T) {
 	t.Parallel()
-	p := openPool(t, Config{}, "postgres://app@127.0.0.1:1/app")
+	p := openPool(t, Options{}, "postgres://app@127.0.0.1:1/app")
 	require.Error(t, p.AddPeer(Peer{Host: "other"}))
 	require.Error(t, p.RemovePeer(t.Context(), "127.0.0.1:1"))
 	require.Error(t, p.Drain(t.Context(), "127.0.0.1:1"))
@@ -144,7 +144,7 @@ func TestAPoolFollowsWhatIsDiscovered(t *testing.T) {
 			found = append(found, Peer{Host: h})
 		}
 	}
-	bubble(t, 2, func(c *Config) {
+	bubble(t, 2, func(c *Options) {
 		c.Discover = func(context.Context) ([]Peer, error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -196,7 +196,7 @@ func TestADiscoveryThatFindsAConnectionStringDoesNotTellIt(t *testing.T) {
 	const secret = "Kq7wZx93Vt"
 	list := &peerList{}
 	list.say(nil, "primary", "postgres://app:"+secret+"@replica1/app")
-	bubble(t, 1, func(c *Config) { c.Discover = list.discover }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Discover = list.discover }, func(ctx context.Context, x *fakes) {
 		x.read(ctx)
 		status, err := json.Marshal(x.pool.Status())
 		require.NoError(t, err)
@@ -212,7 +212,7 @@ func TestADiscoveryThatFindsAConnectionStringDoesNotTellIt(t *testing.T) {
 
 // A name server that does not answer holds nobody up for long: the configured peers do.
 func TestADiscoveryThatHangsHoldsNobodyUp(t *testing.T) {
-	bubble(t, 1, func(c *Config) {
+	bubble(t, 1, func(c *Options) {
 		c.Discover = func(ctx context.Context) ([]Peer, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -237,7 +237,7 @@ func TestReadsFollowTheReplicationOfThePrimary(t *testing.T) {
 	const interval = 500 * time.Millisecond
 	fourth, gone := s[3], s[1]
 	require.NoError(t, fourth.Stop(pgtest.Fast))
-	p := openPool(t, Config{CheckInterval: interval}, s[0].ConnString("multipool_discover=replication"))
+	p := openPool(t, Options{CheckInterval: interval}, s[0].ConnString("multipool_discover=replication"))
 	reads := gather(10, func(ctx context.Context) error { return p.QueryRow(ctx, "select 1").Scan(new(int)) })
 	serves := func(server *pgtest.Server) func() bool {
 		return func() bool {
@@ -272,7 +272,7 @@ func TestReplicationIsDiscoveredWhateverTheProgramsRoute(t *testing.T) {
 		{Peers: []string{"replica1:5432"}}, {Target: TargetReplica, Peers: []string{"replica1:5432"}},
 		{Target: TargetReplica, MaxLag: Lag{Time: time.Second}},
 	} {
-		bubble(t, 1, func(c *Config) {
+		bubble(t, 1, func(c *Options) {
 			c.Discover, c.Route, c.CheckInterval = DiscoverReplication(), route, time.Second
 		}, func(ctx context.Context, x *fakes) {
 			x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
@@ -299,7 +299,7 @@ func TestPeersAtTheAddressesOfANameAreFoundAndUsed(t *testing.T) {
 		records = append(records, &net.SRV{Target: s.Host(), Port: s.Port()})
 	}
 	lookUpIn(t, &names{srv: map[string][]*net.SRV{"db.test": records}})
-	p := openPool(t, Config{}, "postgres://postgres@db.test/postgres?sslmode=disable&multipool_discover=srv")
+	p := openPool(t, Options{}, "postgres://postgres@db.test/postgres?sslmode=disable&multipool_discover=srv")
 	primaryIs(t, p, c.Primary().Addr())
 	waitUp(t, p)
 	assert.Len(t, p.Status().Peers, 3)
@@ -332,9 +332,9 @@ func (l *peerList) discover(context.Context) ([]Peer, error) {
 func TestAPeerIsRemovedFromThePoolsThatFollowToo(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
 		settled()
-		one, err := x.pool.Replicas().Acquire(ctx)
+		one, err := x.pool.ReplicaPool().Acquire(ctx)
 		require.NoError(t, err)
-		other, err := x.pool.Replicas().Acquire(ctx)
+		other, err := x.pool.ReplicaPool().Acquire(ctx)
 		require.NoError(t, err)
 		one.Release()
 		other.Release()
@@ -351,7 +351,7 @@ func TestAPeerIsRemovedFromThePoolsThatFollowToo(t *testing.T) {
 func TestConfiguredNamesGiveWayToDiscoveredAddresses(t *testing.T) {
 	var l peerList
 	l.say(errors.New("temporary failure in name resolution"))
-	bubble(t, 1, func(c *Config) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
 		_, err := x.pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)
 		l.say(nil, "also-primary", "also-replica1")
@@ -381,7 +381,7 @@ func TestAPoolIsNotStrandedByAViewThatWasEmptyForAMoment(t *testing.T) {
 			}
 			return r
 		}
-		bubble(t, 2, func(c *Config) { c.Discover = DiscoverReplication() }, func(ctx context.Context, x *fakes) {
+		bubble(t, 2, func(c *Options) { c.Discover = DiscoverReplication() }, func(ctx context.Context, x *fakes) {
 			x.primary.Handle(answering(view))
 			time.Sleep(20 * time.Second)
 			mu.Lock()
@@ -402,7 +402,7 @@ func TestAPoolIsNotStrandedByAViewThatWasEmptyForAMoment(t *testing.T) {
 func TestAPoolThatNeverHadAPrimaryTriesTheConfiguredPeersAgain(t *testing.T) {
 	var l peerList
 	l.say(nil, "ghost")
-	bubble(t, 2, func(c *Config) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
 		time.Sleep(3 * time.Second)
 		l.say(errors.New("the name server is down"))
 		time.Sleep(time.Minute)
@@ -415,7 +415,7 @@ func TestAPoolThatNeverHadAPrimaryTriesTheConfiguredPeersAgain(t *testing.T) {
 func TestAPoolOfReplicasKeepsToWhatWasDiscovered(t *testing.T) {
 	var l peerList
 	l.say(nil, "replica1", "replica2")
-	bubble(t, 2, func(c *Config) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
 		names := func() (all []string) {
 			for _, ps := range x.pool.Status().Peers {
 				all = append(all, ps.Name)
@@ -433,7 +433,7 @@ func TestAPoolOfReplicasKeepsToWhatWasDiscovered(t *testing.T) {
 func TestADrainedPeerIsKeptWhetherItIsFoundOrNot(t *testing.T) {
 	var l peerList
 	l.say(nil, "primary", "replica1", "replica2")
-	bubble(t, 2, func(c *Config) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Discover = l.discover }, func(ctx context.Context, x *fakes) {
 		time.Sleep(10 * time.Second)
 		require.NoError(t, x.pool.Drain(ctx, "replica1:5432"))
 		l.say(nil, "primary", "replica2")
@@ -448,7 +448,7 @@ func TestADrainedPeerIsKeptWhetherItIsFoundOrNot(t *testing.T) {
 func TestANameThatHasMovedIsFollowed(t *testing.T) {
 	var mu sync.Mutex
 	host := "replica1"
-	bubble(t, 2, func(c *Config) {
+	bubble(t, 2, func(c *Options) {
 		c.Discover = func(context.Context) ([]Peer, error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -470,7 +470,7 @@ func TestANameThatHasMovedIsFollowed(t *testing.T) {
 func TestACallForAPeerThatIsStillToBeFoundWaitsForIt(t *testing.T) {
 	var l peerList
 	l.say(nil, "primary", "replica2")
-	bubble(t, 2, func(c *Config) {
+	bubble(t, 2, func(c *Options) {
 		c.Peers = []Peer{{Host: "primary"}}
 		c.Discover = func(ctx context.Context) ([]Peer, error) { time.Sleep(20 * time.Millisecond); return l.discover(ctx) }
 	}, func(ctx context.Context, x *fakes) {
@@ -480,7 +480,7 @@ func TestACallForAPeerThatIsStillToBeFoundWaitsForIt(t *testing.T) {
 
 func TestCloseDoesNotWaitForADiscoveryThatHeedsNothing(t *testing.T) {
 	release := make(chan struct{})
-	bubble(t, 1, func(c *Config) {
+	bubble(t, 1, func(c *Options) {
 		release = make(chan struct{})
 		c.Discover = func(context.Context) ([]Peer, error) { <-release; return nil, nil }
 	}, func(ctx context.Context, x *fakes) {
@@ -495,8 +495,8 @@ func TestCloseDoesNotWaitForADiscoveryThatHeedsNothing(t *testing.T) {
 func TestReplicasHasRoomForThoseThatCome(t *testing.T) {
 	var l peerList
 	l.say(nil, "primary", "replica1", "replica2")
-	bubble(t, 2, func(c *Config) { c.Peers, c.Discover = []Peer{{Host: "primary"}}, l.discover }, func(ctx context.Context, x *fakes) {
-		r := x.pool.Replicas()
+	bubble(t, 2, func(c *Options) { c.Peers, c.Discover = []Peer{{Host: "primary"}}, l.discover }, func(ctx context.Context, x *fakes) {
+		r := x.pool.ReplicaPool()
 		time.Sleep(20 * time.Second)
 		for range 20 { // ten on each
 			c, err := r.Acquire(ctx)
@@ -531,19 +531,19 @@ func TestReadsThatWaitAtThePrimaryGoToAReplicaThatReturns(t *testing.T) {
 }
 
 func TestAnOrderedPoolsPrimaryFollowsItsLeader(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.Mode = ModeOrdered }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Mode = ModeOrdered }, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.Die()
 		time.Sleep(10 * time.Second)
 		require.NoError(t, x.pool.WaitForPrimary(ctx))
-		require.NoError(t, x.pool.Primary().Ping(ctx))
+		require.NoError(t, x.pool.PrimaryPool().Ping(ctx))
 	})
 }
 
 func TestHooksHearOfPeersThatComeAndGo(t *testing.T) {
 	var mu sync.Mutex
 	var heard []PeerEvent
-	bubble(t, 2, func(c *Config) {
+	bubble(t, 2, func(c *Options) {
 		c.Hooks = JoinHooks(c.Hooks, &Hooks{PeerChanged: func(e PeerEvent) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -591,7 +591,7 @@ func TestABackupIsNoPeer(t *testing.T) {
 	require.NoError(t, s[1].Exec(ctx, fmt.Sprintf(
 		"alter system set primary_conninfo = 'host=127.0.0.1 port=%d user=postgres sslmode=disable application_name=%s'", s[0].Port(), s[1].Addr())))
 	require.NoError(t, s[1].Exec(ctx, "select pg_reload_conf()"))
-	p := openPool(t, Config{CheckInterval: 200 * time.Millisecond}, s[0].ConnString("multipool_discover=replication"))
+	p := openPool(t, Options{CheckInterval: 200 * time.Millisecond}, s[0].ConnString("multipool_discover=replication"))
 	waitFor(t, "the standby", 10*time.Second, func() bool { return memberOf(p, s[1]).Serves })
 	assert.Len(t, p.Status().Peers, 2)
 }

@@ -28,7 +28,7 @@ func TestWritesToAPrimaryThatWasReplacedEndSoon(t *testing.T) {
 			t.Parallel()
 			c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 			must(t, c, "create table log (id bigint)")
-			config := Config{CheckInterval: time.Minute, Wait: operatorTime}
+			config := Options{CheckInterval: time.Minute, Wait: operatorTime}
 			if pooled {
 				for _, server := range c.Servers() {
 					pooler := pgtest.StartPooler(t, server, nil)
@@ -109,7 +109,7 @@ func sessionsOn(t *testing.T, s *pgtest.Server, role string) (pids []uint32) {
 func TestWhatLooksCostAServer(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
 	must(t, c, "create table log (id bigint)")
-	p := openPool(t, Config{CheckInterval: time.Hour, Wait: operatorTime}, c.ConnString())
+	p := openPool(t, Options{CheckInterval: time.Hour, Wait: operatorTime}, c.ConnString())
 	waitUp(t, p)
 	for i, s := range c.Servers() {
 		m := &monitor{peer: p.peers()[i]}
@@ -166,7 +166,7 @@ func TestWhatLooksCostAServer(t *testing.T) {
 func TestWhatAProgramsMonitorsCostAServer(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	must(t, c, "create table log (id bigint)", "create role app login superuser")
-	p := openPool(t, Config{Wait: operatorTime}, c.ConnString("user=app", "pool_max_conns=4"))
+	p := openPool(t, Options{Wait: operatorTime}, c.ConnString("user=app", "pool_max_conns=4"))
 	waitUp(t, p)
 	measure := func(what string) (most float64) {
 		began, before := time.Now(), map[uint32]int64{}
@@ -216,7 +216,7 @@ func TestWhatAProgramsMonitorsCostAServer(t *testing.T) {
 func TestALookThatBorrowsLeavesNothingPrepared(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
-	p := openPool(t, Config{NoMonitorConns: true, CheckInterval: 50 * time.Millisecond, MaxLag: Lag{Bytes: 1 << 40}},
+	p := openPool(t, Options{NoMonitorConns: true, CheckInterval: 50 * time.Millisecond, MaxLag: Lag{Bytes: 1 << 40}},
 		c.ConnString("pool_max_conns=1", "default_query_exec_mode=exec"))
 	waitUp(t, p)
 	for _, s := range c.Servers() {

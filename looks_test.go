@@ -97,12 +97,12 @@ func TestWhileTheProgramWritesWhoMayHaveReplacedItsPrimaryIsLookedAt(t *testing.
 
 // The program writes and reads nothing, directly and through poolers.
 func TestWritesBesideAPromotionEndSoon(t *testing.T) {
-	for name, open := range map[string]func(*Config){
+	for name, open := range map[string]func(*Options){
 		"direct": nil,
-		"through poolers": func(c *Config) {
+		"through poolers": func(c *Options) {
 			c.Peers = []Peer{{Host: "primary", Proxy: true}, {Host: "replica1", Proxy: true}, {Host: "replica2", Proxy: true}}
 		},
-		"through the program's connections": func(c *Config) { c.NoMonitorConns = true },
+		"through the program's connections": func(c *Options) { c.NoMonitorConns = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			for range 5 {
@@ -135,7 +135,7 @@ func TestWritesBesideAPromotionEndSoon(t *testing.T) {
 
 // A short look tells that something has happened, and the full one that follows at once tells what.
 func TestAShortLookThatDiffersIsFollowedByAFullOne(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.MaxLag = Lag{Bytes: 1 << 30} }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.MaxLag = Lag{Bytes: 1 << 30} }, func(ctx context.Context, x *fakes) {
 		var receives, shows atomic.Uint32
 		receives.Store(1)
 		shows.Store(1)
@@ -166,7 +166,7 @@ func TestAShortLookThatDiffersIsFollowedByAFullOne(t *testing.T) {
 
 // What is news to one peer may be to all: each is asked everything once.
 func TestNewsHaveEveryPeerAskedEverything(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.MaxLag = Lag{Bytes: 1 << 30} }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.MaxLag = Lag{Bytes: 1 << 30} }, func(ctx context.Context, x *fakes) {
 		for i := range 20 {
 			time.Sleep(11 * time.Second)
 			x.replicas[1].ResetCounters()
@@ -182,7 +182,7 @@ func TestNewsHaveEveryPeerAskedEverything(t *testing.T) {
 
 // A server that does not serve the short look serves the full one, and is not asked in vain again.
 func TestAServerThatDoesNotServeTheShortLookIsAskedTheFullOne(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.MaxLag = Lag{Bytes: 1 << 30} }, func(_ context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.MaxLag = Lag{Bytes: 1 << 30} }, func(_ context.Context, x *fakes) {
 		x.replicas[0].Handle(func(s pgfake.Statement) *pgfake.Response {
 			if s.SQL == lookBrief {
 				return &pgfake.Response{Err: &pgfake.Error{Code: "42501", Message: "permission denied for function pg_stat_get_wal_receiver"}}
@@ -259,7 +259,7 @@ func TestWhereSessionsDoNotTellTheRoleIsAsked(t *testing.T) {
 				pool, err := ParseConfig("postgres://app@primary/app?sslmode=disable&multipool_wait=1m")
 				require.NoError(t, err)
 				pool.ConnConfig.DialFunc, pool.ConnConfig.LookupFunc = network.Dial, pgfake.Lookup
-				p, err := Open(t.Context(), Config{Pool: pool, Peers: []Peer{{Host: "primary", Proxy: proxy}, {Host: "replica", Proxy: proxy}}})
+				p, err := Open(t.Context(), Options{Config: pool, Peers: []Peer{{Host: "primary", Proxy: proxy}, {Host: "replica", Proxy: proxy}}})
 				require.NoError(t, err)
 				defer p.Close()
 				ctx := t.Context()

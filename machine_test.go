@@ -240,12 +240,12 @@ func (m *machine) play(t *testing.T) {
 	bubble(t, machineReplicas, m.configure, func(_ context.Context, x *fakes) { m.run(x, rng) })
 }
 
-func (m *machine) configure(c *Config) {
+func (m *machine) configure(c *Options) {
 	m.began = time.Now()
 	c.NoMonitorConns = m.shared
 	c.Balancer = []Balancer{nil, nil, RoundRobin(), Nearest()}[m.seed%4]
-	c.Pool.MaxConns = m.conns
-	c.Pool.ConnConfig.Tracer = m
+	c.Config.MaxConns = m.conns
+	c.Config.ConnConfig.Tracer = m
 	c.Hooks = &Hooks{Routed: m.routed, PeerChanged: func(e PeerEvent) {
 		m.note("  %s: %s %s -> %s %s (slow %v; %v)", e.Peer, e.FromRole, e.From, e.Role, e.To, e.Slow, e.Cause)
 	}}
@@ -739,7 +739,7 @@ func (m *machine) hold(ctx context.Context, rng *rand.Rand, c *machineCall) {
 	pause := func() { time.Sleep(time.Duration(rng.IntN(2000)) * time.Millisecond) }
 	c.excused = true
 	if rng.IntN(2) == 0 {
-		ctx = WithReplica(ctx)
+		ctx = WithPreferReplica(ctx)
 	}
 	switch rng.IntN(3) {
 	case 0:

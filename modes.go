@@ -13,7 +13,7 @@ const (
 	// server that says it is a standby gets no writes.
 	ModeEquivalent
 	// ModeOrdered: the first healthy peer in the order of the configuration takes everything, whatever it is; a write that a
-	// standby refuses shows the server's error. An earlier peer gets it back when it has stayed well for Config.ReturnAfter.
+	// standby refuses shows the server's error. An earlier peer gets it back when it has stayed well for Options.ReturnAfter.
 	// Peers that are added or discovered come last, in the order in which they come.
 	ModeOrdered
 )

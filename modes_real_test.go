@@ -118,7 +118,7 @@ func TestOneOfTwoEqualsIsKilled(t *testing.T) {
 				servers = append(servers, c.Primary())
 			}
 			l := &ledger{written: map[int64]time.Time{}, unknown: map[int64]error{}, failed: map[string]int{}}
-			p := openPool(t, Config{Route: Route{Retry: retry}},
+			p := openPool(t, Options{Route: Route{Retry: retry}},
 				connect(servers, "multipool_mode=equivalent", fmt.Sprintf("pool_max_conns=%d", conns)))
 			waitUp(t, p)
 			r := newRegister()
@@ -305,7 +305,7 @@ func TestAnOrderedListFallsDownAndReturns(t *testing.T) {
 	var events *primaryEvents
 	p := openEarly(t, func() *MultiPool {
 		events = new(primaryEvents)
-		return openPool(t, Config{Mode: ModeOrdered, ReturnAfter: returnAfter, Hooks: events.hooks()}, c.ConnString(fmt.Sprintf("pool_max_conns=%d", conns)))
+		return openPool(t, Options{Mode: ModeOrdered, ReturnAfter: returnAfter, Hooks: events.hooks()}, c.ConnString(fmt.Sprintf("pool_max_conns=%d", conns)))
 	}, seen(t))
 	waitUp(t, p)
 	nodes := c.Servers()
@@ -376,7 +376,7 @@ func TestReadsAnywhereGoOnWithoutThePrimary(t *testing.T) {
 			t.Parallel()
 			c := pgtest.Start(t, pgtest.Options{Standbys: 1})
 			l := newLedger(t, c)
-			p := openPool(t, Config{Route: Route{Retry: tc.retry}, Wait: 20 * time.Second}, c.ConnString("multipool_target=any", "pool_max_conns=20"))
+			p := openPool(t, Options{Route: Route{Retry: tc.retry}, Wait: 20 * time.Second}, c.ConnString("multipool_target=any", "pool_max_conns=20"))
 			waitUp(t, p)
 			primary, replica := c.Primary(), c.Standbys()[0]
 			r := newRegister()
@@ -386,7 +386,7 @@ func TestReadsAnywhereGoOnWithoutThePrimary(t *testing.T) {
 				shares := r.shares()
 				return shares[primary.Port()] > 0.1 && shares[replica.Port()] > 0.1
 			})
-			_, err := p.Exec(WithReplica(testContext(t)), "insert into ledger values (-1)")
+			_, err := p.Exec(WithPreferReplica(testContext(t)), "insert into ledger values (-1)")
 			wantSQLState(t, "25006", err)
 
 			require.NoError(t, tc.end(primary))
@@ -418,7 +418,7 @@ func TestARollingRestartCostsNothing(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	l := newLedger(t, c)
 	// Held writes wait for the operator, who may be slow on a busy machine.
-	p := openPool(t, Config{Wait: 30 * time.Second}, c.ConnString("pool_max_conns=20"))
+	p := openPool(t, Options{Wait: 30 * time.Second}, c.ConnString("pool_max_conns=20"))
 	waitUp(t, p)
 	ctx := testContext(t)
 	readers := gather(readers, func(ctx context.Context) error {
@@ -509,7 +509,7 @@ func TestACallThatComesLateToADrainedServerGoesElsewhere(t *testing.T) {
 			<-stop.drained
 		}
 	}}
-	p := openPool(t, Config{Hooks: hooks, Wait: 20 * time.Second}, c.ConnString("pool_max_conns=5"))
+	p := openPool(t, Options{Hooks: hooks, Wait: 20 * time.Second}, c.ConnString("pool_max_conns=5"))
 	waitUp(t, p)
 	ctx := testContext(t)
 	replica, primary := c.Standbys()[0], c.Primary()
@@ -577,7 +577,7 @@ func TestTwoPoolersOfOneServerAreEquals(t *testing.T) {
 	must(t, c, "create table ledger (id bigint)", "insert into ledger values (0)")
 	one, other := pgtest.StartPooler(t, c.Primary(), nil), pgtest.StartPooler(t, c.Primary(), nil)
 	l := &ledger{written: map[int64]time.Time{}, unknown: map[int64]error{}, failed: map[string]int{}}
-	p := openPool(t, Config{Mode: ModeEquivalent, Route: Route{Retry: RetryReads}, Peers: []Peer{
+	p := openPool(t, Options{Mode: ModeEquivalent, Route: Route{Retry: RetryReads}, Peers: []Peer{
 		{Name: "one", Host: one.Host(), Port: one.Port(), Proxy: true}, {Name: "other", Host: other.Host(), Port: other.Port(), Proxy: true},
 	}}, c.ConnString("pool_max_conns=15", "default_query_exec_mode=exec"))
 	waitUp(t, p)

@@ -99,7 +99,7 @@ func TestEachModeFillsTheListsInItsWay(t *testing.T) {
 
 // Who was never seen otherwise may lead at once; who has fallen waits.
 func TestAnOrderedPoolMovesBackOnceAndLate(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.Mode = ModeOrdered; c.ReturnAfter = 20 * time.Second }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Mode = ModeOrdered; c.ReturnAfter = 20 * time.Second }, func(ctx context.Context, x *fakes) {
 		leader := func() string {
 			settled()
 			x.read(ctx)
@@ -131,10 +131,10 @@ func TestAnOrderedPoolMovesBackOnceAndLate(t *testing.T) {
 
 // Who is down when the pool is opened has never been well: it waits like anybody who returns.
 func TestAnOrderedPoolThatBeganWithItsSecondMovesBackLate(t *testing.T) {
-	bubble(t, 2, func(c *Config) { c.Mode = ModeOrdered; c.ReturnAfter = 20 * time.Second }, func(ctx context.Context, x *fakes) {
+	bubble(t, 2, func(c *Options) { c.Mode = ModeOrdered; c.ReturnAfter = 20 * time.Second }, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.Die()
-		p, err := Open(t.Context(), Config{Pool: x.pool.Config(), Mode: ModeOrdered, ReturnAfter: 20 * time.Second})
+		p, err := Open(t.Context(), Options{Config: x.pool.Config(), Mode: ModeOrdered, ReturnAfter: 20 * time.Second})
 		require.NoError(t, err)
 		defer p.Close()
 		time.Sleep(time.Minute)

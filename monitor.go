@@ -91,7 +91,7 @@ const (
 	maxHold  = 30 * time.Second
 )
 
-func newMonitor(p *peer, c *Config) *monitor {
+func newMonitor(p *peer, c *Options) *monitor {
 	return &monitor{
 		peer: p, interval: c.CheckInterval, borrows: c.NoMonitorConns,
 		nudged: make(chan struct{}, 1), hold: firstRetry,

@@ -129,7 +129,7 @@ type services struct {
 
 // inServices opens a pool whose peers are the names rw and ro, which lead to a and b. open, where it is not nil, changes the
 // configuration.
-func inServices(t *testing.T, proxy bool, open func(*Config), f func(ctx context.Context, x *services)) {
+func inServices(t *testing.T, proxy bool, open func(*Options), f func(ctx context.Context, x *services)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		x := &services{t: t, servers: map[string]*pgfake.Peer{}, follows: map[*pgfake.Peer]*atomic.Uint32{}}
@@ -156,7 +156,7 @@ func inServices(t *testing.T, proxy bool, open func(*Config), f func(ctx context
 			x.mu.Unlock()
 			return there.Dial(ctx, network, addr)
 		}
-		config := Config{Pool: pool, Hooks: x.journal.hooks(), Peers: []Peer{
+		config := Options{Config: pool, Hooks: x.journal.hooks(), Peers: []Peer{
 			{Name: "rw", Host: "rw", Port: 5432, Proxy: proxy}, {Name: "ro", Host: "ro", Port: 5432, Proxy: proxy},
 		}}
 		if open != nil {
@@ -281,7 +281,7 @@ func TestAStalePrimaryBehindAWritePort(t *testing.T) {
 		"a new session finds it": {time.Hour, func(write func(int)) { write(4) }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inServices(t, true, func(c *Config) { c.CheckInterval = test.every }, func(ctx context.Context, x *services) {
+			inServices(t, true, func(c *Options) { c.CheckInterval = test.every }, func(ctx context.Context, x *services) {
 				write := func(n int) {
 					var wg sync.WaitGroup
 					for i := range n {
@@ -376,7 +376,7 @@ func TestAnUndeclaredProxyIsSaidOnce(t *testing.T) {
 		for _, proxy := range []bool{false, true} {
 			t.Run(fmt.Sprint(name, ", proxy=", proxy), func(t *testing.T) {
 				var heard undeclared
-				inServices(t, proxy, func(c *Config) { c.Hooks = JoinHooks(c.Hooks, heard.hooks()) }, func(ctx context.Context, x *services) {
+				inServices(t, proxy, func(c *Options) { c.Hooks = JoinHooks(c.Hooks, heard.hooks()) }, func(ctx context.Context, x *services) {
 					if test.says == "report another role" {
 						x.servers["b"].Close()
 						x.servers["b"] = pgfake.New(pgfake.Options{Standby: true, Params: map[string]string{"in_hot_standby": "on"}})

@@ -18,14 +18,14 @@ import (
 // Config is everything there is to set on a pool that [Open] makes. A zero field means its default, a negative number
 // means off; but CheckInterval cannot be off, and a negative one is an error. Open takes a copy; changing it afterwards has
 // no effect.
-type Config struct {
+type Options struct {
 	// Pool is the template of every peer's pool, from [ParseConfig] or pgxpool.ParseConfig. Required. Its MaxConns,
 	// MinConns and the other limits hold for each peer, not for all of them together. With several peers a
 	// MaxConnLifetimeJitter of 0 means a tenth of MaxConnLifetime, a negative one none. multipool_* keys in its
 	// RuntimeParams are taken from there; a field of this struct that is not zero wins over its key.
-	Pool *pgxpool.Config
+	Config *pgxpool.Config
 
-	// Peers are the servers. Empty: the hosts of Pool.ConnConfig and its Fallbacks.
+	// Peers are the servers. Empty: the hosts of Config.ConnConfig and its Fallbacks.
 	Peers []Peer
 
 	// Discover, where set, is asked for the peers that there are: at first, and then every CheckInterval, spread by a
@@ -35,7 +35,7 @@ type Config struct {
 	// not while it serves and nobody would take the reads, or the writes, without it, nor one that is drained by the
 	// operator. Until the first answer calls wait;
 	// where that fails, or takes two seconds, or nobody takes writes and nothing can be discovered, Peers or the hosts
-	// of Pool.ConnConfig are used. An error, an empty list, or one of more than 64 peers changes nothing else; Status
+	// of Config.ConnConfig are used. An error, an empty list, or one of more than 64 peers changes nothing else; Status
 	// tells it. It must heed its context, which ends after five seconds, and not call the pool's Close. See
 	// [DiscoverDNS], [DiscoverSRV], [DiscoverReplication]. Key multipool_discover.
 	Discover func(context.Context) ([]Peer, error)
@@ -107,19 +107,19 @@ type Peer struct {
 	Name string
 
 	// ConnString, where set, is a connection string of this peer's own (one host): its host, port, TLS, user, password
-	// and database replace those of Config.Pool, its channel_binding, require_auth and Kerberos names where it has them.
+	// and database replace those of Options.Config, its channel_binding, require_auth and Kerberos names where it has them.
 	// Its sslcert and sslkey are the client certificate that this peer is shown; without them it is shown none, not that of
-	// Config.Pool. Another key in it is an error: the rest is Config.Pool's.
+	// Options.Config. Another key in it is an error: the rest is Options.Config's.
 	ConnString string
 
-	// Host and Port, where set, replace those of Config.Pool or of ConnString. Port 0 keeps the template's. Host is a name,
+	// Host and Port, where set, replace those of Options.Config or of ConnString. Port 0 keeps the template's. Host is a name,
 	// an address, or the absolute path of a Unix socket's directory, which has no TLS. To a host beside a template of sockets
 	// TLS is as the template's connection string says.
 	Host string
 	Port uint16
 
 	// ServerName, where set, is the name in the server's certificate, where that is not Host: for peers by address. It changes
-	// nothing about the client certificate, which is that of ConnString or else of Config.Pool.
+	// nothing about the client certificate, which is that of ConnString or else of Options.Config.
 	ServerName string
 
 	// Role, where it is not RoleUnknown, is believed and never asked: for servers that cannot tell it.
@@ -135,7 +135,7 @@ type Peer struct {
 	// what is not fenced.
 	Proxy bool
 
-	// MaxConns, where it is positive, replaces Config.Pool's MaxConns for this peer.
+	// MaxConns, where it is positive, replaces Options.Config's MaxConns for this peer.
 	MaxConns int32
 
 	// Weight is the peer's part of the reads beside others that may serve them: one of weight 2 is drawn twice as often as
@@ -144,7 +144,7 @@ type Peer struct {
 	// Under ModeEquivalent writes go by weight too; under ModeOrdered a negative one comes last in the order.
 	Weight float64
 
-	// Zone is where the server stands; see Config.Zone. Empty: in none, which is no program's own.
+	// Zone is where the server stands; see Options.Zone. Empty: in none, which is no program's own.
 	Zone string
 }
 
@@ -172,33 +172,33 @@ const (
 // setting is one connection string key of ours: how its value goes into a Config.
 type setting struct {
 	key string
-	set func(c *Config, value string) error
+	set func(c *Options, value string) error
 }
 
 var settings = []setting{
-	{"multipool_mode", func(c *Config, v string) error {
+	{"multipool_mode", func(c *Options, v string) error {
 		return setName(&c.Mode, modeNames[:], v)
 	}},
-	{"multipool_return_after", func(c *Config, v string) error {
+	{"multipool_return_after", func(c *Options, v string) error {
 		return setDuration(&c.ReturnAfter, v)
 	}},
-	{"multipool_discover", func(c *Config, v string) error {
+	{"multipool_discover", func(c *Options, v string) error {
 		make, ok := discoveries[v]
 		if !ok {
 			return fmt.Errorf("must be one of %s", strings.Join(sortedKeys(discoveries), ", "))
 		}
 		if c.Discover == nil {
-			c.Discover = make(c.Pool)
+			c.Discover = make(c.Config)
 		}
 		return nil
 	}},
-	{"multipool_target", func(c *Config, v string) error {
+	{"multipool_target", func(c *Options, v string) error {
 		return setName(&c.Route.Target, targetNames[:], v)
 	}},
-	{"multipool_retry", func(c *Config, v string) error {
+	{"multipool_retry", func(c *Options, v string) error {
 		return setName(&c.Route.Retry, retryNames[:], v)
 	}},
-	{"multipool_balancer", func(c *Config, v string) error {
+	{"multipool_balancer", func(c *Options, v string) error {
 		if !slices.Contains(balancerNames[:], v) {
 			return fmt.Errorf("must be one of %s", strings.Join(balancerNames[:], ", "))
 		}
@@ -207,27 +207,27 @@ var settings = []setting{
 		}
 		return nil
 	}},
-	{"multipool_zone", func(c *Config, v string) error {
+	{"multipool_zone", func(c *Options, v string) error {
 		c.Zone = cmp.Or(c.Zone, v)
 		return nil
 	}},
-	{"multipool_max_lag", func(c *Config, v string) error {
+	{"multipool_max_lag", func(c *Options, v string) error {
 		l, err := parseLag(v)
 		if err == nil && c.MaxLag == (Lag{}) {
 			c.MaxLag = l
 		}
 		return err
 	}},
-	{"multipool_check_interval", func(c *Config, v string) error {
+	{"multipool_check_interval", func(c *Options, v string) error {
 		if d, err := time.ParseDuration(v); err == nil && d < minCheckInterval {
 			return fmt.Errorf("must be at least %v", minCheckInterval)
 		}
 		return setDuration(&c.CheckInterval, v)
 	}},
-	{"multipool_wait", func(c *Config, v string) error {
+	{"multipool_wait", func(c *Options, v string) error {
 		return setDuration(&c.Wait, v)
 	}},
-	{"multipool_max_waiting", func(c *Config, v string) error {
+	{"multipool_max_waiting", func(c *Options, v string) error {
 		n, err := strconv.Atoi(v)
 		if err != nil {
 			return errors.New("must be a whole number")
@@ -238,13 +238,13 @@ var settings = []setting{
 		c.MaxWaiting = cmp.Or(c.MaxWaiting, n)
 		return nil
 	}},
-	{"multipool_stall_after", func(c *Config, v string) error {
+	{"multipool_stall_after", func(c *Options, v string) error {
 		if d, err := time.ParseDuration(v); err == nil && d > 0 && d < minStallAfter {
 			return fmt.Errorf("must be at least %v, or 0 or less for none", minStallAfter)
 		}
 		return setDuration(&c.StallAfter, v)
 	}},
-	{"multipool_write_reserve", func(c *Config, v string) error {
+	{"multipool_write_reserve", func(c *Options, v string) error {
 		share, err := strconv.ParseFloat(v, 64)
 		if err != nil || !(share >= 0 && share <= maxWriteReserve) {
 			return fmt.Errorf("must be a number from 0 to %v", maxWriteReserve)
@@ -255,7 +255,7 @@ var settings = []setting{
 		c.WriteReserve = cmp.Or(c.WriteReserve, share)
 		return nil
 	}},
-	{"multipool_monitor_conns", func(c *Config, v string) error {
+	{"multipool_monitor_conns", func(c *Options, v string) error {
 		own, err := strconv.ParseBool(v)
 		if err != nil {
 			return errors.New("must be true or false")
@@ -315,7 +315,7 @@ func ParseConfig(connString string) (*pgxpool.Config, error) {
 	if err != nil {
 		return nil, cmp.Or(poolKeyError(connString), newConnStringError(connString, err))
 	}
-	probe := Config{Pool: config}
+	probe := Options{Config: config}
 	if err := probe.takeKeys(maps.Clone(config.ConnConfig.RuntimeParams)); err != nil {
 		return nil, err
 	}
@@ -337,8 +337,21 @@ func ParseConfig(connString string) (*pgxpool.Config, error) {
 	return config, nil
 }
 
+// ParseOptions parses connString as [ParseConfig] does, and returns what its multipool_* keys set as fields, so that a
+// program can change them before [Open]. The keys are gone from the returned Options.Config. Its errors are
+// ParseConfig's.
+func ParseOptions(connString string) (Options, error) {
+	config, err := ParseConfig(connString)
+	if err != nil {
+		return Options{}, err
+	}
+	o := Options{Config: config}
+	err = o.takeKeys(config.ConnConfig.RuntimeParams)
+	return o, err
+}
+
 // takeKeys moves our keys out of params into the fields that are still zero.
-func (c *Config) takeKeys(params map[string]string) error {
+func (c *Options) takeKeys(params map[string]string) error {
 	for key, value := range params {
 		if !isOurKey(key) {
 			continue
@@ -360,7 +373,7 @@ func (c *Config) takeKeys(params map[string]string) error {
 }
 
 // checkBounds names the first field whose value cannot be.
-func (c *Config) checkBounds() error {
+func (c *Options) checkBounds() error {
 	switch {
 	case c.CheckInterval != 0 && c.CheckInterval < minCheckInterval:
 		return fmt.Errorf("multipool: CheckInterval (multipool_check_interval) is %v: must be at least %v", c.CheckInterval, minCheckInterval)
@@ -368,10 +381,10 @@ func (c *Config) checkBounds() error {
 		return fmt.Errorf("multipool: StallAfter (multipool_stall_after) is %v: must be at least %v", c.StallAfter, minStallAfter)
 	case c.WriteReserve > maxWriteReserve || c.WriteReserve != c.WriteReserve:
 		return fmt.Errorf("multipool: WriteReserve (multipool_write_reserve) is %v: must be at most %v", c.WriteReserve, maxWriteReserve)
-	case c.Pool.MaxConns < 1: // of which puddle says that MaxSize must be
-		return fmt.Errorf("multipool: Pool.MaxConns (pool_max_conns) is %d: must be at least 1", c.Pool.MaxConns)
-	case c.Pool.HealthCheckPeriod <= 0: // at which pgxpool panics, in a goroutine of its own
-		return fmt.Errorf("multipool: Pool.HealthCheckPeriod (pool_health_check_period) is %v: must be more than 0", c.Pool.HealthCheckPeriod)
+	case c.Config.MaxConns < 1: // of which puddle says that MaxSize must be
+		return fmt.Errorf("multipool: Config.MaxConns (pool_max_conns) is %d: must be at least 1", c.Config.MaxConns)
+	case c.Config.HealthCheckPeriod <= 0: // at which pgxpool panics, in a goroutine of its own
+		return fmt.Errorf("multipool: Config.HealthCheckPeriod (pool_health_check_period) is %v: must be more than 0", c.Config.HealthCheckPeriod)
 	case int(c.Mode) >= len(modeNames):
 		return fmt.Errorf("multipool: Mode is %d: unknown", c.Mode)
 	case int(c.Route.Target) >= len(targetNames):
@@ -383,7 +396,7 @@ func (c *Config) checkBounds() error {
 }
 
 // withDefaults returns the configuration with every zero field filled in, and hooks of its own.
-func (c Config) withDefaults() Config {
+func (c Options) withDefaults() Options {
 	c.CheckInterval = cmp.Or(c.CheckInterval, defaultCheckInterval)
 	c.ReturnAfter = max(cmp.Or(c.ReturnAfter, defaultReturnAfter), 0)
 	c.Wait = max(cmp.Or(c.Wait, defaultWait), 0)
@@ -399,22 +412,22 @@ func (c Config) withDefaults() Config {
 }
 
 // complete turns what the user gave into a configuration without zero fields and the peers' own templates.
-func (c Config) complete() (Config, []peerConfig, error) {
-	if c.Pool == nil {
-		return c, nil, errors.New("multipool: Config.Pool is required: make it with ParseConfig")
+func (c Options) complete() (Options, []peerConfig, error) {
+	if c.Config == nil {
+		return c, nil, errors.New("multipool: Options.Config is required: make it with ParseConfig")
 	}
-	if c.Pool.ConnConfig == nil {
+	if c.Config.ConnConfig == nil {
 		panic("config must be created by ParseConfig") // as pgxpool.NewWithConfig does
 	}
-	given := takeIn(c.Pool)
-	c.Pool = given.Copy()
+	given := takeIn(c.Config)
+	c.Config = given.Copy()
 	c.Route.Peers = slices.Clone(c.Route.Peers)
 	c.Models = maps.Clone(c.Models)
 	for name, r := range c.Models {
 		r.Peers = slices.Clone(r.Peers)
 		c.Models[name] = r
 	}
-	if err := c.takeKeys(c.Pool.ConnConfig.RuntimeParams); err != nil {
+	if err := c.takeKeys(c.Config.ConnConfig.RuntimeParams); err != nil {
 		return c, nil, err
 	}
 	peers, err := c.derivePeers()
@@ -423,7 +436,7 @@ func (c Config) complete() (Config, []peerConfig, error) {
 	}
 	if len(peers) > 1 || c.Discover != nil {
 		c.takeSessionAttrs(given.ConnString(), peers)
-		spreadLifetimes(c.Pool) // the template of peers to come
+		spreadLifetimes(c.Config) // the template of peers to come
 		for _, p := range peers {
 			spreadLifetimes(p.pool)
 		}
@@ -433,8 +446,8 @@ func (c Config) complete() (Config, []peerConfig, error) {
 
 // takeSessionAttrs turns target_session_attrs, by which libpq chooses one server, into the pool's route, and clears
 // the check that would make a peer's pool refuse its own server.
-func (c *Config) takeSessionAttrs(connString string, peers []peerConfig) {
-	check := c.Pool.ConnConfig.ValidateConnect
+func (c *Options) takeSessionAttrs(connString string, peers []peerConfig) {
+	check := c.Config.ConnConfig.ValidateConnect
 	target := TargetAuto
 	switch {
 	case check == nil:
@@ -451,7 +464,7 @@ func (c *Config) takeSessionAttrs(connString string, peers []peerConfig) {
 	default:
 		return // the program's own check
 	}
-	c.Pool.ConnConfig.ValidateConnect = nil
+	c.Config.ConnConfig.ValidateConnect = nil
 	c.Route.Target = cmp.Or(c.Route.Target, target)
 	for _, p := range peers {
 		p.pool.ConnConfig.ValidateConnect = nil

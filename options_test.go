@@ -43,14 +43,14 @@ func withoutEnvironment(t testing.TB) (home string) {
 }
 
 // parsed is what a constructor makes of a connection string.
-func parsed(t *testing.T, connString string) (Config, []peerConfig) {
+func parsed(t *testing.T, connString string) (Options, []peerConfig) {
 	t.Helper()
 	config, err := ParseConfig(connString)
 	require.NoError(t, err)
-	return completed(t, Config{Pool: config})
+	return completed(t, Options{Config: config})
 }
 
-func completed(t *testing.T, c Config) (Config, []peerConfig) {
+func completed(t *testing.T, c Options) (Options, []peerConfig) {
 	t.Helper()
 	complete, peers, err := c.complete()
 	require.NoError(t, err)
@@ -72,54 +72,54 @@ func TestEveryKeySetsItsField(t *testing.T) {
 	tested := map[string]bool{}
 	for _, tc := range []struct {
 		key, value string
-		get        func(Config) any
+		get        func(Options) any
 		want       any
 	}{
-		{"multipool_mode", "replicated", func(c Config) any { return c.Mode }, ModeReplicated},
-		{"multipool_mode", "equivalent", func(c Config) any { return c.Mode }, ModeEquivalent},
-		{"multipool_mode", "ordered", func(c Config) any { return c.Mode }, ModeOrdered},
-		{"multipool_discover", "none", func(c Config) any { return c.Discover == nil }, true},
-		{"multipool_discover", "dns", func(c Config) any { return c.Discover == nil }, false},
-		{"multipool_discover", "srv", func(c Config) any { return c.Discover == nil }, false},
-		{"multipool_discover", "replication", func(c Config) any { return c.Discover == nil }, false},
-		{"multipool_return_after", "3s", func(c Config) any { return c.ReturnAfter }, 3 * time.Second},
-		{"multipool_return_after", "0", func(c Config) any { return c.ReturnAfter }, time.Duration(0)},
-		{"multipool_return_after", "-1s", func(c Config) any { return c.ReturnAfter }, time.Duration(0)},
-		{"multipool_target", "auto", func(c Config) any { return c.Route.Target }, TargetAuto},
-		{"multipool_target", "primary", func(c Config) any { return c.Route.Target }, TargetPrimary},
-		{"multipool_target", "prefer-replica", func(c Config) any { return c.Route.Target }, TargetPreferReplica},
-		{"multipool_target", "replica", func(c Config) any { return c.Route.Target }, TargetReplica},
-		{"multipool_target", "any", func(c Config) any { return c.Route.Target }, TargetAny},
-		{"multipool_retry", "inherit", func(c Config) any { return c.Route.Retry }, RetryInherit},
-		{"multipool_retry", "safe", func(c Config) any { return c.Route.Retry }, RetrySafe},
-		{"multipool_retry", "reads", func(c Config) any { return c.Route.Retry }, RetryReads},
-		{"multipool_retry", "never", func(c Config) any { return c.Route.Retry }, RetryNever},
-		{"multipool_balancer", "default", func(c Config) any { return c.Balancer }, nil},
-		{"multipool_balancer", "round-robin", func(c Config) any { return reflect.TypeOf(c.Balancer) }, reflect.TypeOf(RoundRobin())},
-		{"multipool_balancer", "nearest", func(c Config) any { return c.Balancer }, Nearest()},
-		{"multipool_zone", "eu-1a", func(c Config) any { return c.Zone }, "eu-1a"},
-		{"multipool_zone", "", func(c Config) any { return c.Zone }, ""},
-		{"multipool_max_lag", "10s", func(c Config) any { return c.MaxLag }, Lag{Time: 10 * time.Second}},
-		{"multipool_max_lag", "16MB", func(c Config) any { return c.MaxLag }, Lag{Bytes: 16 << 20}},
-		{"multipool_max_lag", "1m30s,512kB", func(c Config) any { return c.MaxLag }, Lag{Bytes: 512 << 10, Time: 90 * time.Second}},
-		{"multipool_max_lag", "7B,1ms", func(c Config) any { return c.MaxLag }, Lag{Bytes: 7, Time: time.Millisecond}},
-		{"multipool_max_lag", "0", func(c Config) any { return c.MaxLag.bounds() }, false},
-		{"multipool_check_interval", "10ms", func(c Config) any { return c.CheckInterval }, 10 * time.Millisecond},
-		{"multipool_check_interval", "1m30s", func(c Config) any { return c.CheckInterval }, 90 * time.Second},
-		{"multipool_wait", "250ms", func(c Config) any { return c.Wait }, 250 * time.Millisecond},
-		{"multipool_wait", "0", func(c Config) any { return c.Wait }, time.Duration(0)},
-		{"multipool_wait", "-1s", func(c Config) any { return c.Wait }, time.Duration(0)},
-		{"multipool_max_waiting", "7", func(c Config) any { return c.MaxWaiting }, 7},
-		{"multipool_max_waiting", "0", func(c Config) any { return c.MaxWaiting }, 0},
-		{"multipool_max_waiting", "-3", func(c Config) any { return c.MaxWaiting }, 0},
-		{"multipool_stall_after", "250ms", func(c Config) any { return c.StallAfter }, 250 * time.Millisecond},
-		{"multipool_stall_after", "0", func(c Config) any { return c.StallAfter < 0 }, true},
-		{"multipool_stall_after", "-1h", func(c Config) any { return c.StallAfter < 0 }, true},
-		{"multipool_write_reserve", "0.5", func(c Config) any { return c.WriteReserve }, 0.5},
-		{"multipool_write_reserve", "0", func(c Config) any { return c.WriteReserve }, 0.0},
-		{"multipool_monitor_conns", "true", func(c Config) any { return c.NoMonitorConns }, false},
-		{"multipool_monitor_conns", "false", func(c Config) any { return c.NoMonitorConns }, true},
-		{"multipool_monitor_conns", "0", func(c Config) any { return c.NoMonitorConns }, true},
+		{"multipool_mode", "replicated", func(c Options) any { return c.Mode }, ModeReplicated},
+		{"multipool_mode", "equivalent", func(c Options) any { return c.Mode }, ModeEquivalent},
+		{"multipool_mode", "ordered", func(c Options) any { return c.Mode }, ModeOrdered},
+		{"multipool_discover", "none", func(c Options) any { return c.Discover == nil }, true},
+		{"multipool_discover", "dns", func(c Options) any { return c.Discover == nil }, false},
+		{"multipool_discover", "srv", func(c Options) any { return c.Discover == nil }, false},
+		{"multipool_discover", "replication", func(c Options) any { return c.Discover == nil }, false},
+		{"multipool_return_after", "3s", func(c Options) any { return c.ReturnAfter }, 3 * time.Second},
+		{"multipool_return_after", "0", func(c Options) any { return c.ReturnAfter }, time.Duration(0)},
+		{"multipool_return_after", "-1s", func(c Options) any { return c.ReturnAfter }, time.Duration(0)},
+		{"multipool_target", "auto", func(c Options) any { return c.Route.Target }, TargetAuto},
+		{"multipool_target", "primary", func(c Options) any { return c.Route.Target }, TargetPrimary},
+		{"multipool_target", "prefer-replica", func(c Options) any { return c.Route.Target }, TargetPreferReplica},
+		{"multipool_target", "replica", func(c Options) any { return c.Route.Target }, TargetReplica},
+		{"multipool_target", "any", func(c Options) any { return c.Route.Target }, TargetAny},
+		{"multipool_retry", "inherit", func(c Options) any { return c.Route.Retry }, RetryInherit},
+		{"multipool_retry", "safe", func(c Options) any { return c.Route.Retry }, RetrySafe},
+		{"multipool_retry", "reads", func(c Options) any { return c.Route.Retry }, RetryReads},
+		{"multipool_retry", "never", func(c Options) any { return c.Route.Retry }, RetryNever},
+		{"multipool_balancer", "default", func(c Options) any { return c.Balancer }, nil},
+		{"multipool_balancer", "round-robin", func(c Options) any { return reflect.TypeOf(c.Balancer) }, reflect.TypeOf(RoundRobin())},
+		{"multipool_balancer", "nearest", func(c Options) any { return c.Balancer }, Nearest()},
+		{"multipool_zone", "eu-1a", func(c Options) any { return c.Zone }, "eu-1a"},
+		{"multipool_zone", "", func(c Options) any { return c.Zone }, ""},
+		{"multipool_max_lag", "10s", func(c Options) any { return c.MaxLag }, Lag{Time: 10 * time.Second}},
+		{"multipool_max_lag", "16MB", func(c Options) any { return c.MaxLag }, Lag{Bytes: 16 << 20}},
+		{"multipool_max_lag", "1m30s,512kB", func(c Options) any { return c.MaxLag }, Lag{Bytes: 512 << 10, Time: 90 * time.Second}},
+		{"multipool_max_lag", "7B,1ms", func(c Options) any { return c.MaxLag }, Lag{Bytes: 7, Time: time.Millisecond}},
+		{"multipool_max_lag", "0", func(c Options) any { return c.MaxLag.bounds() }, false},
+		{"multipool_check_interval", "10ms", func(c Options) any { return c.CheckInterval }, 10 * time.Millisecond},
+		{"multipool_check_interval", "1m30s", func(c Options) any { return c.CheckInterval }, 90 * time.Second},
+		{"multipool_wait", "250ms", func(c Options) any { return c.Wait }, 250 * time.Millisecond},
+		{"multipool_wait", "0", func(c Options) any { return c.Wait }, time.Duration(0)},
+		{"multipool_wait", "-1s", func(c Options) any { return c.Wait }, time.Duration(0)},
+		{"multipool_max_waiting", "7", func(c Options) any { return c.MaxWaiting }, 7},
+		{"multipool_max_waiting", "0", func(c Options) any { return c.MaxWaiting }, 0},
+		{"multipool_max_waiting", "-3", func(c Options) any { return c.MaxWaiting }, 0},
+		{"multipool_stall_after", "250ms", func(c Options) any { return c.StallAfter }, 250 * time.Millisecond},
+		{"multipool_stall_after", "0", func(c Options) any { return c.StallAfter < 0 }, true},
+		{"multipool_stall_after", "-1h", func(c Options) any { return c.StallAfter < 0 }, true},
+		{"multipool_write_reserve", "0.5", func(c Options) any { return c.WriteReserve }, 0.5},
+		{"multipool_write_reserve", "0", func(c Options) any { return c.WriteReserve }, 0.0},
+		{"multipool_monitor_conns", "true", func(c Options) any { return c.NoMonitorConns }, false},
+		{"multipool_monitor_conns", "false", func(c Options) any { return c.NoMonitorConns }, true},
+		{"multipool_monitor_conns", "0", func(c Options) any { return c.NoMonitorConns }, true},
 	} {
 		tested[tc.key] = true
 		t.Run(tc.key+"="+tc.value, func(t *testing.T) {
@@ -248,21 +248,33 @@ func TestAnUnknownKeyOfOursIsAnErrorThatListsTheKnown(t *testing.T) {
 	}
 }
 
-func TestFieldsOfAConfigHaveBoundsToo(t *testing.T) {
+func TestParseOptionsGivesTheKeysAsFields(t *testing.T) {
+	o, err := ParseOptions("postgres://u@a,b/d?multipool_wait=0&multipool_zone=z&multipool_target=any&application_name=n")
+	require.NoError(t, err)
+	require.Negative(t, o.Wait)
+	require.Equal(t, "z", o.Zone)
+	require.Equal(t, TargetAny, o.Route.Target)
+	require.Equal(t, map[string]string{"application_name": "n"}, o.Config.ConnConfig.RuntimeParams)
+	require.NotNil(t, o.Config.ShouldPing, "as ParseConfig has it for several hosts")
+	_, err = ParseOptions("postgres://u@a,b/d?multipool_wait=soon")
+	require.EqualError(t, err, `multipool: multipool_wait="soon": `+errNoDuration.Error())
+}
+
+func TestFieldsOfOptionsHaveBoundsToo(t *testing.T) {
 	withoutEnvironment(t)
 	pool, err := ParseConfig(threeHosts)
 	require.NoError(t, err)
 	for _, tc := range []struct {
 		name   string
-		config Config
+		config Options
 		says   string
 	}{
-		{"a short interval", Config{Pool: pool, CheckInterval: time.Millisecond}, "CheckInterval"},
-		{"a mode", Config{Pool: pool, Mode: 99}, "Mode is 99"},
-		{"a target", Config{Pool: pool, Route: Route{Target: 99}}, "Target is 99"},
-		{"a retry", Config{Pool: pool, Route: Route{Retry: 99}}, "Retry is 99"},
-		{"no pool", Config{}, "Config.Pool"},
-		{"a negative interval", Config{Pool: pool, CheckInterval: -1}, "CheckInterval (multipool_check_interval) is -1ns: must be at least 10ms"},
+		{"a short interval", Options{Config: pool, CheckInterval: time.Millisecond}, "CheckInterval"},
+		{"a mode", Options{Config: pool, Mode: 99}, "Mode is 99"},
+		{"a target", Options{Config: pool, Route: Route{Target: 99}}, "Target is 99"},
+		{"a retry", Options{Config: pool, Route: Route{Retry: 99}}, "Retry is 99"},
+		{"no pool", Options{}, "Options.Config is required"},
+		{"a negative interval", Options{Config: pool, CheckInterval: -1}, "CheckInterval (multipool_check_interval) is -1ns: must be at least 10ms"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Open(context.Background(), tc.config)
@@ -279,23 +291,23 @@ func TestFieldsOfTheTemplateHaveBoundsToo(t *testing.T) {
 		change func(*pgxpool.Config)
 		says   string
 	}{
-		{func(c *pgxpool.Config) { c.MaxConns = 0 }, "multipool: Pool.MaxConns (pool_max_conns) is 0: must be at least 1"},
-		{func(c *pgxpool.Config) { c.MaxConns = -7 }, "multipool: Pool.MaxConns (pool_max_conns) is -7: must be at least 1"},
-		{func(c *pgxpool.Config) { c.HealthCheckPeriod = 0 }, "multipool: Pool.HealthCheckPeriod (pool_health_check_period) is 0s: must be more than 0"},
-		{func(c *pgxpool.Config) { c.HealthCheckPeriod = -1 }, "multipool: Pool.HealthCheckPeriod (pool_health_check_period) is -1ns: must be more than 0"},
+		{func(c *pgxpool.Config) { c.MaxConns = 0 }, "multipool: Config.MaxConns (pool_max_conns) is 0: must be at least 1"},
+		{func(c *pgxpool.Config) { c.MaxConns = -7 }, "multipool: Config.MaxConns (pool_max_conns) is -7: must be at least 1"},
+		{func(c *pgxpool.Config) { c.HealthCheckPeriod = 0 }, "multipool: Config.HealthCheckPeriod (pool_health_check_period) is 0s: must be more than 0"},
+		{func(c *pgxpool.Config) { c.HealthCheckPeriod = -1 }, "multipool: Config.HealthCheckPeriod (pool_health_check_period) is -1ns: must be more than 0"},
 	} {
 		for _, connString := range []string{threeHosts, "postgres://app@127.0.0.1:1/app"} {
 			pool, err := ParseConfig(connString)
 			require.NoError(t, err)
 			tc.change(pool)
-			_, err = Open(context.Background(), Config{Pool: pool})
+			_, err = Open(context.Background(), Options{Config: pool})
 			require.EqualError(t, err, tc.says)
 			_, err = NewWithConfig(context.Background(), pool)
 			require.EqualError(t, err, tc.says)
 		}
 	}
 	_, err := ParseConfig(threeHosts + "&pool_health_check_period=0")
-	require.EqualError(t, err, "multipool: Pool.HealthCheckPeriod (pool_health_check_period) is 0s: must be more than 0")
+	require.EqualError(t, err, "multipool: Config.HealthCheckPeriod (pool_health_check_period) is 0s: must be more than 0")
 }
 
 func TestAFieldWinsOverItsKey(t *testing.T) {
@@ -303,9 +315,9 @@ func TestAFieldWinsOverItsKey(t *testing.T) {
 	pool, err := ParseConfig(threeHosts + "&multipool_wait=1s&multipool_check_interval=2s&multipool_max_waiting=3" +
 		"&multipool_target=any&multipool_retry=never&multipool_monitor_conns=true&multipool_balancer=round-robin&multipool_zone=a")
 	require.NoError(t, err)
-	c, _ := completed(t, Config{
+	c, _ := completed(t, Options{
 		Balancer: Nearest(), Zone: "b",
-		Pool: pool, Wait: time.Minute, CheckInterval: time.Hour, MaxWaiting: 4, NoMonitorConns: true,
+		Config: pool, Wait: time.Minute, CheckInterval: time.Hour, MaxWaiting: 4, NoMonitorConns: true,
 		Route: Route{Target: TargetPrimary, Retry: RetryReads},
 	})
 	require.Equal(t, time.Minute, c.Wait)
@@ -321,7 +333,7 @@ func TestZeroFieldsMeanDefaultsAndNegativeOnesOff(t *testing.T) {
 	withoutEnvironment(t)
 	pool, err := ParseConfig(threeHosts)
 	require.NoError(t, err)
-	c, _ := completed(t, Config{Pool: pool})
+	c, _ := completed(t, Options{Config: pool})
 	require.Equal(t, 5*time.Second, c.CheckInterval)
 	require.Equal(t, 5*time.Second, c.Wait)
 	require.Equal(t, 1000, c.MaxWaiting)
@@ -329,7 +341,7 @@ func TestZeroFieldsMeanDefaultsAndNegativeOnesOff(t *testing.T) {
 	require.Nil(t, c.Balancer)
 	require.Empty(t, c.Zone)
 
-	c, _ = completed(t, Config{Pool: pool, Wait: -1, MaxWaiting: -1})
+	c, _ = completed(t, Options{Config: pool, Wait: -1, MaxWaiting: -1})
 	require.Zero(t, c.Wait)
 	require.Zero(t, c.MaxWaiting)
 }
@@ -368,7 +380,7 @@ func TestTheDocumentationOfParseConfigListsTheKeys(t *testing.T) {
 	require.Contains(t, lines["multipool_wait"], "default "+defaultWait.String())
 	require.Contains(t, lines["multipool_max_waiting"], fmt.Sprintf("default %d", defaultMaxWaiting))
 	for _, s := range settings {
-		c := Config{Pool: plainPool(t)}
+		c := Options{Config: plainPool(t)}
 		belowZero := s.set(&c, "-1s") == nil || s.set(&c, "-1") == nil
 		belowZero = belowZero && s.key != "multipool_zone" // which may be called anything
 		require.Equal(t, belowZero, strings.Contains(lines[s.key], "; 0 or less: "), s.key)
@@ -442,7 +454,7 @@ func TestAPeerThatIsGivenTwiceIsAnError(t *testing.T) {
 	}
 	pool, err := ParseConfig("postgres://app@db1/app")
 	require.NoError(t, err)
-	_, err = Open(context.Background(), Config{Pool: pool, Peers: []Peer{{Name: "x", Host: "db1"}, {Name: "x", Host: "db2"}}})
+	_, err = Open(context.Background(), Options{Config: pool, Peers: []Peer{{Name: "x", Host: "db1"}, {Name: "x", Host: "db2"}}})
 	require.ErrorContains(t, err, "peer x is given twice")
 }
 
@@ -495,7 +507,7 @@ func TestTargetSessionAttrsYieldToARouteAndToTheProgramsOwnCheck(t *testing.T) {
 	pool, err := ParseConfig(threeHosts)
 	require.NoError(t, err)
 	pool.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error { return nil }
-	complete, peers := completed(t, Config{Pool: pool})
+	complete, peers := completed(t, Options{Config: pool})
 	require.Equal(t, TargetAuto, complete.Route.Target)
 	for _, p := range peers {
 		require.NotNil(t, p.pool.ConnConfig.ValidateConnect)
@@ -546,7 +558,7 @@ func TestParseConfigSetsDefaultsForSeveralHostsOnly(t *testing.T) {
 func TestTheConstructorSpreadsLifetimesOfSeveralPeers(t *testing.T) {
 	withoutEnvironment(t)
 	jitter := func(c *pgxpool.Config) time.Duration {
-		_, peers := completed(t, Config{Pool: c})
+		_, peers := completed(t, Options{Config: c})
 		return peers[len(peers)-1].pool.MaxConnLifetimeJitter
 	}
 	several, err := ParseConfig(threeHosts)
@@ -592,14 +604,14 @@ func TestEachPeerHasItsOwnPasswordFromThePassfile(t *testing.T) {
 		config, err := ParseConfig("postgres://app@db1,db2:5433/app")
 		require.NoError(t, err)
 		config.ConnConfig.Password = "rotated"
-		_, peers := completed(t, Config{Pool: config})
+		_, peers := completed(t, Options{Config: config})
 		require.Equal(t, "rotated", peers[0].pool.ConnConfig.Password)
 		require.Equal(t, "rotated", peers[1].pool.ConnConfig.Password)
 	})
 	t.Run("peers that are listed", func(t *testing.T) {
 		config, err := ParseConfig("postgres://app@db1/app")
 		require.NoError(t, err)
-		_, peers := completed(t, Config{Pool: config, Peers: []Peer{{Host: "db1"}, {Host: "db3"}, {ConnString: "postgres://app@db2:5433/app"}}})
+		_, peers := completed(t, Options{Config: config, Peers: []Peer{{Host: "db1"}, {Host: "db3"}, {ConnString: "postgres://app@db2:5433/app"}}})
 		require.Equal(t, "one", peers[0].pool.ConnConfig.Password)
 		require.Equal(t, "two", peers[2].pool.ConnConfig.Password)
 		require.Equal(t, "three", peers[1].pool.ConnConfig.Password)
@@ -611,7 +623,7 @@ func TestAHostThatTheProgramSetsIsThePeer(t *testing.T) {
 	config, err := ParseConfig("postgres://app@db1/app?sslmode=disable")
 	require.NoError(t, err)
 	config.ConnConfig.Host, config.ConnConfig.Port = "elsewhere", 6000
-	_, peers := completed(t, Config{Pool: config})
+	_, peers := completed(t, Options{Config: config})
 	require.Equal(t, []string{"elsewhere:6000"}, peerNames(peers))
 }
 
@@ -623,7 +635,7 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 		return pool
 	}
 	t.Run("hosts and ports", func(t *testing.T) {
-		_, peers := completed(t, Config{Pool: template("sslmode=disable"), Peers: []Peer{
+		_, peers := completed(t, Options{Config: template("sslmode=disable"), Peers: []Peer{
 			{Host: "a"}, {Host: "b", Port: 6000}, {Name: "third", Host: "c", MaxConns: 3, Role: RoleReplica, Proxy: true, Weight: 1000, Zone: "z"},
 		}})
 		require.Equal(t, []string{"a:5432", "b:6000", "third"}, peerNames(peers))
@@ -639,7 +651,7 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 		}
 	})
 	t.Run("a connection string", func(t *testing.T) {
-		_, peers := completed(t, Config{Pool: template("sslmode=disable"), Peers: []Peer{
+		_, peers := completed(t, Options{Config: template("sslmode=disable"), Peers: []Peer{
 			{ConnString: "postgres://other:word@a:6000/theirs?sslmode=verify-full"},
 			{ConnString: "host=b user=app", Host: "c", Port: 6001},
 		}})
@@ -649,14 +661,14 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 		require.EqualValues(t, 10, peers[0].pool.MaxConns)
 	})
 	t.Run("a certificate is checked for the peer's name", func(t *testing.T) {
-		_, peers := completed(t, Config{Pool: template("sslmode=verify-full"), Peers: []Peer{{Host: "a"}, {Host: "b"}}})
+		_, peers := completed(t, Options{Config: template("sslmode=verify-full"), Peers: []Peer{{Host: "a"}, {Host: "b"}}})
 		require.Equal(t, "a", peers[0].pool.ConnConfig.TLSConfig.ServerName)
 		require.Equal(t, "b", peers[1].pool.ConnConfig.TLSConfig.ServerName)
 	})
 	t.Run("a way of TLS with a fallback stays one with a fallback", func(t *testing.T) {
 		for _, mode := range []string{"prefer", "allow"} {
 			for _, p := range []Peer{{Host: "a"}, {Host: "a", Port: 6000}} {
-				_, peers := completed(t, Config{Pool: template("sslmode=" + mode), Peers: []Peer{p, {Host: "b"}}})
+				_, peers := completed(t, Options{Config: template("sslmode=" + mode), Peers: []Peer{p, {Host: "b"}}})
 				cc := peers[0].pool.ConnConfig
 				require.Len(t, cc.Fallbacks, 1, "%s, port %d", mode, p.Port)
 				require.Equal(t, cc.Port, cc.Fallbacks[0].Port)
@@ -665,7 +677,7 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 		}
 	})
 	t.Run("a port beside a connection string", func(t *testing.T) {
-		_, peers := completed(t, Config{Pool: template("sslmode=disable"), Peers: []Peer{{ConnString: "postgres://a/app", Port: 6000}}})
+		_, peers := completed(t, Options{Config: template("sslmode=disable"), Peers: []Peer{{ConnString: "postgres://a/app", Port: 6000}}})
 		require.Equal(t, []string{"a:6000"}, peerNames(peers))
 	})
 	for _, tc := range []struct {
@@ -685,7 +697,7 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 		{"the same again", Peer{Host: "first"}, []string{"peer first:5432 is given twice"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, _, err := Config{Pool: template("sslmode=disable"), Peers: []Peer{{Host: "first"}, tc.peer}}.complete()
+			_, _, err := Options{Config: template("sslmode=disable"), Peers: []Peer{{Host: "first"}, tc.peer}}.complete()
 			for _, part := range tc.says {
 				require.ErrorContains(t, err, part)
 			}
@@ -740,31 +752,31 @@ func TestAPeerBesideATemplateBySocketHasTheTLSOfTheConnectionString(t *testing.T
 			"postgres:///app?user=app&host=/var/run/postgresql&sslmode=" + mode + "&",
 		} {
 			t.Run(template, func(t *testing.T) {
-				_, peers := completed(t, Config{Pool: parse(t, template), Peers: listed})
+				_, peers := completed(t, Options{Config: parse(t, template), Peers: listed})
 				requirePeers(t, peers)
 			})
 		}
 		t.Run("neither host nor mode in the string "+mode, func(t *testing.T) {
 			t.Setenv("PGHOST", "/var/run/postgresql")
 			t.Setenv("PGSSLMODE", mode)
-			_, peers := completed(t, Config{Pool: parse(t, "user=app"), Peers: listed})
+			_, peers := completed(t, Options{Config: parse(t, "user=app"), Peers: listed})
 			requirePeers(t, peers)
 		})
 		t.Run("a string of its own "+mode, func(t *testing.T) {
 			own := "host=/var/run/postgresql user=app sslmode=" + mode
-			_, peers := completed(t, Config{Pool: parse(t, "host=db9 user=app sslmode=disable"), Peers: []Peer{
+			_, peers := completed(t, Options{Config: parse(t, "host=db9 user=app sslmode=disable"), Peers: []Peer{
 				{ConnString: own, Host: "db1"}, {ConnString: own, Host: "::1", Port: 6000}, {ConnString: own, Host: "/var/run/a"},
 			}})
 			requirePeers(t, peers)
 		})
 		t.Run("added later "+mode, func(t *testing.T) {
-			p := openPool(t, Config{}, "host=/nowhere/a,/nowhere/b user=app sslmode="+mode)
+			p := openPool(t, Options{}, "host=/nowhere/a,/nowhere/b user=app sslmode="+mode)
 			require.NoError(t, p.AddPeer(Peer{Host: "127.0.0.1", Port: 1}))
 			require.Equal(t, as(t, "127.0.0.1", 1), tlsOf(&p.peers()[2].config.ConnConfig.Config))
 		})
 	}
 	t.Run("a certificate's own name", func(t *testing.T) {
-		_, peers := completed(t, Config{Pool: parse(t, "host=/var/run/a user=app sslmode=verify-full"), Peers: []Peer{{Host: "10.0.0.1", ServerName: "db1"}}})
+		_, peers := completed(t, Options{Config: parse(t, "host=/var/run/a user=app sslmode=verify-full"), Peers: []Peer{{Host: "10.0.0.1", ServerName: "db1"}}})
 		require.Equal(t, []string{`10.0.0.1:5432 as "db1", insecure false, chain false`}, tlsOf(&peers[0].pool.ConnConfig.Config))
 	})
 }
@@ -775,7 +787,7 @@ func TestTLSThatTheProgramHasSetOnATemplateBySocketIsNotLost(t *testing.T) {
 		pool, err := ParseConfig(connString)
 		require.NoError(t, err)
 		change(&pool.ConnConfig.Config)
-		_, peers, err := Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {Name: "x", Host: "db2"}}}.complete()
+		_, peers, err := Options{Config: pool, Peers: []Peer{{Host: "db1"}, {Name: "x", Host: "db2"}}}.complete()
 		if err != nil {
 			return err
 		}
@@ -809,7 +821,7 @@ func TestAPeersOwnConnectionStringHoldsInAllThatItMaySay(t *testing.T) {
 		t.Helper()
 		pool, err := ParseConfig(template)
 		require.NoError(t, err)
-		_, peers := completed(t, Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {ConnString: own}}})
+		_, peers := completed(t, Options{Config: pool, Peers: []Peer{{Host: "db1"}, {ConnString: own}}})
 		return &peers[1].pool.ConnConfig.Config
 	}
 	plain := "postgres://app@db1/app?sslmode=require"
@@ -833,7 +845,7 @@ func TestAPeersOwnConnectionStringHoldsInAllThatItMaySay(t *testing.T) {
 	pool, err := ParseConfig(plain)
 	require.NoError(t, err)
 	pool.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error { return nil }
-	_, peers := completed(t, Config{Pool: pool, Peers: []Peer{{ConnString: "host=db2 user=app"}, {Host: "db1"}}})
+	_, peers := completed(t, Options{Config: pool, Peers: []Peer{{ConnString: "host=db2 user=app"}, {Host: "db1"}}})
 	require.NotNil(t, peers[0].pool.ConnConfig.ValidateConnect, "the program's own check is of every server")
 }
 
@@ -851,7 +863,7 @@ func TestAPeersOwnConnectionStringHasNoKeyThatDoesNotHold(t *testing.T) {
 			"host=db2 user=app " + key + "='" + value + "' password=" + secret,
 			"host=db2 user=app password=" + secret + " " + key + "='" + value + "'",
 		} {
-			_, _, err := Config{Pool: plainPool(t), Peers: []Peer{{Name: "x", ConnString: connString}, {Host: "y"}}}.complete()
+			_, _, err := Options{Config: plainPool(t), Peers: []Peer{{Name: "x", ConnString: connString}, {Host: "y"}}}.complete()
 			require.ErrorContains(t, err, "peer x: ConnString")
 			require.ErrorContains(t, err, "channel_binding", "what may be there")
 			requireNoSecret(t, err, secret, connString)
@@ -864,7 +876,7 @@ func TestAPeersOwnConnectionStringHasNoKeyThatDoesNotHold(t *testing.T) {
 		"host=db2 password=correct " + secret + "=x", "postgres://db2/app?password=correct&" + secret + "=x",
 		"postgres://app:correct@db2?" + secret + "=@db2/app",
 	} {
-		_, _, err := Config{Pool: plainPool(t), Peers: []Peer{{Name: "x", ConnString: connString}, {Host: "y"}}}.complete()
+		_, _, err := Options{Config: plainPool(t), Peers: []Peer{{Name: "x", ConnString: connString}, {Host: "y"}}}.complete()
 		require.ErrorContains(t, err, "behind the password")
 		requireNoSecret(t, err, secret, connString)
 	}
@@ -876,7 +888,7 @@ func TestAHostThatMayHoldAPasswordIsRefusedAndNotShown(t *testing.T) {
 	const secret = "Kq7wZx93Vt"
 	pool, err := ParseConfig(threeHosts)
 	require.NoError(t, err)
-	p := openPool(t, Config{}, "postgres://app@127.0.0.1:1,127.0.0.1:2/app")
+	p := openPool(t, Options{}, "postgres://app@127.0.0.1:1,127.0.0.1:2/app")
 	for _, host := range []string{
 		"postgres://app:" + secret + "@db2/app", "app:" + secret + "@db2", "postgres://db2?password=" + secret,
 		"host=db2 password=" + secret, "password=" + secret, "db2\t" + secret, "db2/" + secret, "db1,app:" + secret + "@db2",
@@ -888,13 +900,13 @@ func TestAHostThatMayHoldAPasswordIsRefusedAndNotShown(t *testing.T) {
 				require.ErrorContains(t, err, "must be a name, an address, or the absolute path")
 				requireNoSecret(t, err, secret, host)
 			}
-			_, err := Open(context.Background(), Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {Host: host}}})
+			_, err := Open(context.Background(), Options{Config: pool, Peers: []Peer{{Host: "db1"}, {Host: host}}})
 			refused(err, "peer #2")
-			_, err = Open(context.Background(), Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {Name: "second", Host: host}}})
+			_, err = Open(context.Background(), Options{Config: pool, Peers: []Peer{{Host: "db1"}, {Name: "second", Host: host}}})
 			refused(err, "peer second")
 			words := "user=app host='" + host + "'"
 			if !strings.Contains(host, ",") {
-				_, err = Open(context.Background(), Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {Name: "second", ConnString: words}}})
+				_, err = Open(context.Background(), Options{Config: pool, Peers: []Peer{{Host: "db1"}, {Name: "second", ConnString: words}}})
 				refused(err, "peer second")
 			}
 			refused(p.AddPeer(Peer{Host: host}), "peer to be added")
@@ -905,7 +917,7 @@ func TestAHostThatMayHoldAPasswordIsRefusedAndNotShown(t *testing.T) {
 		})
 	}
 	for _, host := range []string{"db4", "db-5.example.com.", "under_score", "10.0.0.1", "::1", "fe80::1%eth0", "/var/run/a b@c=d", "bücher.example"} {
-		_, peers := completed(t, Config{Pool: pool, Peers: []Peer{{Host: "db1"}, {Host: host}}})
+		_, peers := completed(t, Options{Config: pool, Peers: []Peer{{Host: "db1"}, {Host: host}}})
 		require.Equal(t, peerName(host, 5432), peers[1].Name)
 	}
 	require.ErrorContains(t, p.AddPeer(Peer{Host: "db1", Role: 99}), "peer db1: Role")
@@ -918,7 +930,7 @@ func TestTheConfigurationIsCopied(t *testing.T) {
 	require.Equal(t, "1s", given.ConnConfig.RuntimeParams["multipool_wait"], "visible until a constructor takes it")
 	models := map[string]Route{"m": {Target: TargetPrimary, Peers: []string{"db1:5432"}}}
 	route, hooks := Route{Peers: []string{"db1:5432"}}, &Hooks{PeerChanged: func(PeerEvent) {}}
-	complete, peers := completed(t, Config{Pool: given, Models: models, Route: route, Hooks: hooks})
+	complete, peers := completed(t, Options{Config: given, Models: models, Route: route, Hooks: hooks})
 	require.Equal(t, "1s", given.ConnConfig.RuntimeParams["multipool_wait"], "what came in is not changed")
 	given.ConnConfig.RuntimeParams["application_name"] = "changed"
 	models["m"].Peers[0], route.Peers[0], hooks.PeerChanged = "changed", "changed", nil
@@ -926,7 +938,7 @@ func TestTheConfigurationIsCopied(t *testing.T) {
 	require.Equal(t, []string{"db1:5432"}, complete.Route.Peers)
 	require.NotNil(t, complete.Hooks.PeerChanged)
 	models["m"] = Route{}
-	require.Equal(t, "mine", complete.Pool.ConnConfig.RuntimeParams["application_name"])
+	require.Equal(t, "mine", complete.Config.ConnConfig.RuntimeParams["application_name"])
 	require.Equal(t, TargetPrimary, complete.Models["m"].Target)
 	peers[0].pool.ConnConfig.RuntimeParams["application_name"] = "first"
 	require.Equal(t, "mine", peers[1].pool.ConnConfig.RuntimeParams["application_name"])
@@ -1045,7 +1057,7 @@ func tryBadStrings(t *testing.T, connString, secret string) {
 	t.Helper()
 	_, err := ParseConfig(connString)
 	requireNoSecret(t, err, secret, connString)
-	_, _, err = Config{Pool: plainPool(t), Peers: []Peer{{Name: "x", ConnString: connString}, {Host: "y"}}}.complete()
+	_, _, err = Options{Config: plainPool(t), Peers: []Peer{{Name: "x", ConnString: connString}, {Host: "y"}}}.complete()
 	requireNoSecret(t, err, secret, connString)
 }
 
@@ -1118,7 +1130,7 @@ func TestTheReadmesTableOfKeysIsTheCodes(t *testing.T) {
 	slices.Sort(keys)
 	slices.Sort(listed)
 	require.Equal(t, keys, listed)
-	complete := Config{Pool: &pgxpool.Config{}}.withDefaults()
+	complete := Options{Config: &pgxpool.Config{}}.withDefaults()
 	for key, want := range map[string]string{
 		"multipool_mode": complete.Mode.String(), "multipool_return_after": complete.ReturnAfter.String(),
 		"multipool_target": complete.Route.Target.String(), "multipool_retry": "safe",

@@ -47,7 +47,7 @@ func (t *topology) pickAny(in *intent, tried *tried) (*peer, Reason) {
 		return t.pickNamed(in, tried), in.reason
 	}
 	if t.refuge != nil && in.plain() && tried.n == 0 && t.refuge.hasToSpare() {
-		return t.refuge, ReasonStale
+		return t.refuge, ReasonReplicasBehind
 	}
 	first := t.candidates(in.place)
 	if in.peers != nil && in.place == placeReplica {
@@ -65,7 +65,7 @@ func (t *topology) pickAny(in *intent, tried *tried) (*peer, Reason) {
 		case in.place == placeAny:
 			return p, in.reason
 		case in.fresh.bounds() && first.size() > tried.n:
-			return p, ReasonStale
+			return p, ReasonReplicasBehind
 		}
 		return p, ReasonNoReplica
 	}

@@ -13,27 +13,39 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// What a program that swaps the import of pgxpool for this package finds under the old names. Config is the exception:
-// here it is the configuration of [Open]; pgxpool's is [PoolConfig].
-type (
-	Pool                  = MultiPool
-	PoolConfig            = pgxpool.Config
-	Conn                  = pgxpool.Conn
-	Stat                  = pgxpool.Stat
-	ShouldPingParams      = pgxpool.ShouldPingParams
-	TraceAcquireStartData = pgxpool.TraceAcquireStartData
-	TraceAcquireEndData   = pgxpool.TraceAcquireEndData
-	TraceReleaseData      = pgxpool.TraceReleaseData
-)
+// Pool is [MultiPool] under pgxpool's name, for programs that swap the import of pgxpool for this package.
+type Pool = MultiPool
+
+// Config is pgxpool's configuration of one pool, which [NewWithConfig] takes and [MultiPool.Config] returns. What this
+// package adds to it is [Options].
+type Config = pgxpool.Config
+
+// Conn is pgxpool's acquired connection.
+type Conn = pgxpool.Conn
+
+// Stat is pgxpool's snapshot of the statistics of one pool. [Status] has those of all peers.
+type Stat = pgxpool.Stat
+
+// ShouldPingParams is what pgxpool passes to Config.ShouldPing.
+type ShouldPingParams = pgxpool.ShouldPingParams
+
+// TraceAcquireStartData is what an [AcquireTracer] is given when Acquire begins.
+type TraceAcquireStartData = pgxpool.TraceAcquireStartData
+
+// TraceAcquireEndData is what an [AcquireTracer] is given when Acquire ends.
+type TraceAcquireEndData = pgxpool.TraceAcquireEndData
+
+// TraceReleaseData is what a [ReleaseTracer] is given when a connection is released.
+type TraceReleaseData = pgxpool.TraceReleaseData
 
 // MultiPool is a pool of connections to the peers of one replicated PostgreSQL: one pgxpool per peer, and the routing
 // between them. It has every method of pgxpool.Pool with the same signature. It is safe for concurrent use.
 //
-// A call that finds no peer to take it waits for one, up to Config.Wait and within its context, and then fails with a
+// A call that finds no peer to take it waits for one, up to Options.Wait and within its context, and then fails with a
 // [NoPeerError]. Of a closed pool the error is puddle.ErrClosedPool.
 type MultiPool struct {
 	given    *pgxpool.Config // what came in
-	config   Config          // complete
+	config   Options         // complete
 	solo     bool            // one peer: a pgxpool with routes and statistics
 	ofRouter atomic.Bool     // a Router's: names of models that are not its own are none of its business
 	route    atomic.Pointer[resolution]
@@ -90,24 +102,24 @@ func New(ctx context.Context, connString string) (*MultiPool, error) {
 // are made in the background, and errors in making them are not returned here. ctx gives values to them; its end has
 // no effect.
 func NewWithConfig(ctx context.Context, config *pgxpool.Config) (*MultiPool, error) {
-	return Open(ctx, Config{Pool: config})
+	return Open(ctx, Options{Config: config})
 }
 
 // Open makes a pool with everything there is to set. An error names the field, the key or the peer at fault. For the
 // rest it is as [NewWithConfig].
-func Open(ctx context.Context, config Config) (*MultiPool, error) {
+func Open(ctx context.Context, config Options) (*MultiPool, error) {
 	complete, peers, err := config.complete()
 	if err != nil {
 		return nil, err
 	}
 	p := &MultiPool{
-		given: takeIn(config.Pool), config: complete, hooks: *complete.Hooks,
+		given: takeIn(config.Config), config: complete, hooks: *complete.Hooks,
 		solo: len(peers) == 1 && complete.Discover == nil, begun: time.Now(),
 	}
 	p.lagEvery.Store(math.MaxInt64)
 	p.lookFor(complete.MaxLag)
 	p.lifetime, p.stop = context.WithCancel(context.WithoutCancel(ctx))
-	p.budget.reserve = max(minReserve, 2*int64(complete.Pool.MaxConns))
+	p.budget.reserve = max(minReserve, 2*int64(complete.Config.MaxConns))
 	p.budget.reads = p.readsSoFar
 	p.herald = newHerald(complete.Hooks)
 	p.seeds = peers

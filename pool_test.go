@@ -28,7 +28,7 @@ const whichPort = "select inet_server_port()"
 func TestReadsSpreadEvenlyOverTheReplicasAndSpareThePrimary(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
-	p := openPool(t, Config{}, c.ConnString())
+	p := openPool(t, Options{}, c.ConnString())
 	ctx := testContext(t)
 	waitUp(t, p)
 	var served map[int]int
@@ -52,7 +52,7 @@ func TestTheFirstReadsOfAColdPoolSpareThePrimary(t *testing.T) {
 	for range 10 {
 		var port int
 		var err error
-		p := openEarly(t, func() *MultiPool { return openPool(t, Config{}, c.ConnString()) }, func(p *MultiPool) {
+		p := openEarly(t, func() *MultiPool { return openPool(t, Options{}, c.ConnString()) }, func(p *MultiPool) {
 			err = p.QueryRow(testContext(t), whichPort).Scan(&port)
 		})
 		require.NoError(t, err)
@@ -145,7 +145,7 @@ func TestWhatWritesThroughQueryIsDoneOnceOnThePrimary(t *testing.T) {
 			_, err := conn.Prepare(ctx, "prepared_write", "insert into t (v) values (5) returning id")
 			return err
 		}
-		p := openConfig(t, Config{Hooks: j.hooks()}, pool)
+		p := openConfig(t, Options{Hooks: j.hooks()}, pool)
 		waitUp(t, p)
 		require.NoError(t, p.Ping(testContext(t))) // prepares: the primary's connection has told the text behind the name
 		for _, w := range writings {
@@ -190,7 +190,7 @@ func TestWhatActsOnItsServerIsNeverSentToAReplica(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	var j journal
-	p := openPool(t, Config{Hooks: j.hooks()}, c.ConnString())
+	p := openPool(t, Options{Hooks: j.hooks()}, c.ConnString())
 	waitUp(t, p)
 	for _, sql := range []string{
 		"select pg_advisory_xact_lock(1)",
@@ -233,7 +233,7 @@ func TestAReadThatFailedWhereWritesAreAcceptedIsNotSentAgain(t *testing.T) {
 		require.NoError(t, err)
 		t.Cleanup(func() { relay.Close() })
 		// No look comes in between: the cut is for the next answer of any connection.
-		p := openPool(t, Config{CheckInterval: time.Hour, Peers: []Peer{
+		p := openPool(t, Options{CheckInterval: time.Hour, Peers: []Peer{
 			{Name: "primary", Host: "127.0.0.1", Port: relay.Port()},
 			{Name: "replica", Host: "127.0.0.1", Port: c.Standbys()[0].Port()},
 		}}, c.Primary().ConnString())
@@ -260,7 +260,7 @@ func TestModelsGoWhereTheyBelong(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	must(t, c, "create table marks (model text, port int default inet_server_port())")
 	replica := c.Standbys()[1]
-	p := openPool(t, Config{Models: map[string]Route{
+	p := openPool(t, Options{Models: map[string]Route{
 		"pinned":  {Peers: []string{replica.Addr()}},
 		"primary": {Target: TargetPrimary},
 		"any":     {Target: TargetAny},
@@ -320,7 +320,7 @@ func TestModelsGoWhereTheyBelong(t *testing.T) {
 func TestRoutesOfTheContext(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
-	p := openPool(t, Config{Models: map[string]Route{"m": {Target: TargetReplica}}}, c.ConnString())
+	p := openPool(t, Options{Models: map[string]Route{"m": {Target: TargetReplica}}}, c.ConnString())
 	waitUp(t, p)
 	ctx := testContext(t)
 	port := func(ctx context.Context) int {
@@ -330,7 +330,7 @@ func TestRoutesOfTheContext(t *testing.T) {
 	}
 	primary, last := int(c.Primary().Port()), c.Standbys()[1]
 	assert.Equal(t, primary, port(WithPrimary(ctx)))
-	assert.NotEqual(t, primary, port(WithReplica(ctx)))
+	assert.NotEqual(t, primary, port(WithPreferReplica(ctx)))
 	assert.Equal(t, int(last.Port()), port(WithPeer(ctx, last.Addr())))
 	assert.Equal(t, primary, port(WithPrimary(WithModel(ctx, "m"))), "the context wins over the model")
 
@@ -402,7 +402,7 @@ func TestTargetSessionAttrsKeepTheirMeaningForThePool(t *testing.T) {
 		"read-only": {replica: true}, "standby": {replica: true}, "prefer-standby": {replica: true},
 		"any": {primary: true, replica: true},
 	} {
-		p := openPool(t, Config{}, c.ConnString("target_session_attrs="+attrs))
+		p := openPool(t, Options{}, c.ConnString("target_session_attrs="+attrs))
 		waitUp(t, p)
 		var got map[int]bool
 		undisturbed(t, p, func() {
@@ -421,7 +421,7 @@ func TestTargetSessionAttrsKeepTheirMeaningForThePool(t *testing.T) {
 func TestAFullReplicaSpillsToAnother(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
-	p := openPool(t, Config{}, c.ConnString("pool_max_conns=2"))
+	p := openPool(t, Options{}, c.ConnString("pool_max_conns=2"))
 	waitUp(t, p)
 	ctx := testContext(t)
 	full, other := c.Standbys()[0], c.Standbys()[1]
@@ -450,7 +450,7 @@ func TestWithoutAReplicaThePrimaryServesReads(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
 	var j journal
-	p := openPool(t, Config{Hooks: j.hooks()}, c.ConnString())
+	p := openPool(t, Options{Hooks: j.hooks()}, c.ConnString())
 	waitUp(t, p)
 	require.NoError(t, c.Standbys()[0].Kill())
 	ctx := testContext(t)
@@ -486,7 +486,7 @@ func TestCloseEndsEveryGoroutineAndRejectsCalls(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	before := runtime.NumGoroutine()
 	for range 5 {
-		p := openPool(t, Config{}, c.ConnString())
+		p := openPool(t, Options{}, c.ConnString())
 		for i, err := range everyCall(testContext(t), p) {
 			if i != callCopy { // there is no table
 				require.NoError(t, err)
@@ -566,7 +566,7 @@ func TestHooksAndTracersOfTheProgramRunOnEveryPeer(t *testing.T) {
 		note("ShouldPing", connPort(d.Conn))
 		return false
 	}
-	p := openConfig(t, Config{}, pool)
+	p := openConfig(t, Options{}, pool)
 	ctx := testContext(t)
 	waitUp(t, p)
 	for _, s := range c.Servers() {
@@ -613,7 +613,7 @@ func TestMisconfigurationIsToldAtOnce(t *testing.T) {
 			t.Parallel()
 			bad := strings.Replace(c.ConnString(), tc.from, tc.to, 1)
 			require.NotEqual(t, c.ConnString(), bad)
-			p := openPool(t, Config{}, bad)
+			p := openPool(t, Options{}, bad)
 			begun := time.Now()
 			calls := everyCall(testContext(t), p)
 			for _, err := range calls {

@@ -192,7 +192,7 @@ func (e *primaryEvents) list() []PrimaryEvent {
 func TestAPromotionAfterAKillCostsOnlyTheWritesInFlight(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, SyncApply: true})
 	l := newLedger(t, c)
-	p := openPool(t, Config{Wait: operatorTime}, c.ConnString("pool_max_conns=20"))
+	p := openPool(t, Options{Wait: operatorTime}, c.ConnString("pool_max_conns=20"))
 	waitUp(t, p)
 	old, next, third := c.Primary(), c.Standbys()[0], c.Standbys()[1]
 	writers, readers := gatherFor(operatorTime, 50, l.write(p)), gather(50, reading(p))
@@ -227,7 +227,7 @@ func TestASwitchoverFailsNoWriteThatWasHeld(t *testing.T) {
 func switchover(t *testing.T, mode, logged string) *ledger {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, Settings: map[string]string{"log_min_duration_statement": logged}})
 	l := newLedger(t, c)
-	p := openPool(t, Config{Wait: operatorTime}, c.ConnString("pool_max_conns=20", "default_query_exec_mode="+mode))
+	p := openPool(t, Options{Wait: operatorTime}, c.ConnString("pool_max_conns=20", "default_query_exec_mode="+mode))
 	waitUp(t, p)
 	old, next, third := c.Primary(), c.Standbys()[0], c.Standbys()[1]
 	writers, readers := gatherFor(operatorTime, 50, l.write(p)), gather(50, reading(p))
@@ -258,7 +258,7 @@ func switchover(t *testing.T, mode, logged string) *ledger {
 func TestAStalePrimaryGetsNoWrite(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	l := newLedger(t, c)
-	before := openPool(t, Config{}, c.ConnString("pool_max_conns=20"))
+	before := openPool(t, Options{}, c.ConnString("pool_max_conns=20"))
 	waitUp(t, before)
 	old, next := c.Primary(), c.Standbys()[0]
 	writers := gather(25, l.write(before))
@@ -279,7 +279,7 @@ func TestAStalePrimaryGetsNoWrite(t *testing.T) {
 		for range 10 {
 			var from int64
 			var err error
-			p := openEarly(t, func() *MultiPool { return openPool(t, Config{}, hosts) }, func(p *MultiPool) {
+			p := openEarly(t, func() *MultiPool { return openPool(t, Options{}, hosts) }, func(p *MultiPool) {
 				from = l.next.Add(1)
 				_, err = p.Exec(testContext(t), "insert into ledger values ($1)", from)
 			})
@@ -311,7 +311,7 @@ func TestAnUnknownClaimantIsAnnouncedAndNotFollowedYet(t *testing.T) {
 			defer relay.Close()
 			require.NoError(t, relay.Refuse(true))
 			var events primaryEvents
-			p := openPool(t, Config{Hooks: events.hooks(), Wait: 300 * time.Millisecond, CheckInterval: 100 * time.Millisecond},
+			p := openPool(t, Options{Hooks: events.hooks(), Wait: 300 * time.Millisecond, CheckInterval: 100 * time.Millisecond},
 				fmt.Sprintf("postgres://postgres@%s,%s,%s/postgres?sslmode=disable", old.Addr(), relay.Addr(), third.Addr()))
 			primaryIs(t, p, old.Addr())
 			waitFor(t, "the third", 20*time.Second, func() bool { return memberOf(p, third).Serves })
@@ -361,7 +361,7 @@ func TestEqualTimelinesAreDecidedByTheIncumbentOrNotAtAll(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	l := newLedger(t, c)
 	var events primaryEvents
-	before := openPool(t, Config{Hooks: events.hooks(), CheckInterval: 100 * time.Millisecond}, c.ConnString())
+	before := openPool(t, Options{Hooks: events.hooks(), CheckInterval: 100 * time.Millisecond}, c.ConnString())
 	waitUp(t, before)
 	old, one, other := c.Primary(), c.Standbys()[0], c.Standbys()[1]
 	require.NoError(t, old.Kill())
@@ -389,7 +389,7 @@ func TestEqualTimelinesAreDecidedByTheIncumbentOrNotAtAll(t *testing.T) {
 
 	// Who knows neither for the incumbent writes to neither.
 	after := openEarly(t, func() *MultiPool {
-		return openPool(t, Config{Wait: 400 * time.Millisecond, CheckInterval: 100 * time.Millisecond}, c.ConnString())
+		return openPool(t, Options{Wait: 400 * time.Millisecond, CheckInterval: 100 * time.Millisecond}, c.ConnString())
 	}, seen(t))
 	_, err := after.Exec(testContext(t), "insert into ledger values (-1)")
 	require.ErrorIs(t, err, ErrSplitBrain)
@@ -410,7 +410,7 @@ func TestAServerOfAnotherClusterIsRefused(t *testing.T) {
 		var name string
 		var err error
 		p := openEarly(t, func() *MultiPool {
-			return openPool(t, Config{}, fmt.Sprintf("postgres://postgres@%s,%s,%s/postgres?sslmode=disable",
+			return openPool(t, Options{}, fmt.Sprintf("postgres://postgres@%s,%s,%s/postgres?sslmode=disable",
 				stranger.Addr(), ours.Primary().Addr(), ours.Standbys()[0].Addr()))
 		}, func(p *MultiPool) { err = p.QueryRow(testContext(t), "select name from whose").Scan(&name) })
 		require.NoError(t, err)
@@ -446,7 +446,7 @@ func TestAReplicaOfAStalePrimaryIsNotRead(t *testing.T) {
 			c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 			must(t, c, "create role app login", "create table ledger (id bigint)", "grant all on ledger to app")
 			old, next, third := c.Primary(), c.Standbys()[0], c.Standbys()[1]
-			p := openPool(t, Config{CheckInterval: 100 * time.Millisecond}, c.ConnString("user="+user))
+			p := openPool(t, Options{CheckInterval: 100 * time.Millisecond}, c.ConnString("user="+user))
 			waitUp(t, p)
 			require.NoError(t, next.Promote())
 			primaryIs(t, p, next.Addr())
@@ -495,7 +495,7 @@ func TestAReplicaThatIsOldLeavesTheReadsAndComesBack(t *testing.T) {
 		{"50 MB behind", Lag{Bytes: bound}, func() error { return victim.DelayReplay(time.Hour) }, func() error { return victim.DelayReplay(0) }, "is behind"},
 		{"2 s behind", Lag{Time: 2 * time.Second}, func() error { return victim.DelayReplay(time.Hour) }, func() error { return victim.DelayReplay(0) }, "is behind"},
 	} {
-		p := openPool(t, Config{MaxLag: tc.lag, CheckInterval: 700 * time.Millisecond}, c.ConnString("user=app"))
+		p := openPool(t, Options{MaxLag: tc.lag, CheckInterval: 700 * time.Millisecond}, c.ConnString("user=app"))
 		waitUp(t, p)
 		waitFor(t, "both in use", 20*time.Second, func() bool { return memberOf(p, victim).Serves && memberOf(p, other).Serves })
 		require.NoError(t, tc.old(), tc.name)
@@ -543,7 +543,7 @@ func TestARoutesMaxLagIsHard(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	must(t, c, "create table v (n int)", "insert into v values (0)")
 	var trips journal
-	p := openPool(t, Config{Hooks: trips.hooks(), Models: map[string]Route{"fresh": {MaxLag: Lag{Time: time.Second}}}}, c.ConnString())
+	p := openPool(t, Options{Hooks: trips.hooks(), Models: map[string]Route{"fresh": {MaxLag: Lag{Time: time.Second}}}}, c.ConnString())
 	waitUp(t, p)
 	reader := WithModel(testContext(t), "fresh")
 	onReplica := func() bool {
@@ -580,7 +580,7 @@ func TestARoutesMaxLagIsHard(t *testing.T) {
 func TestAReplicaOfAPrimaryThatIdlesAnywhereIsRead(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, Settings: map[string]string{"autovacuum": "off"}})
 	ctx := testContext(t)
-	p := openPool(t, Config{MaxLag: Lag{Time: 10 * time.Second}}, c.ConnString("multipool_check_interval=50ms"))
+	p := openPool(t, Options{MaxLag: Lag{Time: 10 * time.Second}}, c.ConnString("multipool_check_interval=50ms"))
 	waitUp(t, p)
 	conn, err := c.Primary().Conn(ctx)
 	require.NoError(t, err)

@@ -47,7 +47,7 @@ func poolersOf(t *testing.T, c *pgtest.Cluster, settings map[string]string, para
 	must(t, s.cluster, "create table items (id int primary key, body text)",
 		"insert into items select n, 'item ' || n from generate_series(1, 1000) n",
 		"create table log (id bigint, port int default inet_server_port())")
-	config := Config{Hooks: &Hooks{PeerChanged: func(e PeerEvent) {
+	config := Options{Hooks: &Hooks{PeerChanged: func(e PeerEvent) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.events = append(s.events, e)
@@ -372,7 +372,7 @@ func TestPoolersThatAreFullAreNotAtFault(t *testing.T) {
 			s := newPooled(t, settings, "pool_max_conns=40", "multipool_check_interval=100ms")
 			var refused atomic.Int64
 			readers := keep(60, func(ctx context.Context) error {
-				err := s.pool.QueryRow(WithReplica(ctx), "select pg_sleep(0.1)").Scan(new(any))
+				err := s.pool.QueryRow(WithPreferReplica(ctx), "select pg_sleep(0.1)").Scan(new(any))
 				switch classify(evidence{err: err, ctx: ctx, phase: phaseRun}).class {
 				case classOverload, classCaller:
 					refused.Add(1)

@@ -44,16 +44,16 @@ func (j *journal) take() []Decision {
 }
 
 // openPool opens a pool and closes it at the test's end.
-func openPool(t testing.TB, config Config, connString string) *MultiPool {
+func openPool(t testing.TB, config Options, connString string) *MultiPool {
 	t.Helper()
 	pool, err := ParseConfig(connString)
 	require.NoError(t, err)
 	return openConfig(t, config, pool)
 }
 
-func openConfig(t testing.TB, config Config, pool *pgxpool.Config) *MultiPool {
+func openConfig(t testing.TB, config Options, pool *pgxpool.Config) *MultiPool {
 	t.Helper()
-	config.Pool = pool
+	config.Config = pool
 	p, err := Open(context.Background(), config)
 	require.NoError(t, err)
 	t.Cleanup(p.Close)

@@ -28,7 +28,7 @@ func placesBeside(share float64, limit int32) places {
 
 // reserve limits the connections of writes that wait for standbys, and of reads that have fallen back to this peer as the
 // primary.
-func (p *peer) reserve(c *Config) {
+func (p *peer) reserve(c *Options) {
 	if c.Mode == ModeReplicated {
 		p.guests = placesBeside(c.WriteReserve, p.load.limit)
 	}

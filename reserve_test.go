@@ -19,7 +19,7 @@ import (
 func TestWritesThatWaitForAStandbyLeaveReadsAConnection(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1, SyncApply: true})
 	must(t, c, "create table log (id serial primary key, note text)")
-	p := openPool(t, Config{}, c.ConnString("pool_max_conns=3"))
+	p := openPool(t, Options{}, c.ConnString("pool_max_conns=3"))
 	waitUp(t, p)
 	ctx := testContext(t)
 	standby := c.Standbys()[0]
@@ -75,7 +75,7 @@ func TestWritesLeaveConnectionsAloneWhereTheyMayWait(t *testing.T) {
 		"one":                 {awaits: true, conns: 1, atOnce: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, 1, func(c *Config) { c.Pool.MaxConns = tc.conns }, func(ctx context.Context, x *fakes) {
+			bubble(t, 1, func(c *Options) { c.Config.MaxConns = tc.conns }, func(ctx context.Context, x *fakes) {
 				const write = "insert into t values (1)"
 				stuck := true
 				var mu sync.Mutex

@@ -65,7 +65,7 @@ var retryNames = [...]string{"inherit", "safe", "reads", "never"}
 // String returns the name that the connection string key multipool_retry takes.
 func (r Retry) String() string { return nameOf(retryNames[:], int(r), "retry") }
 
-// Route is what one call wants. A zero field inherits: from the context over the model over Config.Route. An
+// Route is what one call wants. A zero field inherits: from the context over the model over Options.Route. An
 // explicit route (a Target other than TargetAuto and TargetAny, or Peers) wins over the statement's text and over
 // what was learned of it, and such a call is not run again on the primary when a standby refuses it: a write forced
 // on a replica shows the server's own error (SQLSTATE 25006).
@@ -140,20 +140,26 @@ func WithPrimary(ctx context.Context) context.Context {
 	return WithRoute(ctx, Route{Target: TargetPrimary})
 }
 
-// WithReplica returns a context whose calls go to a replica, and to the primary where no replica can serve. A write
-// under it shows the replica's refusal.
+// WithReplica returns a context whose calls go to a replica, and fail with [ErrNoReplica] where none can serve. A write
+// under it returns the replica's refusal.
 func WithReplica(ctx context.Context) context.Context {
+	return WithRoute(ctx, Route{Target: TargetReplica})
+}
+
+// WithPreferReplica returns a context whose calls go to a replica, and to the primary where no replica can serve. A write
+// under it returns the replica's refusal.
+func WithPreferReplica(ctx context.Context) context.Context {
 	return WithRoute(ctx, Route{Target: TargetPreferReplica})
 }
 
 // WithPeer returns a context whose calls go to the named peers only. A name that the pool never had is an error of the
-// call; for one that was removed, or that Config.Discover may find yet, the call waits as for a server that is down.
+// call; for one that was removed, or that Options.Discover may find yet, the call waits as for a server that is down.
 // Without names it changes nothing.
 func WithPeer(ctx context.Context, names ...string) context.Context {
 	return WithRoute(ctx, Route{Peers: names})
 }
 
-// WithModel returns a context whose calls go as Config.Models says of name. A model that the pool does not have is an
+// WithModel returns a context whose calls go as Options.Models says of name. A model that the pool does not have is an
 // error of the call, unless the pool is one of a [Router]'s. What the context says itself wins over the model.
 func WithModel(ctx context.Context, name string) context.Context {
 	return withWishes(ctx, func(w *wishes) { w.model = name })

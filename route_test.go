@@ -13,7 +13,7 @@ import (
 // routedPool makes a pool that is connected to nothing and knows its routes.
 func routedPool(t *testing.T, base Route, models map[string]Route, names ...string) *MultiPool {
 	t.Helper()
-	p := &MultiPool{config: Config{Route: base, Models: models}}
+	p := &MultiPool{config: Options{Route: base, Models: models}}
 	p.of(idlePeers(names...))
 	require.NoError(t, p.resolveConfigured())
 	return p
@@ -76,10 +76,11 @@ func TestContextsMergeInAnyNesting(t *testing.T) {
 		{"nothing said", nil, base},
 		{"a value of the program's", []wrap{other}, base},
 		{"a target", []wrap{WithPrimary}, Route{Target: TargetPrimary, Retry: RetryReads}},
-		{"a replica", []wrap{WithReplica}, Route{Target: TargetPreferReplica, Retry: RetryReads}},
+		{"a replica and nothing else", []wrap{WithReplica}, Route{Target: TargetReplica, Retry: RetryReads}},
+		{"a replica", []wrap{WithPreferReplica}, Route{Target: TargetPreferReplica, Retry: RetryReads}},
 		{"peers", []wrap{peers("a", "b")}, Route{Target: TargetAny, Peers: []string{"a", "b"}, Retry: RetryReads}},
-		{"the inner one wins", []wrap{WithPrimary, WithReplica}, Route{Target: TargetPreferReplica, Retry: RetryReads}},
-		{"the inner one wins, the other way about", []wrap{WithReplica, WithPrimary}, Route{Target: TargetPrimary, Retry: RetryReads}},
+		{"the inner one wins", []wrap{WithPrimary, WithPreferReplica}, Route{Target: TargetPreferReplica, Retry: RetryReads}},
+		{"the inner one wins, the other way about", []wrap{WithPreferReplica, WithPrimary}, Route{Target: TargetPrimary, Retry: RetryReads}},
 		{"the inner peers win", []wrap{peers("a"), peers("b")}, Route{Target: TargetAny, Peers: []string{"b"}, Retry: RetryReads}},
 		{"different fields meet", []wrap{WithPrimary, peers("a"), retry(RetryNever)}, Route{Target: TargetPrimary, Peers: []string{"a"}, Retry: RetryNever}},
 		{"different fields meet in another order", []wrap{retry(RetryNever), peers("a"), WithPrimary}, Route{Target: TargetPrimary, Peers: []string{"a"}, Retry: RetryNever}},
@@ -90,8 +91,8 @@ func TestContextsMergeInAnyNesting(t *testing.T) {
 		{"a model over the configuration", []wrap{model("audit")}, Route{Target: TargetPrimary, Retry: RetryNever}},
 		{"a model that says nothing", []wrap{model("plain")}, base},
 		{"a model of peers", []wrap{model("reports")}, Route{Target: TargetAny, Peers: []string{"c"}, Retry: RetryReads}},
-		{"the context over the model", []wrap{model("audit"), WithReplica}, Route{Target: TargetPreferReplica, Retry: RetryNever}},
-		{"the context over a model that is named later", []wrap{WithReplica, model("audit")}, Route{Target: TargetPreferReplica, Retry: RetryNever}},
+		{"the context over the model", []wrap{model("audit"), WithPreferReplica}, Route{Target: TargetPreferReplica, Retry: RetryNever}},
+		{"the context over a model that is named later", []wrap{WithPreferReplica, model("audit")}, Route{Target: TargetPreferReplica, Retry: RetryNever}},
 		{"the inner model wins whole", []wrap{model("audit"), model("reports")}, Route{Target: TargetAny, Peers: []string{"c"}, Retry: RetryReads}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -116,7 +117,7 @@ func TestAnOuterContextKeepsItsRoute(t *testing.T) {
 	t.Parallel()
 	p := routedPool(t, Route{}, nil, "a", "b")
 	outer := WithPrimary(context.Background())
-	inner := WithReplica(outer)
+	inner := WithPreferReplica(outer)
 	require.Equal(t, TargetPreferReplica, p.routeOf(inner).route.Target)
 	require.Equal(t, TargetPrimary, p.routeOf(outer).route.Target)
 }
@@ -156,11 +157,11 @@ func TestUnknownNamesAreErrorsThatNameTheKnown(t *testing.T) {
 
 func TestUnknownNamesOfTheConfigurationAreErrorsOfTheConstructor(t *testing.T) {
 	t.Parallel()
-	p := &MultiPool{config: Config{Route: Route{Peers: []string{"q"}}}}
+	p := &MultiPool{config: Options{Route: Route{Peers: []string{"q"}}}}
 	p.of(idlePeers("a"))
 	require.ErrorIs(t, p.resolveConfigured(), ErrUnknownName)
 
-	p = &MultiPool{config: Config{Models: map[string]Route{"good": {}, "bad": {Peers: []string{"q"}}}}}
+	p = &MultiPool{config: Options{Models: map[string]Route{"good": {}, "bad": {Peers: []string{"q"}}}}}
 	p.of(idlePeers("a"))
 	err := p.resolveConfigured()
 	require.ErrorIs(t, err, ErrUnknownName)
@@ -277,7 +278,7 @@ func TestTheReasonIsTheModelOnlyWhereTheModelDecides(t *testing.T) {
 		{"the model's target", WithModel(bg, "audit"), ReasonModel},
 		{"the model's peers", WithModel(bg, "near"), ReasonModel},
 		{"the context's target", WithPrimary(bg), ReasonRoute},
-		{"the context's target over the model's", WithReplica(WithModel(bg, "audit")), ReasonRoute},
+		{"the context's target over the model's", WithPreferReplica(WithModel(bg, "audit")), ReasonRoute},
 		{"the context's target beside a model without one", WithPrimary(WithModel(bg, "careful")), ReasonRoute},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -21,7 +21,7 @@ type Router struct {
 }
 
 // NewRouter makes a router of a default pool and the pools that own models. The map is copied; one pool may own several
-// models. Within its pool a model goes as the pool's own Config.Models says, if that has it: a pool of a router takes
+// models. Within its pool a model goes as the pool's own Options.Models says, if that has it: a pool of a router takes
 // any name. An error names what is missing: a default, a pool, a name.
 func NewRouter(def *MultiPool, models map[string]*MultiPool) (*Router, error) {
 	if def == nil {

@@ -33,7 +33,7 @@ var (
 )
 
 func TestARouterIsMadeOfPoolsWithNames(t *testing.T) {
-	p := openPool(t, Config{}, "postgres://app@127.0.0.1:1/app")
+	p := openPool(t, Options{}, "postgres://app@127.0.0.1:1/app")
 	for want, make := range map[string]func() (*Router, error){
 		"default pool": func() (*Router, error) { return NewRouter(nil, nil) },
 		"no name":      func() (*Router, error) { return NewRouter(p, map[string]*MultiPool{"": p}) },
@@ -58,14 +58,14 @@ func TestARouterKeepsClustersApart(t *testing.T) {
 	for name, c := range map[string]*pgtest.Cluster{"default": def, "users": users} {
 		must(t, c, "create table whose (name text)", "insert into whose values ('"+name+"')", "create table log (n int)")
 	}
-	open := func(c *pgtest.Cluster, config Config) *MultiPool {
+	open := func(c *pgtest.Cluster, config Options) *MultiPool {
 		p := openPool(t, config, c.ConnString("pool_max_conns=10"))
 		waitUp(t, p)
 		return p
 	}
-	r, err := NewRouter(open(def, Config{}), map[string]*MultiPool{
-		"user":  open(users, Config{Models: map[string]Route{"user": {Target: TargetPrimary}}, Wait: 500 * time.Millisecond}),
-		"login": open(users, Config{}),
+	r, err := NewRouter(open(def, Options{}), map[string]*MultiPool{
+		"user":  open(users, Options{Models: map[string]Route{"user": {Target: TargetPrimary}}, Wait: 500 * time.Millisecond}),
+		"login": open(users, Options{}),
 	})
 	require.NoError(t, err)
 

@@ -124,7 +124,7 @@ func TestARowThatWaitsForItsCallerIsReadAgainWhenItsPeerFalls(t *testing.T) {
 }
 
 func TestFaultARowWithoutItsEnd(t *testing.T) {
-	s, relay := relayed(t, Config{})
+	s, relay := relayed(t, Options{})
 	ctx := testContext(t)
 	for i := range 10 {
 		// The tag of this statement and of no other: a look is one row, too.
@@ -154,7 +154,7 @@ func TestWhatAReplicaDoesNotKnowYetIsReadOnThePrimary(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
 	must(t, c, "create type mood as enum ('sad')", "create table people (m mood, n int)", "create domain small as int check (value < 10)")
 	var log journal
-	p := openPool(t, Config{Hooks: log.hooks()}, c.ConnString("pool_max_conns=4"))
+	p := openPool(t, Options{Hooks: log.hooks()}, c.ConnString("pool_max_conns=4"))
 	waitUp(t, p)
 	ctx := testContext(t)
 	require.NoError(t, c.Standbys()[0].DelayReplay(time.Hour))
@@ -204,7 +204,7 @@ func TestAStalePlanFailsNoRead(t *testing.T) {
 			var log journal
 			table := "stale_" + mode
 			must(t, c, "create table "+table+" (a int, b int)", "insert into "+table+" values (1, 2)")
-			p := openPool(t, Config{Hooks: log.hooks()}, c.ConnString("pool_max_conns=1", "default_query_exec_mode="+mode))
+			p := openPool(t, Options{Hooks: log.hooks()}, c.ConnString("pool_max_conns=1", "default_query_exec_mode="+mode))
 			waitUp(t, p)
 			never := WithRoute(ctx, Route{Retry: RetryNever})
 			for i, ctx := range []context.Context{never, ctx, WithPrimary(ctx)} {
@@ -303,7 +303,7 @@ func TestAReadLostOnServersThatAreKnownToBeDownGoesOn(t *testing.T) {
 
 // The only replica follows its primary no more: plain reads go to the primary while it has connections to spare.
 func TestAReplicaThatFollowsNoMoreIsNotReadWhereThePrimaryHasRoom(t *testing.T) {
-	bubble(t, 1, func(c *Config) { c.WriteReserve = 0.5 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.WriteReserve = 0.5 }, func(ctx context.Context, x *fakes) {
 		settled()
 		paused := answering(func(pgfake.Statement) *pgfake.Response { return nil })
 		x.replicas[0].Handle(func(s pgfake.Statement) *pgfake.Response {
@@ -317,7 +317,7 @@ func TestAReplicaThatFollowsNoMoreIsNotReadWhereThePrimaryHasRoom(t *testing.T) 
 		require.Equal(t, "replay is paused", x.peer("replica1").Unfit)
 		assert.Equal(t, "primary:5432", x.read(ctx))
 		assert.Equal(t, "primary:5432", x.read(WithRoute(ctx, Route{Target: TargetAny})))
-		assert.Equal(t, "replica1:5432", x.read(WithReplica(ctx)), "a route says where")
+		assert.Equal(t, "replica1:5432", x.read(WithPreferReplica(ctx)), "a route says where")
 		var held []pgx.Tx
 		for range 5 { // of ten connections half are the writes'
 			tx, err := x.pool.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly})

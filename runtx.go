@@ -26,7 +26,7 @@ import (
 // the server has not recovered from a crash meanwhile, because both give numbers out twice. A transaction that has no
 // number, because all it does is done elsewhere or by its COMMIT (foreign tables, notifications), cannot be asked
 // about; and what a foreign server has committed is not known here. Committed: RunTx returns nil. Not committed: f is
-// run again. No certain answer within Config.Wait, or a second if that is more: the error matches [ErrOutcomeUnknown]
+// run again. No certain answer within Options.Wait, or a second if that is more: the error matches [ErrOutcomeUnknown]
 // and unwraps to the original. The same holds where a transaction has its own CommitQuery, or ctx has ended: nothing is
 // asked then.
 //

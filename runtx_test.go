@@ -90,10 +90,10 @@ func TestAnAnswerCountsOnlyWhereItsNumberCannotHaveBeenGivenOutAgain(t *testing.
 // behindRelay is a cluster whose primary stands behind a relay.
 func behindRelay(t *testing.T, o pgtest.Options, params string) (*pgtest.Cluster, *MultiPool, *netfault.Relay) {
 	t.Helper()
-	return configBehindRelay(t, Config{}, o, params)
+	return configBehindRelay(t, Options{}, o, params)
 }
 
-func configBehindRelay(t *testing.T, config Config, o pgtest.Options, params string) (*pgtest.Cluster, *MultiPool, *netfault.Relay) {
+func configBehindRelay(t *testing.T, config Options, o pgtest.Options, params string) (*pgtest.Cluster, *MultiPool, *netfault.Relay) {
 	t.Helper()
 	c := pgtest.Start(t, o)
 	must(t, c, "create table ledger (id bigint)", "create table counter (n int)", "insert into counter values (0)",
@@ -286,7 +286,7 @@ func TestRunTxSaysWhereNothingIsCertain(t *testing.T) {
 				<-dead
 			}
 		}}
-		c, p, relay := configBehindRelay(t, Config{Hooks: hooks}, pgtest.Options{Standbys: 1}, "")
+		c, p, relay := configBehindRelay(t, Options{Hooks: hooks}, pgtest.Options{Standbys: 1}, "")
 		ctx := testContext(t)
 		lost := relay.Cut(netfault.Cut{From: netfault.Server, Type: 'C', Match: func(msg []byte) bool {
 			if isCommit(msg) {
@@ -344,7 +344,7 @@ func TestRunTxReturnsWhatEndedIt(t *testing.T) {
 	var trips int
 	refused := func(tx pgx.Tx) error { trips++; _, err := tx.Exec(ctx, "insert into ledger values (2)"); return err }
 	var pgErr *pgconn.PgError
-	require.ErrorAs(t, p.RunTx(WithReplica(ctx), pgx.TxOptions{}, refused), &pgErr)
+	require.ErrorAs(t, p.RunTx(WithPreferReplica(ctx), pgx.TxOptions{}, refused), &pgErr)
 	require.Equal(t, "25006", pgErr.Code)
 	require.ErrorAs(t, p.RunTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}, refused), &pgErr)
 	require.Equal(t, 2, trips, "each once")
@@ -354,7 +354,7 @@ func TestRunTxReturnsWhatEndedIt(t *testing.T) {
 		return tx.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&standby)
 	}))
 	require.True(t, standby)
-	require.NoError(t, p.RunTx(WithReplica(ctx), pgx.TxOptions{}, func(tx pgx.Tx) error {
+	require.NoError(t, p.RunTx(WithPreferReplica(ctx), pgx.TxOptions{}, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&standby)
 	}))
 	require.True(t, standby)
@@ -413,7 +413,7 @@ func TestRunTxDoesNotRepeatWhatHasNoNumber(t *testing.T) {
 func TestASecondCommitTouchesNobodysConnection(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
 	must(t, c, "create table ledger (id int)")
-	p := openPool(t, Config{}, c.ConnString("pool_max_conns=1"))
+	p := openPool(t, Options{}, c.ConnString("pool_max_conns=1"))
 	waitUp(t, p)
 	ctx := testContext(t)
 	var all sync.WaitGroup
@@ -437,7 +437,7 @@ func TestASecondCommitTouchesNobodysConnection(t *testing.T) {
 func TestRunTxOfAFunctionThatEndsItsTransaction(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
 	must(t, c, "create table ledger (id int)")
-	p := openPool(t, Config{}, c.ConnString("pool_max_conns=1"))
+	p := openPool(t, Options{}, c.ConnString("pool_max_conns=1"))
 	waitUp(t, p)
 	ctx := testContext(t)
 	stop := make(chan struct{})
@@ -482,7 +482,7 @@ func TestACommitOfOnePeerIsCancelledAsPgxpoolDoes(t *testing.T) {
 	bare, err := pgxpool.New(context.Background(), c.ConnString())
 	require.NoError(t, err)
 	defer bare.Close()
-	ours := openPool(t, Config{}, c.ConnString())
+	ours := openPool(t, Options{}, c.ConnString())
 	require.True(t, ours.solo)
 	type beginner interface {
 		Begin(context.Context) (pgx.Tx, error)
@@ -511,7 +511,7 @@ func TestACommitThatIsGivenUpHoldsNoSlot(t *testing.T) {
 	bare, err := pgxpool.New(context.Background(), c.Primary().ConnString("pool_max_conns=4"))
 	require.NoError(t, err)
 	defer bare.Close()
-	ours := openPool(t, Config{}, c.ConnString("pool_max_conns=4"))
+	ours := openPool(t, Options{}, c.ConnString("pool_max_conns=4"))
 	waitUp(t, ours)
 	require.NoError(t, c.Standbys()[0].Freeze())
 	defer c.Standbys()[0].Thaw()

@@ -25,8 +25,8 @@ type poolKind uint8
 
 const (
 	poolOwn      poolKind = iota // the peer's own
-	poolPrimary                  // MultiPool.Primary
-	poolReplicas                 // MultiPool.Replicas
+	poolPrimary                  // MultiPool.PrimaryPool
+	poolReplicas                 // MultiPool.ReplicaPool
 	poolKinds
 )
 

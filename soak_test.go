@@ -232,7 +232,7 @@ func (k *soak) excuse(c *failedCall) string {
 func (k *soak) write(h *hearers) func(context.Context, *rand.Rand) failedCall {
 	inside := []string{"Begin", "BeginTx", "BeginFunc", "SendBatch, BeginTx", "Acquire, Exec"}
 	through := way{name: "Primary().Exec", ids: 1, unmarked: true, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
-		_, err := p.Primary().Exec(ctx, insertOne, ids[0])
+		_, err := p.PrimaryPool().Exec(ctx, insertOne, ids[0])
 		return err
 	}}
 	all := []*way{&through}
@@ -262,7 +262,7 @@ func (k *soak) read(ctx context.Context, rng *rand.Rand) (c failedCall) {
 	switch rng.IntN(6) {
 	case 0:
 		c.what, c.own = "QueryRow, WithReplica", false
-		c.err = k.pool.QueryRow(WithReplica(ctx), sql, id).Scan(into)
+		c.err = k.pool.QueryRow(WithPreferReplica(ctx), sql, id).Scan(into)
 	case 1:
 		c.what = "QueryRow, WithPeer"
 		c.err = k.pool.QueryRow(WithPeer(ctx, name), sql, id).Scan(into)
@@ -271,7 +271,7 @@ func (k *soak) read(ctx context.Context, rng *rand.Rand) (c failedCall) {
 		c.err = k.pool.PeerPool(name).QueryRow(ctx, sql, id).Scan(into)
 	case 3:
 		c.what = "Replicas()"
-		c.err = k.pool.Replicas().QueryRow(ctx, sql, id).Scan(into)
+		c.err = k.pool.ReplicaPool().QueryRow(ctx, sql, id).Scan(into)
 	case 4:
 		c.what = "BeginTx, read only"
 		c.err = pgx.BeginTxFunc(ctx, k.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
@@ -279,7 +279,7 @@ func (k *soak) read(ctx context.Context, rng *rand.Rand) (c failedCall) {
 		})
 	default:
 		c.what = "AcquireFunc, WithReplica"
-		c.err = k.pool.AcquireFunc(WithReplica(ctx), func(conn *pgxpool.Conn) error {
+		c.err = k.pool.AcquireFunc(WithPreferReplica(ctx), func(conn *pgxpool.Conn) error {
 			return conn.QueryRow(ctx, sql, id).Scan(into)
 		})
 	}
@@ -325,7 +325,7 @@ func TestSoak(t *testing.T) {
 	k.relays, connString = listenAll(t, k.cluster, "pool_max_conns=16")
 
 	before := holdingsNow()
-	k.pool = openPool(t, Config{}, connString)
+	k.pool = openPool(t, Options{}, connString)
 	waitUp(t, k.pool)
 	h := newHearers()
 	h.call(6, 20*time.Millisecond, h.reading(k.pool))

@@ -7,8 +7,8 @@ import (
 )
 
 // Status is a snapshot of a pool and its peers. Values of different peers are read one after another. Calls are counted
-// that go through the MultiPool; what goes through a pool of its own (PeerPool, Primary, Replicas) shows in the
-// judgement of the peer and in that pool's Stat, and what goes through Primary and Replicas in InFlight too. Under
+// that go through the MultiPool; what goes through a pool of its own (PeerPool, PrimaryPool, ReplicaPool) shows in the
+// judgement of the peer and in that pool's Stat, and what goes through PrimaryPool and ReplicaPool in InFlight too. Under
 // ModeOrdered Primary is who takes everything, under ModeEquivalent nobody.
 type Status struct {
 	Peers   []PeerStatus // in the order of the configuration
@@ -17,7 +17,7 @@ type Status struct {
 	Split   bool         // nothing tells who is right: writes are held
 	Waiting int64        // calls that wait for a peer
 
-	Discovery DiscoveryStatus // zero without Config.Discover
+	Discovery DiscoveryStatus // zero without Options.Discover
 
 	Sums
 }

@@ -27,11 +27,11 @@ type peerConfig struct {
 	pool *pgxpool.Config
 }
 
-func (c *Config) derivePeers() ([]peerConfig, error) {
+func (c *Options) derivePeers() ([]peerConfig, error) {
 	var peers []peerConfig
 	var err error
 	if len(c.Peers) == 0 {
-		peers, err = splitHosts(c.Pool)
+		peers, err = splitHosts(c.Config)
 	} else {
 		peers, err = c.listedPeers()
 	}
@@ -48,8 +48,8 @@ func (c *Config) derivePeers() ([]peerConfig, error) {
 	return peers, nil
 }
 
-// listedPeers makes the templates of Config.Peers.
-func (c *Config) listedPeers() ([]peerConfig, error) {
+// listedPeers makes the templates of Options.Peers.
+func (c *Options) listedPeers() ([]peerConfig, error) {
 	peers := make([]peerConfig, 0, len(c.Peers))
 	for i, p := range c.Peers {
 		own, err := c.peerFrom(p, cmp.Or(p.Name, fmt.Sprintf("#%d", i+1)))
@@ -62,18 +62,18 @@ func (c *Config) listedPeers() ([]peerConfig, error) {
 }
 
 // peerFrom makes one peer's template; called is its name in errors.
-func (c *Config) peerFrom(p Peer, called string) (peerConfig, error) {
+func (c *Options) peerFrom(p Peer, called string) (peerConfig, error) {
 	if err := p.check(); err != nil {
 		return peerConfig{}, fmt.Errorf("multipool: peer %s: %w", called, err)
 	}
-	pool := c.Pool.Copy()
+	pool := c.Config.Copy()
 	if p.ConnString != "" {
 		if err := adopt(&pool.ConnConfig.Config, p.ConnString); err != nil {
 			return peerConfig{}, fmt.Errorf("multipool: peer %s: %w", called, err)
 		}
 	}
 	if p.Host != "" {
-		if err := setHost(&pool.ConnConfig.Config, cmp.Or(p.ConnString, c.Pool.ConnString()), p.Host); err != nil {
+		if err := setHost(&pool.ConnConfig.Config, cmp.Or(p.ConnString, c.Config.ConnString()), p.Host); err != nil {
 			return peerConfig{}, fmt.Errorf("multipool: peer %s: %w", called, err)
 		}
 	}
@@ -92,7 +92,7 @@ func (c *Config) peerFrom(p Peer, called string) (peerConfig, error) {
 	}
 	own := split[0]
 	if p.ConnString == "" {
-		ownPassword(c.Pool, own.pool)
+		ownPassword(c.Config, own.pool)
 	}
 	p.Name = cmp.Or(p.Name, own.Name)
 	p.Host, p.Port = own.Host, own.Port

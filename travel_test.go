@@ -118,7 +118,7 @@ func (e *everyEvent) TraceRelease(*pgxpool.Pool, pgxpool.TraceReleaseData) { e.a
 
 // poolsOf are the pgxpools that a MultiPool gives out, by their names.
 func poolsOf(p *MultiPool) map[string]*pgxpool.Pool {
-	all := map[string]*pgxpool.Pool{"primary": p.Primary(), "replicas": p.Replicas()}
+	all := map[string]*pgxpool.Pool{"primary": p.PrimaryPool(), "replicas": p.ReplicaPool()}
 	for _, name := range p.names() {
 		all["peer "+name] = p.PeerPool(name)
 	}
@@ -209,7 +209,7 @@ func roomFilled(c *pgxpool.Config) {
 func TestNothingOfOursIsShown(t *testing.T) {
 	for name, change := range map[string]func(*pgxpool.Config){"all": roomFilled, "none": func(c *pgxpool.Config) { c.MaxConnLifetimeJitter = time.Minute }} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, 1, func(c *Config) { change(c.Pool) }, func(ctx context.Context, x *fakes) {
+			bubble(t, 1, func(c *Options) { change(c.Config) }, func(ctx context.Context, x *fakes) {
 				settled()
 				for name, pool := range poolsOf(x.pool) {
 					at := x.pool.peers()[0]
@@ -220,7 +220,7 @@ func TestNothingOfOursIsShown(t *testing.T) {
 					own := at.config.Copy()
 					shown.ConnConfig.Tracer = ownTracer(shown.ConnConfig.Tracer)
 					if name == "primary" || name == "replicas" { // they list all
-						own.ConnConfig = x.pool.config.Pool.ConnConfig.Copy()
+						own.ConnConfig = x.pool.config.Config.ConnConfig.Copy()
 						if own.ConnConfig.ValidateConnect == nil {
 							shown.ConnConfig.ValidateConnect = nil
 						}
@@ -245,10 +245,10 @@ func TestNothingOfOursIsShown(t *testing.T) {
 
 // A copy is told with an error, too.
 func TestNothingOfOursIsInAnError(t *testing.T) {
-	bubble(t, 1, func(c *Config) { roomFilled(c.Pool); c.Wait = -1; c.Pool.MinConns, c.Pool.MinIdleConns = 0, 0 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { roomFilled(c.Config); c.Wait = -1; c.Config.MinConns, c.Config.MinIdleConns = 0, 0 }, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.StartupError("28P01")
-		for name, pool := range map[string]*pgxpool.Pool{"peer": x.pool.PeerPool("primary:5432"), "primary": x.pool.Primary()} {
+		for name, pool := range map[string]*pgxpool.Pool{"peer": x.pool.PeerPool("primary:5432"), "primary": x.pool.PrimaryPool()} {
 			_, err := pool.Acquire(ctx)
 			var failed *pgconn.ConnectError
 			require.ErrorAs(t, err, &failed)
@@ -366,7 +366,7 @@ func TestASecondConnectionLeavesTheFirstAlone(t *testing.T) {
 		}
 		return &holdCommit{Conn: raw, armed: &armed}, nil
 	}
-	p := openConfig(t, Config{}, pool)
+	p := openConfig(t, Options{}, pool)
 	waitUp(t, p)
 	rows := func() int64 {
 		n, err := c.Primary().Int(ctx, "select count(*) from t")
@@ -461,9 +461,9 @@ func TestAHijackedConnectionGoesOn(t *testing.T) {
 func TestADatabaseOfAPoolThatFollowsUsesIt(t *testing.T) {
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
 		settled()
-		db := stdlib.OpenDBFromPool(x.pool.Primary())
+		db := stdlib.OpenDBFromPool(x.pool.PrimaryPool())
 		require.NoError(t, db.PingContext(ctx))
-		assert.EqualValues(t, 1, x.pool.Primary().Stat().TotalConns())
+		assert.EqualValues(t, 1, x.pool.PrimaryPool().Stat().TotalConns())
 		require.NoError(t, db.Close())
 		x.atRest()
 	})
@@ -486,7 +486,7 @@ func TestACancelRequestIsKnownForOne(t *testing.T) {
 		for _, solo := range []bool{true, false} {
 			pool, err := ParseConfig(connString)
 			require.NoError(t, err)
-			config := Config{}
+			config := Options{}
 			if !solo {
 				// A peer of no use beside it: then it is watched.
 				config.Peers = []Peer{{Host: pool.ConnConfig.Host, Port: pool.ConnConfig.Port}, {Name: "nobody", Host: "127.0.0.1", Port: 1}}
@@ -530,7 +530,7 @@ func TestTheProgramsTracerGoesAlong(t *testing.T) {
 	require.NoError(t, err)
 	events := &everyEvent{}
 	pool.ConnConfig.Tracer = events
-	p := openConfig(t, Config{}, pool)
+	p := openConfig(t, Options{}, pool)
 	waitUp(t, p)
 	use := func(c *pgx.Conn) {
 		t.Helper()
@@ -562,7 +562,7 @@ func TestTheProgramsTracerGoesAlong(t *testing.T) {
 	require.NoError(t, conn.Close(ctx))
 	require.Equal(t, inConn, events.take(), "what pgx itself does")
 
-	for name, from := range map[string]*pgxpool.Pool{"peer": p.PeerPool(c.Primary().Addr()), "primary": p.Primary()} {
+	for name, from := range map[string]*pgxpool.Pool{"peer": p.PeerPool(c.Primary().Addr()), "primary": p.PrimaryPool()} {
 		events.take()
 		own, err := from.Acquire(ctx)
 		require.NoError(t, err)
@@ -629,7 +629,7 @@ func TestWhatConfigGivesOutConnects(t *testing.T) {
 		"in order":             {both + " multipool_mode=ordered", standby},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := openPool(t, Config{}, tc.connString)
+			p := openPool(t, Options{}, tc.connString)
 			var port int
 			conn, err := pgx.ConnectConfig(ctx, p.Config().ConnConfig)
 			require.NoError(t, err)
@@ -646,11 +646,11 @@ func TestWhatConfigGivesOutConnects(t *testing.T) {
 			require.NoError(t, pool.QueryRow(ctx, "select inet_server_port()").Scan(&port))
 			assert.EqualValues(t, tc.on.Port(), port)
 
-			for _, again := range []*pgxpool.Config{p.Config(), p.Config().Copy(), openConfig(t, Config{}, p.Config()).Config()} {
-				second := openConfig(t, Config{}, again)
+			for _, again := range []*pgxpool.Config{p.Config(), p.Config().Copy(), openConfig(t, Options{}, p.Config()).Config()} {
+				second := openConfig(t, Options{}, again)
 				a, b := p.config, second.config
 				assert.Empty(t, diffOf(p.given, second.given))
-				a.Pool, b.Pool, a.Hooks, b.Hooks = nil, nil, nil, nil
+				a.Config, b.Config, a.Hooks, b.Hooks = nil, nil, nil, nil
 				assert.Equal(t, a, b)
 			}
 		})

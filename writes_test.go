@@ -433,7 +433,7 @@ func newWritesStage(t *testing.T, settings map[string]string, modes ...string) *
 	}
 	for _, mode := range modes {
 		// No regular look comes in between: what is cut is a write, or the probe of a suspect.
-		b.pools[mode] = openPool(t, Config{CheckInterval: time.Hour, Peers: peers}, b.cluster.ConnString("pool_max_conns=10",
+		b.pools[mode] = openPool(t, Options{CheckInterval: time.Hour, Peers: peers}, b.cluster.ConnString("pool_max_conns=10",
 			"application_name=writer", "default_query_exec_mode="+mode))
 		waitUp(t, b.pools[mode])
 	}

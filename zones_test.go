@@ -190,7 +190,7 @@ func TestWhoIsInWhichZone(t *testing.T) {
 		{"south", []bool{true, false, true}},
 		{"west", []bool{true, true, true}},
 	} {
-		p := openConfig(t, Config{Zone: tc.own, Peers: []Peer{
+		p := openConfig(t, Options{Zone: tc.own, Peers: []Peer{
 			{Host: "127.0.0.1", Port: 1, Zone: "north"}, {Host: "127.0.0.1", Port: 2, Zone: "south"}, {Host: "127.0.0.1", Port: 3},
 		}}, plainPool(t))
 		for i, q := range p.peers() {
@@ -211,7 +211,7 @@ func TestABoundOnLagLooksInOtherZonesBeforeThePrimary(t *testing.T) {
 	in := intent{place: placeReads, reads: true, fresh: freshness{max: Lag{Bytes: 100}}}
 	p, why := top.pick(&in, &tried{})
 	require.Equal(t, "a", p.name)
-	require.Equal(t, ReasonStale, why)
+	require.Equal(t, ReasonReplicasBehind, why)
 	top.members[3].peer.behind.set(distance{known: true})
 	require.Equal(t, "d a", inTurn(top, in))
 	top.members[1].peer.behind.set(distance{known: true})
@@ -283,7 +283,7 @@ func TestReadsKeepToTheirZone(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 4})
 	zones := []string{"north", "south", "south", "north", "north"}
 	weights := []float64{0, 3, 1, 0, 0}
-	config := Config{Zone: "south", CheckInterval: 200 * time.Millisecond}
+	config := Options{Zone: "south", CheckInterval: 200 * time.Millisecond}
 	for i, s := range c.Servers() {
 		config.Peers = append(config.Peers, Peer{
 			Name: fmt.Sprintf("%s%d", zones[i], i), Host: s.Host(), Port: s.Port(), Zone: zones[i], Weight: weights[i],
@@ -361,7 +361,7 @@ func TestReadsKeepToTheirZone(t *testing.T) {
 
 // What a read meets that fails in its zone: another zone, then the primary.
 func TestAReadThatFailsInItsZoneGoesToAnother(t *testing.T) {
-	bubble(t, 3, func(c *Config) {
+	bubble(t, 3, func(c *Options) {
 		c.Zone = "here"
 		for i, name := range []string{"primary", "replica1", "replica2", "replica3"} {
 			c.Peers = append(c.Peers, Peer{Host: name, Zone: []string{"here", "here", "there", "there"}[i]})

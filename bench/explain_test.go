@@ -25,7 +25,7 @@ func deep(tb testing.TB, depth int) context.Context {
 
 // manyPeers opens a pool of so many peers that a connection to watch each by would be a waste.
 func manyPeers(tb testing.TB, peers int) *multipool.MultiPool {
-	return newCluster(tb, peers).multi(tb, 4, func(c *multipool.Config) { c.NoMonitorConns = true })
+	return newCluster(tb, peers).multi(tb, 4, func(c *multipool.Options) { c.NoMonitorConns = true })
 }
 
 // BenchmarkExplain is the routing decision with what Explain adds to it. It must not depend on the number of peers.

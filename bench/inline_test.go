@@ -85,9 +85,9 @@ func (c *cluster) bare(tb testing.TB, conns int, addr string) *pgxpool.Pool {
 }
 
 // multi opens the pool under test and returns when all of its peers are known.
-func (c *cluster) multi(tb testing.TB, conns int, change ...func(*multipool.Config)) *multipool.MultiPool {
+func (c *cluster) multi(tb testing.TB, conns int, change ...func(*multipool.Options)) *multipool.MultiPool {
 	tb.Helper()
-	config := multipool.Config{Pool: c.config(tb, conns, c.addrs...), CheckInterval: never}
+	config := multipool.Options{Config: c.config(tb, conns, c.addrs...), CheckInterval: never}
 	for _, f := range change {
 		f(&config)
 	}

@@ -11,8 +11,8 @@ func open(ctx context.Context, servers string) (*multipool.MultiPool, error) {
 	if err != nil {
 		return nil, err
 	}
-	return multipool.Open(ctx, multipool.Config{
-		Pool:   config,
+	return multipool.Open(ctx, multipool.Options{
+		Config: config,
 		Models: map[string]multipool.Route{"account": {Target: multipool.TargetPrimary}},
 	})
 }

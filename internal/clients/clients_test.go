@@ -61,7 +61,7 @@ func waitFor(t *testing.T, what string, limit time.Duration, ok func() bool) {
 func TestDatabaseSQL(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, SyncApply: true})
 	pool := open(t, c)
-	db := stdlib.OpenDBFromPool(pool.Primary())
+	db := stdlib.OpenDBFromPool(pool.PrimaryPool())
 	defer db.Close()
 	_, err := db.Exec("create table entries (transfer text, line int)")
 	require.NoError(t, err)
@@ -139,7 +139,7 @@ func transfer(ctx context.Context, db *sql.DB, insert *sql.Stmt, name string) er
 func TestDatabaseSQLReadsFromTheReplicas(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	pool, _ := openRouted(t, c)
-	db := stdlib.OpenDBFromPool(pool.Replicas())
+	db := stdlib.OpenDBFromPool(pool.ReplicaPool())
 	defer db.Close()
 	var standby bool
 	require.NoError(t, db.QueryRow("select pg_is_in_recovery()").Scan(&standby))
@@ -171,7 +171,7 @@ func TestDatabaseSQLReadsFromTheReplicas(t *testing.T) {
 func TestGoose(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1, SyncApply: true})
 	pool := open(t, c)
-	db := stdlib.OpenDBFromPool(pool.Primary())
+	db := stdlib.OpenDBFromPool(pool.PrimaryPool())
 	defer db.Close()
 	migrations := fstest.MapFS{}
 	for i := range 4 {
@@ -211,7 +211,7 @@ func (tick) Kind() string { return "tick" }
 func TestRiver(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, SyncApply: true})
 	pool := open(t, c)
-	driver := riverpgxv5.New(pool.Primary())
+	driver := riverpgxv5.New(pool.PrimaryPool())
 	migrator, err := rivermigrate.New(driver, nil)
 	require.NoError(t, err)
 	ctx := context.Background()

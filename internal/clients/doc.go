@@ -1,5 +1,5 @@
 // Package clients holds tests of libraries that know nothing of multipool. Those that take a *pgxpool.Pool or a *sql.DB are
-// given [multipool.MultiPool.Primary], those that take a *pgx.Conn an acquired one, those that take an interface the
+// given [multipool.MultiPool.PrimaryPool], those that take a *pgx.Conn an acquired one, those that take an interface the
 // pool itself; a server is killed under them, and they go on. It is a module of its own, so that nobody else gets their
 // dependencies.
 package clients

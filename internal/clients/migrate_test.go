@@ -48,7 +48,7 @@ func openRouted(t *testing.T, c *pgtest.Cluster) (*multipool.MultiPool, *route) 
 	config, err := multipool.ParseConfig(c.ConnString("pool_max_conns=10"))
 	require.NoError(t, err)
 	r := &route{}
-	pool, err := multipool.Open(context.Background(), multipool.Config{Pool: config, Hooks: &multipool.Hooks{Routed: r.routed}})
+	pool, err := multipool.Open(context.Background(), multipool.Options{Config: config, Hooks: &multipool.Hooks{Routed: r.routed}})
 	require.NoError(t, err)
 	t.Cleanup(pool.Close)
 	waitFor(t, "the roles", 10*time.Second, func() bool {
@@ -122,7 +122,7 @@ func applied(t *testing.T, s *pgtest.Server, n int) {
 func TestGooseWithADeadReplica(t *testing.T) {
 	c := pgtest.Start(t, loud)
 	pool, r := openRouted(t, c)
-	db := stdlib.OpenDBFromPool(pool.Primary())
+	db := stdlib.OpenDBFromPool(pool.PrimaryPool())
 	defer db.Close()
 	migrations := fstest.MapFS{
 		"00001_first.sql": {Data: []byte("-- +goose Up\ncreate table applied (n int);\ninsert into applied values (1);\n")},

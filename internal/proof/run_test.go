@@ -106,7 +106,7 @@ func newRun(t *testing.T, seed uint64) *run {
 	}
 	require.NoError(t, r.cluster.WaitCaughtUp(ctx))
 
-	config := multipool.Config{}
+	config := multipool.Options{}
 	for _, s := range r.cluster.Servers() {
 		relay, err := netfault.Listen(s.Addr())
 		require.NoError(t, err)
@@ -115,7 +115,7 @@ func newRun(t *testing.T, seed uint64) *run {
 		config.Peers = append(config.Peers, multipool.Peer{Name: s.Name(), Host: "127.0.0.1", Port: relay.Port()})
 	}
 	var err error
-	config.Pool, err = multipool.ParseConfig(r.cluster.ConnString("pool_max_conns=8", "application_name=caller"))
+	config.Config, err = multipool.ParseConfig(r.cluster.ConnString("pool_max_conns=8", "application_name=caller"))
 	require.NoError(t, err)
 	r.pool, err = multipool.Open(ctx, config)
 	require.NoError(t, err)
