@@ -30,6 +30,9 @@ test-platforms: ## does everything build for Windows, macOS, FreeBSD and 32 bits
 soak: postgres ## random faults of servers and of the network under every kind of call, for ten minutes (MULTIPOOL_SOAK=1h)
 	MULTIPOOL_SOAK="$${MULTIPOOL_SOAK:-10m}" MULTIPOOL_REQUIRE_POSTGRES=1 go test -count=1 -v -timeout 0 -run 'TestSoak$$' $(ARGS) .
 
+api: ## docs/api.txt, the text of the exported surface, which a test compares
+	@go test -count=1 ./internal/surface -args -write
+
 lint: ## formatting, go vet, staticcheck, go.mod
 	@sh scripts/lint.sh
 
@@ -48,4 +51,4 @@ postgres:
 pgbouncer haproxy:
 	@sh scripts/proxy.sh $@
 
-.PHONY: help demo patroni guides test test-versions test-platforms soak lint bench bench-check fuzz postgres pgbouncer haproxy
+.PHONY: help demo patroni guides test test-versions test-platforms soak api lint bench bench-check fuzz postgres pgbouncer haproxy
