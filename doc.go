@@ -1,14 +1,16 @@
 // Package multipool replaces pgxpool in programs that talk to a replicated PostgreSQL. A [MultiPool] holds one
 // *pgxpool.Pool per peer, each guarded by a circuit breaker: Query and QueryRow go to a random healthy replica, Exec,
-// Begin, CopyFrom and SendBatch to the primary. Real errors trip the breakers, no request ever pays for a probe, broken
-// peers recover in the background, and a promotion is followed by itself.
+// Begin, CopyFrom and SendBatch to the primary. Real errors trip the breakers, health checks run in the background and never
+// inside a request, broken peers recover there too, and a promotion is followed without a restart.
 //
-// The whole change in a program is one line, the import or the constructor:
+// A program swaps the import, and compiles: every name of pgxpool is here, every method with the same signature.
 //
-//	pool, err := multipool.New(ctx, "postgres://app@db1,db2,db3/app")
+//	import pgxpool "github.com/pgmultipool/multipool"
 //
-// Every method of pgxpool.Pool is there with the same signature. With one host in the connection string the pool is a
-// pgxpool: nothing is watched, held, marked or sent again.
+//	pool, err := pgxpool.New(ctx, "postgres://app@db1,db2,db3/app")
+//
+// Then decide which reads may be stale: by default all may. With one host in the connection string nothing of this package is
+// active, also not in a development set-up: nothing is watched, held, marked or sent again.
 //
 // # Where a call goes
 //
@@ -54,19 +56,20 @@
 //
 // # What is promised
 //
-//   - A Query that fails on a replica before its first row, or a QueryRow before Scan returns, is sent again elsewhere:
-//     its caller does not notice.
+//   - A Query that fails on a replica before its first row, or a QueryRow before Scan returns, is sent again elsewhere
+//     before its caller sees the error.
 //   - A statement handed to a server that accepts writes is sent again only if it certainly did not run, or if it is a
 //     read and the program has promised that its reads do not write ([RetryReads]); and a BEGIN, which does nothing twice.
-//   - A write whose outcome is unknown says so: its error matches [ErrOutcomeUnknown]. A write that fails without it was
-//     not executed. [MultiPool.RunTx] asks what became of its COMMIT, and runs again what was not done.
-//   - Nothing is written to a primary once any server of its cluster has shown a newer timeline.
+//   - A write whose outcome is unknown says so: its error matches [ErrOutcomeUnknown]. If the error is not
+//     ErrOutcomeUnknown, the write was not executed. [MultiPool.RunTx] asks what became of its COMMIT, and runs again what was not done.
+//   - Nothing is written to a primary once any server of its cluster has shown a newer timeline. A standby shows it where the
+//     role is a member of pg_monitor.
 //   - Errors pass through unchanged but for that mark and [NoPeerError].
 //   - No error's text, no log and no status holds a password. A pgconn.ConnectError has it in its Config, as with pgx.
 //
 // # What is not
 //
-// A read on a replica may see the database as it was a moment ago ([Options].MaxLag bounds it while a replica within the
+// A SELECT right after an INSERT may not find the row: a replica shows the database as it was a moment ago ([Options].MaxLag bounds it while a replica within the
 // bound is there, [Route].MaxLag always), and two reads may be served by two replicas. So may two read-only transactions:
 // both may hold the same advisory lock, each on its server, and neither imports the other's snapshot. A function of the
 // program's that takes an advisory lock inside cannot be seen from outside, nor one that catches its own refusal by a

@@ -63,10 +63,10 @@ type Options struct {
 	// Models are named routes; see [WithModel].
 	Models map[string]Route
 
-	// MaxLag leaves replicas out of the reads that are further behind the primary, as Route.MaxLag does, but softly: where
-	// no replica is within it, all go on. Peers are then looked at every 700 ms at least. Default: none. Whatever it says,
-	// replicas whose replay was paused, or that lack what the primary has while nothing fetches it, are left out softly
-	// too. Key multipool_max_lag.
+	// MaxLag leaves replicas out of the reads that are further behind the primary, as Route.MaxLag does, but as a best
+	// effort: if every replica is behind, all are read. Peers are then looked at every 700 ms at least. Default: none. Whatever it says,
+	// replicas whose replay was paused, or that lack what the primary has while nothing fetches it, are left out in the
+	// same way. Key multipool_max_lag.
 	MaxLag Lag
 
 	// CheckInterval is how often each peer's monitor looks at it while it is well; spread by a fifth at random so
@@ -122,7 +122,7 @@ type Peer struct {
 	// nothing about the client certificate, which is that of ConnString or else of Options.Config.
 	ServerName string
 
-	// Role, where it is not RoleUnknown, is believed and never asked: for servers that cannot tell it.
+	// Role, where it is not RoleUnknown, is fixed and never checked: for servers that cannot tell it.
 	Role Role
 
 	// Proxy says that more than one server may answer at this address, as behind a pooler or a load balancer. The role
