@@ -1,5 +1,5 @@
 // Package suite runs pgxpool's own tests, of the version of pgx that go.mod names, against multipool: with the
-// constructors swapped, and nothing else.
+// import path swapped, and nothing else.
 package suite
 
 import (
@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -90,13 +89,7 @@ func pgxDir(t *testing.T) string {
 	return dir
 }
 
-var (
-	constructor = regexp.MustCompile(`\bpgxpool\.(New|NewWithConfig|ParseConfig)\(`)
-	importLine  = regexp.MustCompile(`(?m)^\t"github.com/jackc/pgx/v5/pgxpool"\n`)
-	used        = regexp.MustCompile(`\bpgxpool\.`)
-)
-
-// copyTests copies pgxpool's tests with the constructors swapped.
+// copyTests copies pgxpool's tests with the import path swapped.
 func copyTests(t *testing.T, pgx, dir string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(pgx, "pgxpool", "*_test.go"))
@@ -105,14 +98,7 @@ func copyTests(t *testing.T, pgx, dir string) {
 	for _, file := range files {
 		source, err := os.ReadFile(file)
 		require.NoError(t, err)
-		swapped := constructor.ReplaceAll(source, []byte("multipool.$1("))
-		if !bytes.Equal(swapped, source) {
-			imports := "\t\"github.com/pgmultipool/multipool\"\n"
-			if used.Match(swapped) {
-				imports = "\t\"github.com/jackc/pgx/v5/pgxpool\"\n" + imports
-			}
-			swapped = importLine.ReplaceAll(swapped, []byte(imports))
-		}
+		swapped := bytes.Replace(source, []byte(`"github.com/jackc/pgx/v5/pgxpool"`), []byte(`pgxpool "github.com/pgmultipool/multipool"`), 1)
 		require.NoError(t, os.WriteFile(filepath.Join(dir, filepath.Base(file)), swapped, 0o644))
 	}
 }
