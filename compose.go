@@ -123,8 +123,8 @@ func (w *wire) hide(cc *pgx.ConnConfig) {
 	*w.own = *cc
 	w.mode = cc.DefaultQueryExecMode
 	cc.Tracer = w
-	cc.DialFunc = w.dialer(cc.DialFunc)
 	if !p.solo {
+		cc.DialFunc = w.dialer(cc.DialFunc)
 		cc.LookupFunc = p.address.pinned(cc.LookupFunc, &p.generation)
 	}
 	cc.AfterConnect = w.authenticated(cc.AfterConnect)

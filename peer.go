@@ -160,7 +160,7 @@ func newPeer(owner *MultiPool, c peerConfig) (*peer, error) {
 func (p *peer) acquire(ctx context.Context, in *intent, t *trail) (c *pgxpool.Conn, w *wire, err error) {
 	n := p.load.out.Add(1)
 	defer func() {
-		if c == nil { // by an error, or a panic of the program's tracer
+		if c == nil || p.solo { // by an error, or a panic of the program's tracer; pgxpool counts what a single peer hands out
 			p.load.out.Add(-1)
 		}
 	}()
@@ -168,7 +168,9 @@ func (p *peer) acquire(ctx context.Context, in *intent, t *trail) (c *pgxpool.Co
 		return nil, nil, err
 	}
 	w = wireOf(c.Conn())
-	w.out.Add(outCall + outOnce)
+	if !p.solo {
+		w.out.Add(outCall + outOnce)
+	}
 	return c, w, nil
 }
 

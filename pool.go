@@ -393,21 +393,10 @@ func (p *MultiPool) Begin(ctx context.Context) (pgx.Tx, error) {
 // a replica, the primary where no replica can serve; or where the route says. ctx affects the begin only. The
 // transaction stays on its peer, and nothing in it is sent twice.
 func (p *MultiPool) BeginTx(ctx context.Context, txOptions pgx.TxOptions) (pgx.Tx, error) {
-	op := opBegin
-	switch {
-	case txOptions.BeginQuery != "":
-		op = opExec // it may be anything
-	case txOptions.AccessMode == pgx.ReadOnly && txOptions.IsoLevel != pgx.Serializable:
-		op = opReadTx
+	if p.solo {
+		return p.beginAlone(ctx, txOptions)
 	}
-	tx, err := attempt(ctx, p, op, txOptions.BeginQuery, func(c *pgxpool.Conn, w *wire) (*Tx, error) {
-		t, err := c.BeginTx(ctx, txOptions)
-		if err != nil {
-			return nil, err
-		}
-		w.use.Store(useHeld)
-		return newTx(t, c, w), nil
-	})
+	tx, err := p.begin(ctx, txOptions)
 	if err != nil {
 		return nil, err
 	}

@@ -101,11 +101,10 @@ func (e runEnd) next(ctx context.Context) runStep {
 
 // runOnce runs the transaction once.
 func (p *MultiPool) runOnce(ctx context.Context, o pgx.TxOptions, f func(pgx.Tx) error) (runStep, error) {
-	begun, err := p.BeginTx(ctx, o)
+	tx, err := p.begin(ctx, o)
 	if err != nil {
 		return afterBegin(ctx, err), err
 	}
-	tx := begun.(*Tx)
 	defer tx.abandon()
 	end := runEnd{standby: tx.wire.standby, readOnly: o.AccessMode == pgx.ReadOnly}
 	var r receipt

@@ -123,6 +123,7 @@ func (p *MultiPool) Status() Status {
 		if p.solo {
 			h := health(q.health.Load())
 			ps.Health, ps.Serves = h.String(), h <= healthUp
+			ps.InFlight += int64(ps.Stat.AcquiredConns())
 		}
 		if when, err := q.faults.last(); err != nil {
 			ps.LastFault, ps.FaultAt = err.Error(), when

@@ -483,40 +483,35 @@ func TestACancelRequestIsKnownForOne(t *testing.T) {
 		"TLS":   c.ConnString("sslmode=require"),
 		"Unix":  fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres", sockets, c.Primary().Port()),
 	} {
-		for _, solo := range []bool{true, false} {
-			pool, err := ParseConfig(connString)
-			require.NoError(t, err)
-			config := Options{}
-			if !solo {
-				// A peer of no use beside it: then it is watched.
-				config.Peers = []Peer{{Host: pool.ConnConfig.Host, Port: pool.ConnConfig.Port}, {Name: "nobody", Host: "127.0.0.1", Port: 1}}
-			}
-			p := openConfig(t, config, pool)
-			own, err := p.Acquire(ctx)
-			require.NoError(t, err, name)
-			w := wireOf(own.Conn())
-			addr := own.Conn().PgConn().Conn().RemoteAddr()
-			assert.NotEqual(t, cancelNetwork, addr.Network(), name)
-			second, err := pgx.ConnectConfig(ctx, own.Conn().Config())
-			require.NoError(t, err, name)
-			require.NoError(t, own.Conn().PgConn().CancelRequest(ctx), name)
-			w.committing.Store(true)
-			assert.ErrorIs(t, own.Conn().PgConn().CancelRequest(ctx), errCommitting, name)
-			assert.NoError(t, second.PgConn().CancelRequest(ctx), "%s: another's", name)
-			w.committing.Store(false)
-			w.peer.sockets.cut(useRead, true)
-			assert.ErrorIs(t, own.Conn().PgConn().CancelRequest(ctx), errPeerDown, name)
-			assert.NoError(t, second.PgConn().CancelRequest(ctx), "%s: another's", name)
-			third, err := pgx.ConnectConfig(ctx, own.Conn().Config())
-			require.NoError(t, err, name)
-			w.peer.sockets.cut(useHeld, true)
-			assert.NoError(t, second.Ping(ctx), name)
-			assert.Error(t, own.Ping(ctx), name)
-			w.peer.sockets.open()
-			own.Release()
-			assert.NoError(t, second.Close(ctx))
-			assert.NoError(t, third.Close(ctx))
-		}
+		pool, err := ParseConfig(connString)
+		require.NoError(t, err)
+		// A peer of no use beside it: then it is watched.
+		config := Options{Peers: []Peer{{Host: pool.ConnConfig.Host, Port: pool.ConnConfig.Port}, {Name: "nobody", Host: "127.0.0.1", Port: 1}}}
+		p := openConfig(t, config, pool)
+		own, err := p.Acquire(ctx)
+		require.NoError(t, err, name)
+		w := wireOf(own.Conn())
+		addr := own.Conn().PgConn().Conn().RemoteAddr()
+		assert.NotEqual(t, cancelNetwork, addr.Network(), name)
+		second, err := pgx.ConnectConfig(ctx, own.Conn().Config())
+		require.NoError(t, err, name)
+		require.NoError(t, own.Conn().PgConn().CancelRequest(ctx), name)
+		w.committing.Store(true)
+		assert.ErrorIs(t, own.Conn().PgConn().CancelRequest(ctx), errCommitting, name)
+		assert.NoError(t, second.PgConn().CancelRequest(ctx), "%s: another's", name)
+		w.committing.Store(false)
+		w.peer.sockets.cut(useRead, true)
+		assert.ErrorIs(t, own.Conn().PgConn().CancelRequest(ctx), errPeerDown, name)
+		assert.NoError(t, second.PgConn().CancelRequest(ctx), "%s: another's", name)
+		third, err := pgx.ConnectConfig(ctx, own.Conn().Config())
+		require.NoError(t, err, name)
+		w.peer.sockets.cut(useHeld, true)
+		assert.NoError(t, second.Ping(ctx), name)
+		assert.Error(t, own.Ping(ctx), name)
+		w.peer.sockets.open()
+		own.Release()
+		assert.NoError(t, second.Close(ctx))
+		assert.NoError(t, third.Close(ctx))
 	}
 }
 

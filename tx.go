@@ -12,8 +12,9 @@ import (
 // pgxTx is embedded under a name that is not exported.
 type pgxTx = pgx.Tx
 
-// Tx is a transaction on a connection of one peer: what Begin and BeginTx return. It is used as pgxpool.Tx is, by one
-// goroutine at a time. Its Commit says where the outcome is unknown.
+// Tx is a transaction on a connection of one peer: what Begin and BeginTx return, and what RunTx passes. It is used as
+// pgxpool.Tx is, by one goroutine at a time. Its Commit says where the outcome is unknown. In a pool of one peer Begin and
+// BeginTx return pgxpool's own *Tx.
 type Tx struct {
 	pgxTx
 	conn *pgxpool.Conn
@@ -22,9 +23,47 @@ type Tx struct {
 
 func newTx(t pgx.Tx, c *pgxpool.Conn, w *wire) *Tx { return &Tx{pgxTx: t, conn: c, wire: w} }
 
+// operationOf is what a BEGIN counts as when it is routed.
+func operationOf(o pgx.TxOptions) operation {
+	switch {
+	case o.BeginQuery != "":
+		return opExec // it may be anything
+	case o.AccessMode == pgx.ReadOnly && o.IsoLevel != pgx.Serializable:
+		return opReadTx
+	}
+	return opBegin
+}
+
+// begin begins a transaction of ours.
+func (p *MultiPool) begin(ctx context.Context, o pgx.TxOptions) (*Tx, error) {
+	return attempt(ctx, p, operationOf(o), o.BeginQuery, func(c *pgxpool.Conn, w *wire) (*Tx, error) {
+		t, err := c.BeginTx(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		w.use.Store(useHeld)
+		return newTx(t, c, w), nil
+	})
+}
+
+// beginAlone begins a transaction in a pool of one peer. It is pgxpool's, which a program may ask for by its type.
+func (p *MultiPool) beginAlone(ctx context.Context, o pgx.TxOptions) (pgx.Tx, error) {
+	var in intent
+	if err := p.intend(ctx, operationOf(o), o.BeginQuery, &in); err != nil {
+		return nil, err
+	}
+	q, err := p.choose(ctx, &in, new(trail))
+	if err != nil {
+		return nil, err
+	}
+	q.load.out.Add(1)
+	defer q.load.out.Add(-1)
+	return q.pool.BeginTx(ctx, o)
+}
+
 // Commit commits the transaction and returns its connection to the pool. Where the connection failed, or ctx ended,
 // before the server's answer came, the transaction may be committed or not: the error then matches ErrOutcomeUnknown
-// and unwraps to the original (in a pool of one peer it is the original, as pgxpool returns it). Otherwise it returns
+// and unwraps to the original. Otherwise it returns
 // what pgxpool's Commit returns: pgx.ErrTxClosed if the Tx is closed already, pgx.ErrTxCommitRollback if the server
 // rolled back.
 func (tx *Tx) Commit(ctx context.Context) error {
