@@ -338,7 +338,8 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	if next == stepStop {
 		return false
 	}
-	if f.sent && !f.withheld() && !astray {
+	rerouted := next == stepPrimary && in.place != placePrimary // once per call, and what a replica refuses was not done
+	if f.sent && !f.withheld() && !astray && !rerouted {
 		if v.class == classPeer && f.crashed() {
 			if p.poisonous(ctx, t, f.at) {
 				return false

@@ -53,6 +53,55 @@ func TestARowWhoseEndIsLostIsReadAgain(t *testing.T) {
 	}
 }
 
+// A text that nobody knows is refused by a standby, and run on the primary: that is no retry, and spends nothing.
+func TestARefusalByAStandbyIsNoRetry(t *testing.T) {
+	refusing := func(x *fakes) {
+		for _, r := range x.replicas {
+			r.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+				if !strings.HasPrefix(s.SQL, "select place_order") {
+					return nil
+				}
+				return &pgfake.Response{Err: &pgfake.Error{Code: "25006", Message: "cannot execute INSERT in a read-only transaction"}}
+			}))
+		}
+	}
+	t.Run("it leaves a call its retries", func(t *testing.T) {
+		bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+			settled()
+			refusing(x)
+			terminated := 0
+			x.primary.Handle(answering(func(s pgfake.Statement) *pgfake.Response {
+				if !strings.HasPrefix(s.SQL, "select place_order") || s.Preparing || terminated == 2 {
+					return nil
+				}
+				terminated++
+				return &pgfake.Response{Err: &pgfake.Error{Severity: "FATAL", Code: "57P01",
+					Message: "terminating connection due to administrator command", Routine: "ProcessInterrupts"}}
+			}))
+			rows, err := x.pool.Query(ctx, "select place_order($1) -- 1", 1)
+			require.NoError(t, err)
+			rows.Close()
+			require.NoError(t, rows.Err())
+			assert.Len(t, x.journal.take(), 4)
+			assert.Equal(t, 1, x.primary.Applied("select place_order($1) -- 1"))
+		})
+	})
+	t.Run("it spends no budget", func(t *testing.T) {
+		bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+			settled()
+			refusing(x)
+			for x.pool.budget.take() {
+			}
+			for i := range 10 {
+				rows, err := x.pool.Query(ctx, fmt.Sprintf("select place_order($1) -- %d", i), 1)
+				require.NoError(t, err)
+				rows.Close()
+				require.NoError(t, rows.Err())
+			}
+		})
+	})
+}
+
 // One that every replica loses is sent again as often as any other, and shows the last error.
 func TestARowWhoseEndIsAlwaysLost(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
