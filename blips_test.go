@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -40,31 +38,6 @@ const (
 	blipAfter     = 500 * time.Millisecond // until what was disturbed has been found to be, on a busy machine
 	blipsDeadline = 20 * time.Second       // of each call: generous, so that what fails does so by the pool's own word
 )
-
-// durationFrom returns the duration that an environment variable has, or another.
-func durationFrom(t testing.TB, name string, otherwise time.Duration) (d time.Duration, given bool) {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return otherwise, false
-	}
-	d, err := time.ParseDuration(text)
-	require.NoError(t, err, name)
-	return d, true
-}
-
-// seedFrom returns the seed that an environment variable has, or a new one, and logs it.
-func seedFrom(t testing.TB, name string) uint64 {
-	t.Helper()
-	seed := uint64(time.Now().UnixNano())
-	if text := os.Getenv(name); text != "" {
-		var err error
-		seed, err = strconv.ParseUint(text, 10, 64)
-		require.NoError(t, err, name)
-	}
-	t.Logf("%s=%d", name, seed)
-	return seed
-}
 
 // blip is one disturbance of the network in front of a server, for a time.
 type blip struct {
@@ -210,22 +183,9 @@ func (h *hearers) reading(q interface {
 
 // writing writes in one of the ways that mark what they do not know.
 func (h *hearers) writing(p *MultiPool) func(context.Context, *rand.Rand) failedCall {
-	var marked []*way
-	for i := range ways {
-		switch w := &ways[i]; w.name {
-		case "Begin", "BeginTx", "BeginFunc", "SendBatch, BeginTx", "Acquire, Exec": // within them errors are pgx's own
-		case "Exec, checked at its commit", "Query, checked at its commit":
-		default:
-			marked = append(marked, w)
-		}
-	}
+	marked := waysWhere(func(w *way) bool { return !w.inside && !w.checked })
 	return func(ctx context.Context, rng *rand.Rand) failedCall {
-		w := marked[rng.IntN(len(marked))]
-		c := failedCall{what: w.name, write: true, sentOnce: strings.HasPrefix(w.name, "SendBatch") || w.name == "CopyFrom"}
-		ids := h.ledger.issue(w.ids)
-		c.err = w.do(ctx, p, ids)
-		h.ledger.enter(&appendCall{way: w, ids: ids, err: c.err, at: "blips"})
-		return c
+		return h.ledger.append(ctx, p, marked[rng.IntN(len(marked))], "blips")
 	}
 }
 
@@ -275,13 +235,16 @@ func listenAll(t testing.TB, c *pgtest.Cluster, params string) (relays []*netfau
 }
 
 func TestBlips(t *testing.T) {
-	total, long := durationFrom(t, "MULTIPOOL_BLIPS", blipsTime)
-	rng := rand.New(rand.NewPCG(seedFrom(t, "MULTIPOOL_BLIPS_SEED"), 0))
+	total, long := envDuration(t, "MULTIPOOL_BLIPS")
+	if !long {
+		total = blipsTime
+	}
+	rng := rand.New(rand.NewPCG(envSeed(t, "MULTIPOOL_BLIPS_SEED"), 0))
 	cluster := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	must(t, cluster, append(slices.Clone(writesSchema), "create table barely (id bigint)", "create table items (id int primary key, body text)",
 		"insert into items select n, 'item ' || n from generate_series(1, 1000) n")...)
 	relays, connString := listenAll(t, cluster, "pool_max_conns=12")
-	pool := openPool(t, Options{}, connString)
+	pool := openPool(t, Options{}, connString+"&application_name="+writerName)
 	waitUp(t, pool)
 
 	ours, bare := newHearers(), newHearers()
@@ -342,29 +305,6 @@ func TestBlips(t *testing.T) {
 	pool.Close()
 	v := ours.ledger.compare(appendedAt(t, cluster.Primary()))
 	assert.Empty(t, v.wrong())
-}
-
-// appendedAt returns how often each id is there, once no session of a pool is left at a server.
-func appendedAt(t testing.TB, s *pgtest.Server) map[int64]int {
-	t.Helper()
-	ctx := testContext(t)
-	conn, err := s.Conn(ctx)
-	require.NoError(t, err)
-	defer conn.Close(context.Background())
-	waitFor(t, "the sessions to end", 20*time.Second, func() bool {
-		var n int
-		require.NoError(t, conn.QueryRow(ctx, `select count(*) from pg_stat_activity
-			where backend_type = 'client backend' and pid <> pg_backend_pid() and query ~ 'append|lists|checked' and state <> 'idle'`).Scan(&n))
-		return n == 0
-	})
-	there := map[int64]int{}
-	rows, err := conn.Query(ctx, allAppended)
-	require.NoError(t, err)
-	var id int64
-	var n int
-	_, err = pgx.ForEachRow(rows, []any{&id, &n}, func() error { there[id] = n; return nil })
-	require.NoError(t, err)
-	return there
 }
 
 // A batch is never sent again, so it is not sent on a connection that is lost already, however short it was idle.

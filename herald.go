@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// herald calls the hooks behind the back of whoever publishes: a hook may be slow, and may call the pool.
+// herald calls the hooks on a goroutine of its own: a hook may be slow, and may call the pool.
 type herald struct {
 	hooks     *Hooks
 	events    chan func()
@@ -33,20 +33,20 @@ func (h *herald) tell(old, next *topology, o observation) {
 	if f := h.hooks.PeerChanged; f != nil {
 		for i := range next.members {
 			if e, changed := peerEvent(old, next, i, o); changed {
-				e.Discarded = h.discarded.Load()
-				h.queue(func() { f(e) })
+				h.send(f, e)
 			}
 		}
 		if m := old.member(o.peer); o.leaves && m != nil {
-			e := PeerEvent{Peer: m.peer.name, Role: m.role, FromRole: m.role, From: m.health.String(), To: goneName, At: time.Now(), Discarded: h.discarded.Load()}
-			h.queue(func() { f(e) })
+			e := newPeerEvent(m, &member{peer: m.peer, role: m.role})
+			e.To = goneName
+			h.send(f, e)
 		}
 	}
 	if h.told == nil {
 		h.told = old
 	}
 	if next.heir != nil && o.forgets == "" {
-		return // who is the primary will be told when everybody has been looked at
+		return // no change of the primary is told before every peer that answers has been looked at
 	}
 	if f := h.hooks.PrimaryChanged; f != nil {
 		was := h.told
@@ -63,11 +63,15 @@ func (h *herald) advise(m *member, cause error) {
 	if h == nil || m == nil || h.hooks.PeerChanged == nil {
 		return
 	}
-	e := PeerEvent{
-		Peer: m.peer.name, Role: m.role, FromRole: m.role, From: m.health.String(), To: m.health.String(),
-		Slow: m.slow, Drained: m.drained, Unfit: m.unfit(), Cause: cause, At: time.Now(), Discarded: h.discarded.Load(),
-	}
-	h.queue(func() { h.hooks.PeerChanged(e) })
+	e := newPeerEvent(m, m)
+	e.Cause = cause
+	h.send(h.hooks.PeerChanged, e)
+}
+
+// send queues one event of a peer.
+func (h *herald) send(f func(PeerEvent), e PeerEvent) {
+	e.Discarded = h.discarded.Load()
+	h.queue(func() { f(e) })
 }
 
 func (h *herald) queue(event func()) {
@@ -81,8 +85,16 @@ func (h *herald) queue(event func()) {
 // goneName is the last word about a peer.
 const goneName = "gone"
 
+// newPeerEvent returns the event of a peer that was one thing and is another.
+func newPeerEvent(was, is *member) PeerEvent {
+	return PeerEvent{
+		Peer: is.peer.name, Role: is.role, FromRole: was.role, From: was.health.String(), To: is.health.String(),
+		Slow: is.slow, Drained: is.drained, Unfit: is.unfit(), At: time.Now(),
+	}
+}
+
 // peerEvent is what an observation has changed of one member, which need not be the one observed: whether a replica is
-// one of this primary's depends on who is.
+// one of this primary's depends on which one that is.
 func peerEvent(old, next *topology, i int, o observation) (PeerEvent, bool) {
 	is := &next.members[i]
 	was := old.member(is.peer)
@@ -93,10 +105,7 @@ func peerEvent(old, next *topology, i int, o observation) (PeerEvent, bool) {
 	if !joined && was.health == is.health && was.role == is.role && was.slow == is.slow && was.unfit() == is.unfit() && was.drained == is.drained {
 		return PeerEvent{}, false
 	}
-	e := PeerEvent{
-		Peer: is.peer.name, Role: is.role, FromRole: was.role, From: was.health.String(), To: is.health.String(),
-		Slow: is.slow, Drained: is.drained, Unfit: is.unfit(), At: time.Now(),
-	}
+	e := newPeerEvent(was, is)
 	if is.peer == o.peer {
 		e.Cause = o.cause
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/stretchr/testify/require"
 
 	"github.com/pgmultipool/multipool/internal/pgfake"
 )
@@ -62,17 +60,6 @@ func TestMachineOfRandomFaults(t *testing.T) {
 		}
 	}
 	t.Logf("%+v", sum)
-}
-
-func envNumber(t *testing.T, name string) (n int, set bool) {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return 0, false
-	}
-	n, err := strconv.Atoi(text)
-	require.NoError(t, err, name)
-	return n, true
 }
 
 // machineTallies are what the machines have done, so that a log shows whether they did anything.

@@ -4,12 +4,9 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
-
-	"github.com/stretchr/testify/require"
 )
 
 // The topology against a model of what every server truly is: sequences of looks, names that move, promotions, restores,
@@ -319,7 +316,7 @@ const (
 	forgotten                   // ... and what was shown is forgotten by the operator
 )
 
-// heal brings the servers into order, and returns who is to take the writes, nil: nobody may.
+// heal brings the servers into order, and returns the server that writes should go to, nil if they should go nowhere.
 func (w *world) heal(e conclusion) *trueServer {
 	best := w.servers[w.names[w.draw(len(w.names))].home]
 	highest := uint32(0)
@@ -399,19 +396,12 @@ func (w *world) writesTo() *trueServer {
 	return nil
 }
 
-// modelRuns is how many runs a test makes.
-func modelRuns(t *testing.T, short int) int {
-	if v := os.Getenv("MULTIPOOL_MODEL_RUNS"); v != "" {
-		n, err := strconv.Atoi(v)
-		require.NoError(t, err)
-		return n
-	}
-	return short
-}
-
 func TestTheTopologyAgainstAModel(t *testing.T) {
 	t.Parallel()
-	runs := modelRuns(t, 2000)
+	runs := 2000
+	if n, ok := envNumber(t, "MULTIPOOL_MODEL_RUNS"); ok {
+		runs = n
+	}
 	const workers = 2
 	t.Run("all", func(t *testing.T) {
 		for k := range workers {

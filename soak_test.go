@@ -10,7 +10,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -230,24 +229,15 @@ func (k *soak) excuse(c *failedCall) string {
 
 // write appends in any way that there is.
 func (k *soak) write(h *hearers) func(context.Context, *rand.Rand) failedCall {
-	inside := []string{"Begin", "BeginTx", "BeginFunc", "SendBatch, BeginTx", "Acquire, Exec"}
-	through := way{name: "Primary().Exec", ids: 1, unmarked: true, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
+	through := way{name: "PrimaryPool().Exec", ids: 1, inside: true, unmarked: true, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
 		_, err := p.PrimaryPool().Exec(ctx, insertOne, ids[0])
 		return err
 	}}
-	all := []*way{&through}
-	for i := range ways {
-		if !strings.Contains(ways[i].name, "checked at its commit") { // every other one is refused
-			all = append(all, &ways[i])
-		}
-	}
+	all := append(waysWhere(func(w *way) bool { return !w.checked }), &through) // every other one that is checked is refused
 	return func(ctx context.Context, rng *rand.Rand) failedCall {
 		w := all[rng.IntN(len(all))]
-		c := failedCall{what: w.name, write: true, sentOnce: strings.HasPrefix(w.name, "SendBatch") || w.name == "CopyFrom"}
-		ids := h.ledger.issue(w.ids)
-		c.err = w.do(ctx, k.pool, ids)
-		c.own = c.err != nil && !c.unknown() && !errors.Is(c.err, ErrNoPrimary) && (w.unmarked || slices.Contains(inside, w.name))
-		h.ledger.enter(&appendCall{way: w, ids: ids, err: c.err, at: "soak"})
+		c := h.ledger.append(ctx, k.pool, w, "soak")
+		c.own = c.err != nil && w.inside && !c.unknown() && !errors.Is(c.err, ErrNoPrimary)
 		return c
 	}
 }
@@ -311,18 +301,18 @@ func (h holdings) String() string {
 const memorySlack = 8 << 20
 
 func TestSoak(t *testing.T) {
-	total, given := durationFrom(t, "MULTIPOOL_SOAK", 0)
+	total, given := envDuration(t, "MULTIPOOL_SOAK")
 	if !given {
 		t.Skip("MULTIPOOL_SOAK is not set: make soak")
 	}
-	k := &soak{t: t, rng: rand.New(rand.NewPCG(seedFrom(t, "MULTIPOOL_SOAK_SEED"), 0))}
+	k := &soak{t: t, rng: rand.New(rand.NewPCG(envSeed(t, "MULTIPOOL_SOAK_SEED"), 0))}
 	k.cluster = pgtest.Start(t, pgtest.Options{Standbys: soakServers - 1, Settings: map[string]string{
 		"synchronous_standby_names": "ANY 1 (node1, node2, node3, node4)", // whoever is the primary; none is its own standby
 	}})
 	must(t, k.cluster, append(slices.Clone(writesSchema), "create table items (id int primary key, body text)",
 		"insert into items select n, 'item ' || n from generate_series(1, 1000) n")...)
 	var connString string
-	k.relays, connString = listenAll(t, k.cluster, "pool_max_conns=16")
+	k.relays, connString = listenAll(t, k.cluster, "pool_max_conns=16&application_name="+writerName)
 
 	before := holdingsNow()
 	k.pool = openPool(t, Options{}, connString)

@@ -65,7 +65,7 @@ type member struct {
 	held    bool  // has been the primary by this name
 	foreign bool  // of another cluster: refused
 	stray   bool  // a replica of a primary that was replaced
-	alias   *peer // who stands for the server that this is another name of; nil: itself
+	alias   *peer // the peer that is used in its stead, as both names lead to one server; nil: none
 }
 
 // answers reports whether the peer gives answers to its looks, or has not been judged yet.

@@ -59,7 +59,9 @@ const allAppended = `select id, count(*) from
 type way struct {
 	name     string
 	ids      int  // that one call appends
-	unmarked bool // the pool has no say in its errors: connections of Acquire
+	inside   bool // its errors are pgx's own: it has a transaction, or a connection of its own
+	unmarked bool // ... and a write of unknown outcome does not say so: connections of Acquire
+	checked  bool // at its commit, which every other id fails
 	do       func(ctx context.Context, p *MultiPool, ids []int64) error
 }
 
@@ -149,7 +151,7 @@ var ways = []way{
 		_, err := p.Exec(ctx, "call append_by_call($1)", ids[0])
 		return err
 	}},
-	{name: "Exec, checked at its commit", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
+	{name: "Exec, checked at its commit", ids: 1, checked: true, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
 		_, err := p.Exec(ctx, "insert into checked values ($1)", ids[0])
 		return err
 	}},
@@ -169,7 +171,7 @@ var ways = []way{
 	{name: "Query, WITH", ids: 2, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
 		return readAll(p.Query(ctx, "with new as (insert into appended values ($1), ($2) returning id) select id from new", ids[0], ids[1]))
 	}},
-	{name: "Query, checked at its commit", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
+	{name: "Query, checked at its commit", ids: 1, checked: true, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
 		return readAll(p.Query(ctx, "insert into checked values ($1) returning id", ids[0]))
 	}},
 	{name: "QueryRow", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
@@ -190,9 +192,9 @@ var ways = []way{
 	{name: "a function, WithPrimary", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
 		return scanOne(WithPrimary(ctx), p, fmt.Sprintf("select append_one($1) -- %d", ids[0]), ids[0])
 	}},
-	{name: "Begin", ids: 1, do: inTx(pgx.TxOptions{})},
-	{name: "BeginTx", ids: 2, do: inTx(pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadWrite})},
-	{name: "BeginFunc", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
+	{name: "Begin", ids: 1, inside: true, do: inTx(pgx.TxOptions{})},
+	{name: "BeginTx", ids: 2, inside: true, do: inTx(pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadWrite})},
+	{name: "BeginFunc", ids: 1, inside: true, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
 		return pgx.BeginFunc(ctx, p, func(tx pgx.Tx) error {
 			return tx.QueryRow(ctx, insertReturning, ids[0]).Scan(new(int64))
 		})
@@ -220,7 +222,7 @@ var ways = []way{
 		b.Queue(insertOne, ids[1]).Exec(func(pgconn.CommandTag) error { return nil })
 		return closing(p.SendBatch(ctx, b), nothing)
 	}},
-	{name: "SendBatch, BeginTx", ids: 1, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
+	{name: "SendBatch, BeginTx", ids: 1, inside: true, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
 		b := &pgx.Batch{}
 		b.BeginTx(pgx.TxOptions{})
 		b.Queue(insertOne, ids[0])
@@ -240,12 +242,22 @@ var ways = []way{
 		}))
 		return err
 	}},
-	{name: "Acquire, Exec", ids: 1, unmarked: true, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
+	{name: "Acquire, Exec", ids: 1, inside: true, unmarked: true, do: func(ctx context.Context, p *MultiPool, ids []int64) error {
 		return p.AcquireFunc(ctx, func(c *pgxpool.Conn) error {
 			_, err := c.Exec(ctx, insertOne, ids[0])
 			return err
 		})
 	}},
+}
+
+// waysWhere returns the ways that are wanted.
+func waysWhere(want func(*way) bool) (all []*way) {
+	for i := range ways {
+		if want(&ways[i]) {
+			all = append(all, &ways[i])
+		}
+	}
+	return all
 }
 
 var execModes = []string{"cache_statement", "cache_describe", "describe_exec", "exec", "simple_protocol"}
@@ -276,6 +288,14 @@ func (l *appendLedger) issue(n int) []int64 {
 		ids[i] = l.last
 	}
 	return ids
+}
+
+// append makes one call and enters it.
+func (l *appendLedger) append(ctx context.Context, p *MultiPool, w *way, at string) failedCall {
+	ids := l.issue(w.ids)
+	err := w.do(ctx, p, ids)
+	l.enter(&appendCall{way: w, ids: ids, err: err, at: at})
+	return failedCall{what: w.name, write: true, sentOnce: strings.HasPrefix(w.name, "SendBatch") || w.name == "CopyFrom", err: err}
 }
 
 func (l *appendLedger) enter(c *appendCall) {
@@ -434,7 +454,7 @@ func newWritesStage(t *testing.T, settings map[string]string, modes ...string) *
 	for _, mode := range modes {
 		// No regular look comes in between: what is cut is a write, or the probe of a suspect.
 		b.pools[mode] = openPool(t, Options{CheckInterval: time.Hour, Peers: peers}, b.cluster.ConnString("pool_max_conns=10",
-			"application_name=writer", "default_query_exec_mode="+mode))
+			"application_name="+writerName, "default_query_exec_mode="+mode))
 		waitUp(t, b.pools[mode])
 	}
 	return b
@@ -562,22 +582,33 @@ func (b *writesStage) settle() verdicts {
 	for _, p := range b.pools {
 		p.Close()
 	}
-	ctx := testContext(b.t)
-	waitFor(b.t, "the sessions to end", 20*time.Second, func() bool {
+	return b.ledger.compare(appendedAt(b.t, b.cluster.Primary()))
+}
+
+// writerName is the application_name of the pools whose writes are counted.
+const writerName = "writer"
+
+// appendedAt returns how often each id is there, once no session of a writer is left at the server.
+func appendedAt(t testing.TB, s *pgtest.Server) map[int64]int {
+	t.Helper()
+	ctx := testContext(t)
+	conn, err := s.Conn(ctx)
+	require.NoError(t, err)
+	defer conn.Close(context.Background())
+	waitFor(t, "the sessions to end", 20*time.Second, func() bool {
 		var n int
-		err := b.admin.QueryRow(ctx, "select count(*) from pg_stat_activity where application_name = 'writer'").Scan(&n)
-		return err == nil && n == 0
+		require.NoError(t, conn.QueryRow(ctx, "select count(*) from pg_stat_activity where application_name = $1", writerName).Scan(&n))
+		return n == 0
 	})
 	there := map[int64]int{}
-	rows, err := b.admin.Query(ctx, allAppended)
-	require.NoError(b.t, err)
+	rows, err := conn.Query(ctx, allAppended)
+	require.NoError(t, err)
 	var id int64
 	var n int
 	_, err = pgx.ForEachRow(rows, []any{&id, &n}, func() error { there[id] = n; return nil })
-	require.NoError(b.t, err)
-	return b.ledger.compare(there)
+	require.NoError(t, err)
+	return there
 }
-
 func TestWritesCutAtEveryMessage(t *testing.T) {
 	goal := 5000
 	if testing.Short() {

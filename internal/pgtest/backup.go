@@ -75,7 +75,13 @@ func copyRunning(acct account, from, to string, keep func(path string) bool) err
 		}
 	}
 	slices.SortStableFunc(t.files, func(a, b treeFile) int {
-		return boolToInt(a.path == controlFile) - boolToInt(b.path == controlFile)
+		switch controlFile {
+		case a.path:
+			return 1
+		case b.path:
+			return -1
+		}
+		return 0
 	})
 	for _, f := range t.files {
 		if keep != nil && !keep(f.path) {
@@ -91,11 +97,4 @@ func copyRunning(acct account, from, to string, keep func(path string) bool) err
 		}
 	}
 	return nil
-}
-
-func boolToInt(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }

