@@ -2,6 +2,8 @@
 
 # How long each target of "make fuzz" is fuzzed.
 FUZZTIME ?= 30s
+# How many inputs of each target "make fuzz-keep" keeps.
+KEEP ?= 24
 # For the program or tool that a target runs, as in: make demo ARGS="-readers 10", make test ARGS="-run Failover -v".
 ARGS ?=
 
@@ -45,10 +47,13 @@ bench-check: postgres ## measure what the documentation promises, and fail where
 fuzz: ## every fuzz target for FUZZTIME (30s) each
 	@sh scripts/fuzz.sh $(FUZZTIME)
 
+fuzz-keep: ## keep inputs that "make fuzz" has found in testdata/fuzz, up to KEEP (24) of each target: go test runs them
+	@sh scripts/fuzz.sh keep $(KEEP)
+
 postgres:
 	@sh scripts/postgres.sh
 
 pgbouncer haproxy:
 	@sh scripts/proxy.sh $@
 
-.PHONY: help demo patroni guides test test-versions test-platforms soak api lint bench bench-check fuzz postgres pgbouncer haproxy
+.PHONY: help demo patroni guides test test-versions test-platforms soak api lint bench bench-check fuzz fuzz-keep postgres pgbouncer haproxy
