@@ -370,6 +370,12 @@ func TestClassifyServerErrors(t *testing.T) {
 		{"currval before nextval", serverError("ERROR", "55000", "currval_oid", "currval is not yet defined"), both, verdict{classApplication, executedNo}},
 		{"an internal error", serverError("ERROR", "XX000", "elog", "tuple concurrently updated"), both, verdict{classApplication, executedNo}},
 
+		{"WAIT FOR what only a primary has (19)", serverError("ERROR", "55000", "", "recovery is in progress"), []given{replica}, verdict{classRefused, executedNo}},
+		{"WAIT FOR what only a standby has (19)", serverError("ERROR", "55000", "", "recovery is not in progress"), []given{primary}, verdict{classApplication, executedNo}},
+		{"WAIT FOR for too long (19)", serverError("ERROR", "57014", "", "timed out while waiting for target LSN 0/3000060 to be replayed"), both, verdict{classApplication, executedNo}},
+		{"a property graph that is not replayed yet (19)", serverError("ERROR", "42P01", "RangeVarGetRelidExtended", ""), []given{replica}, verdict{classBehind, executedNo}},
+		{"a class of errors that is not known", serverError("ERROR", "10608", "", ""), both, verdict{classApplication, executedNo}},
+
 		{"a table that is not replayed yet", serverError("ERROR", "42P01", "", ""), []given{replica}, verdict{classBehind, executedNo}},
 		{"a column that is not replayed yet", serverError("ERROR", "42703", "", ""), []given{replica}, verdict{classBehind, executedNo}},
 		{"a function that is not replayed yet", serverError("ERROR", "42883", "", ""), []given{replica}, verdict{classBehind, executedNo}},

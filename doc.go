@@ -67,6 +67,13 @@
 //   - Errors pass through unchanged but for that mark and [NoPeerError].
 //   - No error's text, no log and no status holds a password. A pgconn.ConnectError has it in its Config, as with pgx.
 //
+// # Systems
+//
+// Everything works on every system that Go and pgx do. On Linux alone idle connections are looked at without a round trip
+// ([ShouldPing]; elsewhere they are pinged, as by pgxpool), and the kernel bounds how long a statement that was sent to a host
+// that is gone may stay unacknowledged ([ParseConfig]; elsewhere its peer's verdict ends what may be sent again, and the
+// caller's deadline the rest).
+//
 // # What is not
 //
 // A SELECT right after an INSERT may not find the row: a replica shows the database as it was a moment ago ([Options].MaxLag bounds it while a replica within the

@@ -292,7 +292,8 @@ func setDuration(field *time.Duration, v string) error {
 // multipool_discover, it sets what it is silent about, visibly: ConnConfig.ConnectTimeout to 5 s and PingTimeout to 1 s
 // (pgxpool's defaults, two minutes and none, are for a program that has nowhere else to go), [ShouldPing] to look
 // instead of ping, and ConnConfig.DialFunc to a dialer with TCP keepalive and, on Linux, TCP_USER_TIMEOUT, by which a
-// connection to a host that is gone ends within 15 s. The error of a multipool_* or pool_* key names the key, the value
+// connection to a host that is gone ends within 15 s; on other systems one with data under way ends when that system gives
+// it up, or when its peer is found to be down. The error of a multipool_* or pool_* key names the key, the value
 // and the bound; none holds a password.
 //
 //   - multipool_mode: replicated, equivalent, ordered (default replicated)

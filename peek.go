@@ -28,7 +28,8 @@ const (
 // ShouldPing is what [ParseConfig] puts into the pool configuration of several hosts: instead of a ping, a whole round
 // trip before a statement on a connection that was idle for a second, it peeks at the socket of one that was idle for
 // 10 ms, without a round trip. It asks for the ping, which ends a dead connection without the caller noticing, where the
-// server has hung up or something has arrived; and where a peek is not possible, after a second as pgxpool does.
+// server has hung up or something has arrived; and where a peek is not possible, after a second as pgxpool does. Peeks need Linux, and a socket that nothing of the program's
+// wraps.
 func ShouldPing(_ context.Context, p pgxpool.ShouldPingParams) bool {
 	if p.IdleDuration < peekAfter {
 		return false

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -828,4 +829,36 @@ func TestServe(t *testing.T) {
 	require.NoError(t, <-served)
 	require.Error(t, conn.Ping(t.Context()))
 	require.NoError(t, conn.Close(t.Context()))
+}
+
+// What a server reports at the start of a session depends on its version.
+func TestReportedParameters(t *testing.T) {
+	always := []string{
+		"DateStyle", "IntervalStyle", "TimeZone", "application_name", "client_encoding", "default_transaction_read_only", "in_hot_standby",
+		"integer_datetimes", "is_superuser", "server_encoding", "server_version", "session_authorization", "standard_conforming_strings",
+	}
+	for version := 14; version <= 19; version++ {
+		want := slices.Clone(always)
+		if version >= 16 {
+			want = append(want, "scram_iterations")
+		}
+		if version >= 18 {
+			want = append(want, "search_path")
+		}
+		slices.Sort(want)
+		bubble(t, pgfake.Options{Version: version, Params: map[string]string{"application_name": "named"}}, func(t *testing.T, p *pgfake.Peer, pool *pgxpool.Pool) {
+			conn, err := pool.Acquire(t.Context())
+			require.NoError(t, err)
+			defer conn.Release()
+			var got []string
+			for _, name := range append(slices.Clone(always), "scram_iterations", "search_path") {
+				if conn.Conn().PgConn().ParameterStatus(name) != "" {
+					got = append(got, name)
+				}
+			}
+			slices.Sort(got)
+			require.Equal(t, want, got, "version %d", version)
+			require.Equal(t, strconv.Itoa(version)+".0", conn.Conn().PgConn().ParameterStatus("server_version"))
+		})
+	}
 }
