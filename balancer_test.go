@@ -410,7 +410,7 @@ func TestTheBalancerIsAskedByCallsAndByExplain(t *testing.T) {
 		settled()
 		for range 10 {
 			assert.Equal(t, "replica2:5432", x.read(ctx))
-			assert.Equal(t, "replica2:5432", x.pool.Explain(ctx, "select 1").Peer)
+			assert.Equal(t, "replica2:5432", explained(t, x.pool, ctx, "select 1").Peer)
 		}
 		_, err := x.pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)

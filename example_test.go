@@ -26,7 +26,11 @@ func Example() {
 	if err := pool.QueryRow(ctx, "select now()::text").Scan(&now); err != nil {
 		log.Fatal(err) // on a replica
 	}
-	fmt.Println(now, pool.Explain(ctx, "select 1").Peer)
+	next, err := pool.Explain(ctx, "select 1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(now, next.Peer, next.Reason)
 	for _, peer := range pool.Status().Peers {
 		fmt.Println(peer.Name, peer.Role, peer.Breaker, peer.Reads, peer.Writes)
 	}
@@ -108,7 +112,8 @@ func ExampleBalancer() {
 		log.Fatal(err)
 	}
 	defer pool.Close()
-	fmt.Println(pool.Explain(context.Background(), "select 1").Peer) // asks it, as a query would
+	next, err := pool.Explain(context.Background(), "select 1") // asks it, as a query would
+	fmt.Println(next.Peer, err)
 }
 
 func ExampleConfig_zone() {

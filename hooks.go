@@ -11,8 +11,10 @@ import (
 type Reason uint8
 
 const (
+	// ReasonNone, the zero value: there is no decision.
+	ReasonNone Reason = iota
 	// ReasonRead: a read, on a replica (or on any peer under TargetAny).
-	ReasonRead Reason = iota
+	ReasonRead
 	// ReasonWrite: the kind of call goes to the primary: Exec, Begin, CopyFrom, SendBatch, Acquire, Ping.
 	ReasonWrite
 	// ReasonStatement: the text of a Query or QueryRow cannot, or must not, run on a standby.
@@ -34,7 +36,7 @@ const (
 	ReasonSolo
 )
 
-var reasonNames = [...]string{"read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "solo"}
+var reasonNames = [...]string{"none", "read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "solo"}
 
 // String returns the label.
 func (r Reason) String() string { return nameOf(reasonNames[:], int(r), "reason") }

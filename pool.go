@@ -495,22 +495,23 @@ func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
 }
 
 // Explain says where a Query of sql under ctx would go now, and why. It sends nothing, waits for nothing and counts
-// nothing; a Balancer of the program's is asked as for a call. Decision.Peer is empty where no peer
-// could take it, or the call would be an error.
-func (p *MultiPool) Explain(ctx context.Context, sql string) Decision {
+// nothing; a Balancer of the program's is asked as for a call. Where no peer could take the call now it returns a
+// [NoPeerError], and otherwise the error that the call would return before it is sent: of a closed pool, of an unknown
+// name. The Decision is the zero one beside an error.
+func (p *MultiPool) Explain(ctx context.Context, sql string) (Decision, error) {
 	var in intent
-	if p.intend(ctx, opQuery, sql, &in) != nil {
-		return Decision{}
+	if err := p.intend(ctx, opQuery, sql, &in); err != nil {
+		return Decision{}, err
 	}
 	if in.fresh.bounds() {
 		in.fresh.now = p.clock()
 	}
-	chosen, reason := p.topology.Load().pick(&in, &tried{})
-	d := Decision{Reason: reason, Attempt: 1}
-	if chosen != nil {
-		d.Peer = chosen.name
+	top := p.topology.Load()
+	chosen, reason := top.pick(&in, &tried{})
+	if chosen == nil {
+		return Decision{}, p.noPeer(top, &in, &trail{}, nil)
 	}
-	return d
+	return Decision{Peer: chosen.name, Reason: reason, Attempt: 1}, nil
 }
 
 // names returns the peers' names.

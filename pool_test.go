@@ -355,12 +355,52 @@ func TestRoutesOfTheContext(t *testing.T) {
 		assert.Equal(t, primary, at, "%+v", o)
 	}
 
-	d := p.Explain(ctx, "select 1")
+	d := explained(t, p, ctx, "select 1")
 	assert.Equal(t, ReasonRead, d.Reason)
 	assert.NotEqual(t, c.Primary().Addr(), d.Peer)
-	assert.Equal(t, Decision{c.Primary().Addr(), ReasonStatement, 1}, p.Explain(ctx, "insert into x values (1)"))
-	assert.Equal(t, Decision{c.Primary().Addr(), ReasonRoute, 1}, p.Explain(WithPrimary(ctx), "select 1"))
-	assert.Equal(t, ReasonModel, p.Explain(WithModel(ctx, "m"), "select 1").Reason)
+	assert.Equal(t, Decision{Peer: c.Primary().Addr(), Reason: ReasonStatement, Attempt: 1}, explained(t, p, ctx, "insert into x values (1)"))
+	assert.Equal(t, Decision{Peer: c.Primary().Addr(), Reason: ReasonRoute, Attempt: 1}, explained(t, p, WithPrimary(ctx), "select 1"))
+	assert.Equal(t, ReasonModel, explained(t, p, WithModel(ctx, "m"), "select 1").Reason)
+}
+
+// explainer is a MultiPool or a Router.
+type explainer interface {
+	Explain(ctx context.Context, sql string) (Decision, error)
+}
+
+func explained(t *testing.T, p explainer, ctx context.Context, sql string) Decision {
+	t.Helper()
+	d, err := p.Explain(ctx, sql)
+	require.NoError(t, err)
+	return d
+}
+
+func TestExplainReturnsTheErrorThatTheCallWould(t *testing.T) {
+	t.Parallel()
+	p, err := New(context.Background(), "postgres://app@127.0.0.1:1,127.0.0.1:2/app?multipool_wait=1ms")
+	require.NoError(t, err)
+	t.Cleanup(p.Close)
+	ctx := context.Background()
+	var nobody *NoPeerError
+	for _, x := range []struct {
+		name string
+		ctx  context.Context
+		want func(error) bool
+	}{
+		{"a peer that nobody has", WithPeer(ctx, "db9"), func(err error) bool { return errors.Is(err, ErrUnknownName) }},
+		{"a model that nobody has", WithModel(ctx, "m9"), func(err error) bool { return errors.Is(err, ErrUnknownName) }},
+		{"nobody serves", ctx, func(err error) bool { return errors.As(err, &nobody) && len(nobody.Peers) == 2 }},
+		{"no primary", WithPrimary(ctx), func(err error) bool { return errors.Is(err, ErrNoPrimary) }},
+		{"no replica", WithReplica(ctx), func(err error) bool { return errors.Is(err, ErrNoReplica) }},
+	} {
+		d, err := p.Explain(x.ctx, "select 1")
+		assert.Truef(t, x.want(err), "%s: %v", x.name, err)
+		assert.Zero(t, d, x.name)
+		assert.Equal(t, "none", d.Reason.String())
+	}
+	p.Close()
+	_, err = p.Explain(ctx, "select 1")
+	assert.ErrorIs(t, err, puddle.ErrClosedPool)
 }
 
 // callCopy is the place of CopyFrom's error in everyCall.

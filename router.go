@@ -111,7 +111,7 @@ func (r *Router) AcquireFunc(ctx context.Context, f func(*pgxpool.Conn) error) e
 func (r *Router) Ping(ctx context.Context) error { return r.Pool(ctx).Ping(ctx) }
 
 // Explain is [MultiPool.Explain] on the model's pool.
-func (r *Router) Explain(ctx context.Context, sql string) Decision {
+func (r *Router) Explain(ctx context.Context, sql string) (Decision, error) {
 	return r.Pool(ctx).Explain(ctx, sql)
 }
 

@@ -103,8 +103,8 @@ func TestARouterKeepsClustersApart(t *testing.T) {
 		assert.Equal(t, want, name, model)
 		require.NoError(t, r.Ping(ctx))
 	}
-	assert.Equal(t, users.Primary().Addr(), r.Explain(WithModel(ctx, "user"), "select 1").Peer, "its own pool's word for the model")
-	assert.Equal(t, users.Standbys()[0].Addr(), r.Explain(WithModel(ctx, "login"), "select 1").Peer)
+	assert.Equal(t, users.Primary().Addr(), explained(t, r, WithModel(ctx, "user"), "select 1").Peer, "its own pool's word for the model")
+	assert.Equal(t, users.Standbys()[0].Addr(), explained(t, r, WithModel(ctx, "login"), "select 1").Peer)
 	for _, c := range []*pgtest.Cluster{def, users} {
 		n, err := c.Primary().Int(ctx, "select count(*) from log")
 		require.NoError(t, err)

@@ -197,11 +197,11 @@ func TestCheckDecision(t *testing.T) {
 		for range 50 {
 			begun := time.Now()
 			for range n {
-				p.Explain(ctx, selectOne)
+				_, _ = p.Explain(ctx, selectOne)
 			}
 			least[peers] = min(least[peers], float64(time.Since(begun))/n)
 		}
-		allocs := testing.AllocsPerRun(1000, func() { p.Explain(ctx, selectOne) })
+		allocs := testing.AllocsPerRun(1000, func() { _, _ = p.Explain(ctx, selectOne) })
 		require.Zero(t, allocs)
 		table = append(table, []string{fmt.Sprint(peers), fmt.Sprintf("%.1f", least[peers]), fmt.Sprint(allocs)})
 	}
@@ -218,7 +218,8 @@ func TestRuns(t *testing.T) {
 		require.NotZero(t, l.objects[ours])
 		require.Len(t, l.cells(), 10)
 	}
-	decision := manyPeers(t, 16).Explain(deep(t, 4), selectOne)
+	decision, err := manyPeers(t, 16).Explain(deep(t, 4), selectOne)
+	require.NoError(t, err)
 	require.Equal(t, multipool.ReasonRead, decision.Reason)
 	require.NotEqual(t, "db1:5432", decision.Peer)
 	t.Run("servers", func(t *testing.T) {

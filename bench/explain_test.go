@@ -35,11 +35,13 @@ func BenchmarkExplain(b *testing.B) {
 			p := manyPeers(b, peers)
 			ctx := deep(b, 4)
 			for range 3 { // a text is remembered when it comes again
-				require.NotEmpty(b, p.Explain(ctx, selectOne).Peer)
+				decision, err := p.Explain(ctx, selectOne)
+				require.NoError(b, err)
+				require.NotEmpty(b, decision.Peer)
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				p.Explain(ctx, selectOne)
+				_, _ = p.Explain(ctx, selectOne)
 			}
 		})
 	}
