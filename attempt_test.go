@@ -107,7 +107,7 @@ func TestWhoWaitedForAConnectionOfADrainedPrimaryWaitsForTheNext(t *testing.T) {
 		go func() { _, err := x.pool.Exec(ctx, "insert into t values (3)"); written <- err }()
 		settled()
 		drained := make(chan error)
-		go func() { drained <- x.pool.DrainPrimary(ctx) }()
+		go func() { drained <- drainPrimary(x.pool, ctx) }()
 		settled()
 		for _, c := range held {
 			c.Release()
@@ -172,7 +172,7 @@ func TestAWriteAmongNamedPeersWaitsForThePrimaryAmongThem(t *testing.T) {
 		on      string
 	}{
 		"drained": {
-			func(ctx context.Context, x *fakes) { settled(); require.NoError(x.t, x.pool.DrainPrimary(ctx)) },
+			func(ctx context.Context, x *fakes) { settled(); require.NoError(x.t, drainPrimary(x.pool, ctx)) },
 			func(x *fakes) { require.NoError(x.t, x.pool.Resume("primary:5432")) }, "primary:5432",
 		},
 		"down": {

@@ -1207,7 +1207,7 @@ func TestWaitForPrimaryHasThePeersLookedAt(t *testing.T) {
 func TestWaitForPrimaryTakesNoPlaceOfACall(t *testing.T) {
 	bubble(t, 1, func(c *Options) { c.MaxWaiting = 1 }, func(ctx context.Context, x *fakes) {
 		settled()
-		require.NoError(t, x.pool.DrainPrimary(ctx))
+		require.NoError(t, drainPrimary(x.pool, ctx))
 		ctx, cancel := context.WithCancel(ctx)
 		done := make(chan error)
 		go func() { done <- x.pool.WaitForPrimary(ctx) }()

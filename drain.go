@@ -15,36 +15,37 @@ import (
 // [MultiPool.DrainPrimary]. A name that the pool does not have is an error that matches [ErrUnknownName]. Where ctx
 // ends before the peer is free, Drain returns its error, and the peer stays drained. A pool of one peer cannot be
 // drained, nor resumed: that is an error. Safe for concurrent use.
-func (p *MultiPool) Drain(ctx context.Context, peer string) error {
-	q, err := p.drainable(peer)
+func (p *MultiPool) Drain(ctx context.Context, name string) error {
+	q, err := p.drainable(name)
 	if err != nil {
 		return err
 	}
 	if p.config.Mode == ModeReplicated && p.topology.Load().leads(q) {
-		return fmt.Errorf("%w: %s", ErrIsPrimary, peer)
+		return fmt.Errorf("%w: %s", ErrIsPrimary, name)
 	}
 	return p.drain(ctx, q)
 }
 
 // DrainPrimary takes the primary out of use before a switchover: new writes are held, up to Options.Wait each, what runs
 // there is waited for, and then its idle connections are closed. Writes go on when another peer is promoted, or after
-// [MultiPool.Resume] of this one. It returns [ErrNoPrimary] where there is none, as under ModeEquivalent; for
-// the rest it is as [MultiPool.Drain]. Under ModeOrdered it drains who takes everything, and the next takes over.
-func (p *MultiPool) DrainPrimary(ctx context.Context) error {
+// [MultiPool.Resume] of this one, whose name DrainPrimary returns: beside an error, too, that leaves the peer drained.
+// Where there is no primary, as under ModeEquivalent, it returns "" and [ErrNoPrimary]; for the rest it is as
+// [MultiPool.Drain]. Under ModeOrdered it drains the peer that takes everything, and the next takes over.
+func (p *MultiPool) DrainPrimary(ctx context.Context) (name string, err error) {
 	q := p.topology.Load().primary
 	switch {
 	case p.solo:
-		return errSolo
+		return "", errSolo
 	case q == nil:
-		return ErrNoPrimary
+		return "", ErrNoPrimary
 	}
-	return p.drain(ctx, q)
+	return q.name, p.drain(ctx, q)
 }
 
 // Resume puts a drained peer back into use, gently as one that has been down; a Drain that still waits ends with an error.
 // MinConns is filled again by pgxpool's next health check. It does nothing to a peer that is not drained.
-func (p *MultiPool) Resume(peer string) error {
-	q, err := p.drainable(peer)
+func (p *MultiPool) Resume(name string) error {
+	q, err := p.drainable(name)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ func TestAResumeOvertakesADrain(t *testing.T) {
 			ended := make(chan error, 1)
 			go func() {
 				if name == "primary" {
-					ended <- x.pool.DrainPrimary(ctx)
+					ended <- drainPrimary(x.pool, ctx)
 				} else {
 					ended <- x.pool.Drain(ctx, name+":5432")
 				}
@@ -47,6 +47,20 @@ func TestAResumeOvertakesADrain(t *testing.T) {
 	}
 }
 
+func drainPrimary(p *MultiPool, ctx context.Context) error {
+	_, err := p.DrainPrimary(ctx)
+	return err
+}
+
+func TestDrainPrimaryNamesNobodyWhereThereIsNoPrimary(t *testing.T) {
+	bubble(t, 1, func(c *Options) { c.Mode = ModeEquivalent }, func(ctx context.Context, x *fakes) {
+		settled()
+		name, err := x.pool.DrainPrimary(ctx)
+		require.ErrorIs(t, err, ErrNoPrimary)
+		assert.Empty(t, name)
+	})
+}
+
 // Whatever way the program has a connection, the drain waits for it.
 func TestADrainWaitsForConnectionsOfEveryPool(t *testing.T) {
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
@@ -58,12 +72,15 @@ func TestADrainWaitsForConnectionsOfEveryPool(t *testing.T) {
 		require.Len(t, all, 1)
 		soon, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		require.ErrorIs(t, x.pool.DrainPrimary(soon), context.DeadlineExceeded)
+		name, err := x.pool.DrainPrimary(soon)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.Equal(t, "primary:5432", name, "it stays drained")
 		all[0].Release()
-		require.NoError(t, x.pool.DrainPrimary(ctx))
+		name, err = x.pool.DrainPrimary(ctx)
+		require.NoError(t, err)
 		settled()
 		assert.Zero(t, x.primary.Conns())
-		require.NoError(t, x.pool.Resume("primary:5432"))
+		require.NoError(t, x.pool.Resume(name))
 		_, err = x.pool.Exec(ctx, "select 1")
 		require.NoError(t, err)
 	})
@@ -101,7 +118,7 @@ func TestADrainDoesNotWaitForThoseWhoWaitForItsEnd(t *testing.T) {
 		go func() { _, err := pool.Exec(ctx, "insert into t values (1)"); done <- err }()
 		time.Sleep(20 * time.Millisecond) // its connection is being made
 		begun := time.Now()
-		assert.NoError(t, x.pool.DrainPrimary(withTimeout(x.t, 20*time.Second)))
+		assert.NoError(t, drainPrimary(x.pool, withTimeout(x.t, 20*time.Second)))
 		assert.Less(t, time.Since(begun), time.Second)
 		assert.Empty(t, done, "the call waits")
 		require.NoError(t, x.pool.Resume("primary:5432"))

@@ -109,7 +109,7 @@ func (p *MultiPool) RemovePeer(ctx context.Context, name string) error {
 // The peer may be one that discovery has removed. A name that was never seen is an error that matches [ErrUnknownName]; a pool
 // of one host, and one that is not under ModeReplicated, forgets nothing, which is an error too; a closed one answers
 // puddle.ErrClosedPool. Safe for concurrent use.
-func (p *MultiPool) Forget(peer string) error {
+func (p *MultiPool) Forget(name string) error {
 	p.changing.Lock()
 	defer p.changing.Unlock()
 	top := p.topology.Load()
@@ -120,12 +120,12 @@ func (p *MultiPool) Forget(peer string) error {
 		return puddle.ErrClosedPool
 	case p.config.Mode != ModeReplicated:
 		return errors.New("multipool: there is nothing to forget except under ModeReplicated")
-	case !top.knows(peer):
-		return unknownName("peer", peer, p.names())
-	case top.bears(peer):
-		return fmt.Errorf("multipool: peer %s answers, and shows timeline %d still: %s", peer, top.named(peer).word(), top.outlook())
+	case !top.knows(name):
+		return unknownName("peer", name, p.names())
+	case top.bears(name):
+		return fmt.Errorf("multipool: peer %s answers, and shows timeline %d still: %s", name, top.named(name).word(), top.outlook())
 	}
-	p.observe(observation{forgets: peer})
+	p.observe(observation{forgets: name})
 	return nil
 }
 

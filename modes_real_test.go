@@ -461,7 +461,7 @@ func TestARollingRestartCostsNothing(t *testing.T) {
 
 	old, next, third := c.Primary(), c.Standbys()[0], c.Standbys()[1]
 	begun := time.Now()
-	require.NoError(t, p.DrainPrimary(ctx))
+	require.NoError(t, drainPrimary(p, ctx))
 	waitFor(t, "writers that wait", 20*time.Second, func() bool { return p.Status().Waiting == 20 })
 	drained := time.Now()
 	require.NoError(t, c.WaitCaughtUp(ctx))
@@ -545,7 +545,7 @@ func TestACallThatComesLateToADrainedServerGoesElsewhere(t *testing.T) {
 	written := make(chan error, 1)
 	go func() { written <- l.write(p)(ctx) }()
 	<-stop.chosen
-	require.NoError(t, p.DrainPrimary(ctx))
+	require.NoError(t, drainPrimary(p, ctx))
 	waitFor(t, "no session on the primary", 20*time.Second, func() bool { return sessions(primary) == 0 })
 	close(stop.drained)
 	waitFor(t, "the write to wait", 10*time.Second, func() bool { return p.Status().Waiting == 1 })
