@@ -10,7 +10,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/puddle/v2"
 )
 
 // trail is what one call has been through: a value on the caller's stack.
@@ -243,7 +242,7 @@ func (p *MultiPool) lives(ctx context.Context, q *peer) bool {
 // intend works out what a call wants.
 func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *intent) error {
 	if p.closed.Load() {
-		return puddle.ErrClosedPool
+		return ErrClosedPool
 	}
 	r := p.routeOf(ctx)
 	if r.err != nil {
@@ -443,7 +442,7 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 	case <-ctx.Done():
 		return p.noPeer(top, in, t, ctx.Err())
 	case <-p.lifetime.Done():
-		return puddle.ErrClosedPool
+		return ErrClosedPool
 	case <-timer.C:
 		if left < until {
 			return nil
@@ -475,7 +474,7 @@ func (p *MultiPool) askAgain(ctx context.Context, top *topology, in *intent, t *
 		case <-ctx.Done():
 			return p.noPeer(top, in, t, ctx.Err())
 		case <-p.lifetime.Done():
-			return puddle.ErrClosedPool
+			return ErrClosedPool
 		}
 		top = p.topology.Load()
 	}

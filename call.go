@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-
-	"github.com/jackc/puddle/v2"
 )
 
 // call is one Acquire of a pool that follows: the context under which it runs, and what it holds until it has a
@@ -57,7 +55,7 @@ func (c *call) fail(err error) {
 func (c *call) enter() error {
 	f := c.follower
 	if f.owner.closed.Load() {
-		return puddle.ErrClosedPool
+		return ErrClosedPool
 	}
 	var t trail
 	for {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/puddle/v2"
 )
 
 // class is whose fault an error is, and so what follows from it.
@@ -96,7 +95,7 @@ func classOf(e evidence) class {
 	switch {
 	case err == nil, errors.Is(err, pgx.ErrNoRows), errors.Is(err, pgx.ErrTooManyRows):
 		return classApplication
-	case errors.Is(err, puddle.ErrClosedPool):
+	case errors.Is(err, ErrClosedPool):
 		return classClosed
 	case errors.Is(err, pgx.ErrTxClosed), errors.Is(err, pgx.ErrTxCommitRollback), errors.As(err, new(pgx.ScanArgError)):
 		return classApplication

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/jackc/puddle/v2"
 )
 
 var (
@@ -30,6 +32,10 @@ var (
 
 	// ErrIsPrimary matches the error of Drain and RemovePeer for the peer that takes the writes.
 	ErrIsPrimary = errors.New("multipool: the peer is the primary")
+
+	// ErrClosedPool is the error of every call of a closed pool. It is the value that pgxpool returns, puddle.ErrClosedPool,
+	// so that errors.Is finds either by the other.
+	ErrClosedPool = puddle.ErrClosedPool
 
 	// ErrUnknownName matches the error of a call whose route or model names a peer that the pool never had, where it
 	// has no Options.Discover, or a model that it does not have; of Open where the configuration does; of Drain, Resume,

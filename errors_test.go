@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/puddle/v2"
 	"github.com/stretchr/testify/require"
 )
 
@@ -35,6 +37,23 @@ func TestNoPeerErrorMatchesWhatTheCallNeeded(t *testing.T) {
 			require.ErrorAs(t, err, &as)
 		})
 	}
+}
+
+func TestErrClosedPoolIsTheErrorOfAClosedPgxpool(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	theirs, err := pgxpool.New(ctx, "postgres://app@127.0.0.1:1/app")
+	require.NoError(t, err)
+	ours, err := New(ctx, "postgres://app@127.0.0.1:1,127.0.0.1:2/app")
+	require.NoError(t, err)
+	theirs.Close()
+	ours.Close()
+	want, got := theirs.Ping(ctx), ours.Ping(ctx)
+	require.ErrorIs(t, want, ErrClosedPool)
+	require.ErrorIs(t, got, ErrClosedPool)
+	require.ErrorIs(t, ErrClosedPool, puddle.ErrClosedPool)
+	require.ErrorIs(t, puddle.ErrClosedPool, ErrClosedPool)
+	require.Equal(t, want.Error(), got.Error())
 }
 
 func TestNoPeerErrorUnwrapsToAllThatHappened(t *testing.T) {

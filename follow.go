@@ -11,7 +11,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/puddle/v2"
 )
 
 // Primary returns a pgxpool for code that wants the concrete type and keeps it: every connection that it hands out is
@@ -50,7 +49,7 @@ func (p *MultiPool) ReplicaPool() *pgxpool.Pool { return p.followers.get(p, pool
 
 // WaitForPrimary returns nil once there is a primary that takes writes, at once if there is. It waits until ctx ends,
 // whatever Options.Wait and MaxWaiting say; its error then matches [ErrNoPrimary] and the context's. A closed pool
-// answers puddle.ErrClosedPool. A pool of one peer, which nobody watches, asks its server until it is no standby.
+// answers [ErrClosedPool]. A pool of one peer, which nobody watches, asks its server until it is no standby.
 func (p *MultiPool) WaitForPrimary(ctx context.Context) error {
 	in := wantsOf(poolPrimary)
 	var t trail
@@ -61,7 +60,7 @@ func (p *MultiPool) WaitForPrimary(ctx context.Context) error {
 		var again <-chan time.Time
 		switch {
 		case p.closed.Load():
-			return puddle.ErrClosedPool
+			return ErrClosedPool
 		case p.solo:
 			var standby bool
 			if t.last = p.QueryRow(ctx, lookSolo).Scan(&standby); t.last == nil && !standby {

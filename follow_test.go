@@ -11,7 +11,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/jackc/puddle/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -59,14 +58,14 @@ func TestTheSamePoolAtEveryCallAndAClosedOneAfterClose(t *testing.T) {
 		x.atRest()
 		x.pool.Close()
 		_, err = pool.Exec(ctx, "insert into t values (1)")
-		assert.ErrorIs(t, err, puddle.ErrClosedPool)
+		assert.ErrorIs(t, err, ErrClosedPool)
 		assert.Same(t, pool, x.pool.PrimaryPool())
 	})
 	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
 		x.pool.Close()
-		assert.ErrorIs(t, x.pool.PrimaryPool().Ping(ctx), puddle.ErrClosedPool)
-		assert.ErrorIs(t, x.pool.ReplicaPool().Ping(ctx), puddle.ErrClosedPool)
-		assert.ErrorIs(t, x.pool.WaitForPrimary(ctx), puddle.ErrClosedPool)
+		assert.ErrorIs(t, x.pool.PrimaryPool().Ping(ctx), ErrClosedPool)
+		assert.ErrorIs(t, x.pool.ReplicaPool().Ping(ctx), ErrClosedPool)
+		assert.ErrorIs(t, x.pool.WaitForPrimary(ctx), ErrClosedPool)
 	})
 	bubble(t, 1, func(c *Options) { c.Wait = -1 }, func(ctx context.Context, x *fakes) {
 		settled()
@@ -79,7 +78,7 @@ func TestTheSamePoolAtEveryCallAndAClosedOneAfterClose(t *testing.T) {
 		}
 		x.pool.Close()
 		for _, pool := range pools {
-			assert.ErrorIs(t, pool.Ping(ctx), puddle.ErrClosedPool, "whoever is up")
+			assert.ErrorIs(t, pool.Ping(ctx), ErrClosedPool, "whoever is up")
 		}
 	})
 	bubble(t, 0, nil, func(ctx context.Context, x *fakes) {
@@ -158,7 +157,7 @@ func TestWaitForPrimary(t *testing.T) {
 		go func() { done <- x.pool.WaitForPrimary(ctx) }()
 		settled()
 		x.pool.Close()
-		assert.ErrorIs(t, <-done, puddle.ErrClosedPool)
+		assert.ErrorIs(t, <-done, ErrClosedPool)
 	})
 	bubble(t, 0, nil, func(ctx context.Context, x *fakes) {
 		x.primary.Die()
@@ -449,8 +448,8 @@ func TestCloseWakesThoseWhoWaitForAFollowingPool(t *testing.T) {
 		settled()
 		closed := make(chan struct{})
 		go func() { x.pool.Close(); close(closed) }()
-		assert.ErrorIs(t, <-done, puddle.ErrClosedPool)
-		assert.ErrorIs(t, <-done, puddle.ErrClosedPool)
+		assert.ErrorIs(t, <-done, ErrClosedPool)
+		assert.ErrorIs(t, <-done, ErrClosedPool)
 		settled()
 		select {
 		case <-closed:

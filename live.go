@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"github.com/jackc/puddle/v2"
 )
 
 // The peers of a pool may change while it lives: by the program, or by what is discovered.
@@ -17,7 +15,7 @@ const (
 
 // AddPeer takes a server into the pool. It is looked at at once, and used gently at first. An error names the peer: one
 // whose name the pool has, one that is misconfigured, one too many (more than 1,024). A pool that was opened with one
-// host and without Options.Discover is a pgxpool, and takes none; a closed one answers puddle.ErrClosedPool. In a pool
+// host and without Options.Discover is a pgxpool, and takes none; a closed one answers [ErrClosedPool]. In a pool
 // with Options.Discover it lasts until that leaves it out. Under ModeOrdered it is the last of the list. Safe for
 // concurrent use.
 func (p *MultiPool) AddPeer(peer Peer) error {
@@ -38,7 +36,7 @@ func (p *MultiPool) join(c peerConfig) error {
 	all := p.peers()
 	switch {
 	case p.closed.Load():
-		return puddle.ErrClosedPool
+		return ErrClosedPool
 	case p.named(c.Name) != nil:
 		return fmt.Errorf("multipool: peer %s is given twice", c.Name)
 	case len(all) >= maxPeers:
@@ -73,7 +71,7 @@ func (p *MultiPool) RemovePeer(ctx context.Context, name string) error {
 	top := p.topology.Load()
 	switch {
 	case p.closed.Load():
-		err = puddle.ErrClosedPool
+		err = ErrClosedPool
 	case q == nil:
 		err = unknownName("peer", name, p.names())
 	case len(top.peers) == 1:
@@ -108,7 +106,7 @@ func (p *MultiPool) RemovePeer(ctx context.Context, name string) error {
 //
 // The peer may be one that discovery has removed. A name that was never seen is an error that matches [ErrUnknownName]; a pool
 // of one host, and one that is not under ModeReplicated, forgets nothing, which is an error too; a closed one answers
-// puddle.ErrClosedPool. Safe for concurrent use.
+// [ErrClosedPool]. Safe for concurrent use.
 func (p *MultiPool) Forget(name string) error {
 	p.changing.Lock()
 	defer p.changing.Unlock()
@@ -117,7 +115,7 @@ func (p *MultiPool) Forget(name string) error {
 	case p.solo:
 		return errSolo
 	case p.closed.Load():
-		return puddle.ErrClosedPool
+		return ErrClosedPool
 	case p.config.Mode != ModeReplicated:
 		return errors.New("multipool: there is nothing to forget except under ModeReplicated")
 	case !top.knows(name):

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/puddle/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -88,8 +87,8 @@ func TestAPeerThatIsAddedIsUsedGentlyAndOneThatIsRemovedNoMore(t *testing.T) {
 		require.NoError(t, x.pool.RemovePeer(ctx, "replica2:5432"))
 		require.ErrorContains(t, x.pool.RemovePeer(ctx, "primary:5432"), "primary")
 		x.pool.Close()
-		require.ErrorIs(t, x.pool.AddPeer(Peer{Host: "replica1"}), puddle.ErrClosedPool)
-		require.ErrorIs(t, x.pool.RemovePeer(ctx, "primary:5432"), puddle.ErrClosedPool)
+		require.ErrorIs(t, x.pool.AddPeer(Peer{Host: "replica1"}), ErrClosedPool)
+		require.ErrorIs(t, x.pool.RemovePeer(ctx, "primary:5432"), ErrClosedPool)
 	})
 }
 

@@ -42,7 +42,7 @@ type TraceReleaseData = pgxpool.TraceReleaseData
 // between them. It has every method of pgxpool.Pool with the same signature. It is safe for concurrent use.
 //
 // A call that finds no peer to take it waits for one, up to Options.Wait and within its context, and then fails with a
-// [NoPeerError]. Of a closed pool the error is puddle.ErrClosedPool.
+// [NoPeerError]. Of a closed pool the error is [ErrClosedPool].
 type MultiPool struct {
 	given    *pgxpool.Config // what came in
 	config   Options         // complete
@@ -233,7 +233,7 @@ func (p *MultiPool) attend(q *peer) {
 // clock is the time since the pool was made.
 func (p *MultiPool) clock() time.Duration { return time.Since(p.begun) }
 
-// Close closes all connections of all peers and rejects further calls with puddle.ErrClosedPool. It blocks until every
+// Close closes all connections of all peers and rejects further calls with [ErrClosedPool]. It blocks until every
 // connection that the program holds has been returned, as pgxpool's does, and until every goroutine of the pool has
 // ended. A server on which something still runs after a second is asked whether it is there, and where it does not
 // answer its connections are cut; but not in a pool of one peer. Close may be called more than once.

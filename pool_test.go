@@ -15,7 +15,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/puddle/v2"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -400,7 +399,7 @@ func TestExplainReturnsTheErrorThatTheCallWould(t *testing.T) {
 	}
 	p.Close()
 	_, err = p.Explain(ctx, "select 1")
-	assert.ErrorIs(t, err, puddle.ErrClosedPool)
+	assert.ErrorIs(t, err, ErrClosedPool)
 }
 
 // callCopy is the place of CopyFrom's error in everyCall.
@@ -535,7 +534,7 @@ func TestCloseEndsEveryGoroutineAndRejectsCalls(t *testing.T) {
 		p.Close()
 		p.Close()
 		for _, err := range everyCall(testContext(t), p) {
-			require.ErrorIs(t, err, puddle.ErrClosedPool)
+			require.ErrorIs(t, err, ErrClosedPool)
 		}
 		for _, q := range p.peers() {
 			assert.Zero(t, q.sockets.len())

@@ -5,7 +5,6 @@ import (
 	"math"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/puddle/v2"
 )
 
 // places are rights to use a connection of a peer that calls of one kind have: fewer than there are connections, so that
@@ -80,7 +79,7 @@ func (p *peer) awaitPlace(ctx context.Context, s places, better func(*topology) 
 		case <-p.era.Load().Done():
 			return errPeerDown
 		case <-p.owner.lifetime.Done():
-			return puddle.ErrClosedPool
+			return ErrClosedPool
 		case <-ctx.Done():
 			return ctx.Err()
 		}

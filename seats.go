@@ -6,8 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/jackc/puddle/v2"
 )
 
 // A peer's own pool and the pools that follow share its server: together they have no more connections than the peer's
@@ -219,7 +217,7 @@ func (p *peer) awaitTurn(ctx context.Context, k poolKind, keeps func(*topology) 
 		case <-p.era.Load().Done():
 			err = errPeerDown
 		case <-p.owner.lifetime.Done():
-			err = puddle.ErrClosedPool
+			err = ErrClosedPool
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
