@@ -30,6 +30,10 @@ type discovered struct {
 	err   error
 }
 
+// Discoverer returns all the peers that there are now; see [Options].Discover. [DiscoverDNS], [DiscoverSRV] and
+// [DiscoverReplication] make one.
+type Discoverer func(context.Context) ([]Peer, error)
+
 // DiscoveryStatus is what came of the last time that Options.Discover was asked.
 type DiscoveryStatus struct {
 	At    time.Time // zero: it has not answered yet
@@ -224,17 +228,17 @@ func (p *MultiPool) indispensable(q *peer) bool {
 }
 
 // discoveries are the values of the connection string key multipool_discover.
-var discoveries = map[string]func(*pgxpool.Config) func(context.Context) ([]Peer, error){
-	"none": func(*pgxpool.Config) func(context.Context) ([]Peer, error) { return nil },
-	"dns":  func(c *pgxpool.Config) func(context.Context) ([]Peer, error) { return discoverHosts(c, DiscoverDNS) },
-	"srv": func(c *pgxpool.Config) func(context.Context) ([]Peer, error) {
+var discoveries = map[string]func(*pgxpool.Config) Discoverer{
+	"none": func(*pgxpool.Config) Discoverer { return nil },
+	"dns":  func(c *pgxpool.Config) Discoverer { return discoverHosts(c, DiscoverDNS) },
+	"srv": func(c *pgxpool.Config) Discoverer {
 		return discoverHosts(c, discoverSRVName)
 	},
-	"replication": func(*pgxpool.Config) func(context.Context) ([]Peer, error) { return DiscoverReplication() },
+	"replication": func(*pgxpool.Config) Discoverer { return DiscoverReplication() },
 }
 
 // discoverHosts joins what is discovered of each host of a connection string.
-func discoverHosts(c *pgxpool.Config, each func(string, uint16) func(context.Context) ([]Peer, error)) func(context.Context) ([]Peer, error) {
+func discoverHosts(c *pgxpool.Config, each func(string, uint16) Discoverer) Discoverer {
 	hosts, err := splitHosts(c)
 	return func(ctx context.Context) ([]Peer, error) {
 		if err != nil {
@@ -261,7 +265,7 @@ var resolver interface {
 // DiscoverDNS finds a peer at each address of a host: of its A records, or where there are none of its AAAA records, since a
 // server with both would be two peers. A certificate is checked for the host's name. Port 0 is the template's. For
 // [Options].Discover.
-func DiscoverDNS(host string, port uint16) func(context.Context) ([]Peer, error) {
+func DiscoverDNS(host string, port uint16) Discoverer {
 	return func(ctx context.Context) ([]Peer, error) {
 		addrs, err := resolver.LookupNetIP(ctx, "ip", host)
 		if err != nil {
@@ -282,7 +286,7 @@ func DiscoverDNS(host string, port uint16) func(context.Context) ([]Peer, error)
 // DiscoverSRV finds a peer at each target of a name's SRV records (RFC 2782), as of _postgresql._tcp.example.com for
 // service "postgresql", proto "tcp" and name "example.com"; service and proto empty look name up as it is. Priorities and
 // weights are not used. For [Options].Discover.
-func DiscoverSRV(service, proto, name string) func(context.Context) ([]Peer, error) {
+func DiscoverSRV(service, proto, name string) Discoverer {
 	return func(ctx context.Context) ([]Peer, error) {
 		_, records, err := resolver.LookupSRV(ctx, service, proto, name)
 		if err != nil {
@@ -296,7 +300,7 @@ func DiscoverSRV(service, proto, name string) func(context.Context) ([]Peer, err
 	}
 }
 
-func discoverSRVName(name string, _ uint16) func(context.Context) ([]Peer, error) {
+func discoverSRVName(name string, _ uint16) Discoverer {
 	return DiscoverSRV("", "", name)
 }
 
@@ -305,7 +309,7 @@ func discoverSRVName(name string, _ uint16) func(context.Context) ([]Peer, error
 // primary, or where its application_name (cluster_name) says host:port, there. It needs the rights of pg_monitor. Standbys
 // of standbys are not seen. A certificate is checked for the address, unless an application_name gives a host. For
 // [Options].Discover under ModeReplicated.
-func DiscoverReplication() func(context.Context) ([]Peer, error) {
+func DiscoverReplication() Discoverer {
 	return func(ctx context.Context) ([]Peer, error) {
 		p, _ := ctx.Value(discovering{}).(*MultiPool)
 		if p == nil || p.config.Mode != ModeReplicated {

@@ -251,6 +251,20 @@ func TestTheTopologyKnowsNothingOfCallsAndConnections(t *testing.T) {
 	}
 }
 
+// A signature that has a name is written by it.
+func TestTheHouseWritesDiscovererOnce(t *testing.T) {
+	t.Parallel()
+	var written []string
+	for name := range houseFiles(t) {
+		text, err := os.ReadFile(name)
+		require.NoError(t, err)
+		for range strings.Count(string(text), "func(context.Context) ([]Peer, error)") {
+			written = append(written, name)
+		}
+	}
+	require.Equal(t, []string{"discover.go"}, written)
+}
+
 // The middle of the house starts nothing and knows no clock: topology.go has no goroutine either.
 func TestTheTopologyStartsNoGoroutine(t *testing.T) {
 	t.Parallel()

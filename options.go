@@ -2,7 +2,6 @@ package multipool
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -38,7 +37,7 @@ type Options struct {
 	// of Config.ConnConfig are used. An error, an empty list, or one of more than 64 peers changes nothing else; Status
 	// tells it. It must heed its context, which ends after five seconds, and not call the pool's Close. See
 	// [DiscoverDNS], [DiscoverSRV], [DiscoverReplication]. Key multipool_discover.
-	Discover func(context.Context) ([]Peer, error)
+	Discover Discoverer
 
 	// Mode is how the peers stand to each other. Key multipool_mode.
 	Mode Mode
