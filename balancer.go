@@ -62,7 +62,7 @@ func (c Candidates) Role(i int) Role { return Role(c.list[i].role.Load()) }
 // Zone is the peer's zone; "" where it has none.
 func (c Candidates) Zone(i int) string { return c.list[i].zone }
 
-// Weight is the peer's weight, 1 where none was given or a negative one; less of a peer that has just risen, growing from
+// Weight is the peer's weight, 1 where none was given; less of a peer that has just risen, growing from
 // a tenth of it to the whole in ten seconds.
 func (c Candidates) Weight(i int) float64 { return c.list[i].load.pull() / fullShare }
 

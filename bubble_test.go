@@ -1256,7 +1256,7 @@ func TestABoundInBytesIsNotKeptByAnOldMeasure(t *testing.T) {
 
 // A hard bound in time; the call waits for a connection of the replica that was chosen.
 func TestABoundHoldsForACallThatHasWaited(t *testing.T) {
-	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 1; c.StallAfter = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 1; c.StallAfter = Off }, func(ctx context.Context, x *fakes) {
 		var position, replayed atomic.Uint64
 		position.Store(1 << 20)
 		replayed.Store(1 << 20)

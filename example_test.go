@@ -127,7 +127,7 @@ func ExampleConfig_zone() {
 			{Host: "db1", Zone: "north"},
 			{Host: "db2", Zone: "north", Weight: 2}, // twice the machine, twice the reads
 			{Host: "db3", Zone: "south"},            // read when the others cannot
-			{Host: "backup", Weight: -1},            // ... and this one when not even the primary can
+			{Host: "backup", LastResort: true},      // ... and this one when not even the primary can
 		},
 	})
 	if err != nil {
@@ -135,11 +135,11 @@ func ExampleConfig_zone() {
 	}
 	defer pool.Close()
 	for _, peer := range pool.Status().Peers {
-		fmt.Println(peer.Name, peer.Zone, peer.Weight)
+		fmt.Println(peer.Name, peer.Zone, peer.Weight, peer.LastResort)
 	}
 	// Output:
-	// db1:5432 north 1
-	// db2:5432 north 2
-	// db3:5432 south 1
-	// backup:5432  -1
+	// db1:5432 north 1 false
+	// db2:5432 north 2 false
+	// db3:5432 south 1 false
+	// backup:5432  1 true
 }

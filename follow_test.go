@@ -67,7 +67,7 @@ func TestTheSamePoolAtEveryCallAndAClosedOneAfterClose(t *testing.T) {
 		assert.ErrorIs(t, x.pool.ReplicaPool().Ping(ctx), ErrClosedPool)
 		assert.ErrorIs(t, x.pool.WaitForPrimary(ctx), ErrClosedPool)
 	})
-	bubble(t, 1, func(c *Options) { c.Wait = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Wait = Off }, func(ctx context.Context, x *fakes) {
 		settled()
 		pools := []*pgxpool.Pool{x.pool.PrimaryPool(), x.pool.ReplicaPool()}
 		x.primary.Die()
@@ -133,7 +133,7 @@ func TestAFollowingPoolWaitsForAPrimaryAndFollowsIt(t *testing.T) {
 }
 
 func TestWaitForPrimary(t *testing.T) {
-	bubble(t, 1, func(c *Options) { c.Wait = time.Second; c.MaxWaiting = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Wait = time.Second; c.MaxWaiting = Off }, func(ctx context.Context, x *fakes) {
 		require.NoError(t, x.pool.WaitForPrimary(ctx))
 		x.primary.Die()
 		_ = x.pool.Ping(withTimeout(x.t, time.Second))
@@ -291,7 +291,7 @@ func TestNobodyIsHandedAConnectionOfAnEarlierPrimary(t *testing.T) {
 }
 
 func TestAServerHasNoMoreConnectionsThanItMayWhicheverPoolsUseIt(t *testing.T) {
-	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 4; c.WriteReserve = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 4; c.WriteReserve = Off }, func(ctx context.Context, x *fakes) {
 		fill := func() {
 			release(acquire(t, ctx, x.pool, 4))
 		}
@@ -435,7 +435,7 @@ func TestAConnectionMadeForNobodyGivesUpItsSeat(t *testing.T) {
 }
 
 func TestCloseWakesThoseWhoWaitForAFollowingPool(t *testing.T) {
-	bubble(t, 1, func(c *Options) { c.Wait = time.Hour; c.Config.MaxConns = 1; c.WriteReserve = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Wait = time.Hour; c.Config.MaxConns = 1; c.WriteReserve = Off }, func(ctx context.Context, x *fakes) {
 		pool, replicas := x.pool.PrimaryPool(), x.pool.ReplicaPool()
 		c, err := replicas.Acquire(ctx)
 		require.NoError(t, err)
@@ -651,7 +651,7 @@ func (e *endTracer) TraceAcquireEnd(ctx context.Context, _ *pgxpool.Pool, _ pgxp
 // The tracer may go on with the context that it has returned, as under a pgxpool: a metric, a statement on the connection.
 func TestAnAcquireEndsWithTheContextThatItBeganWith(t *testing.T) {
 	tracer := &endTracer{hookLog: hookLog{n: map[string]int{}}}
-	bubble(t, 1, func(c *Options) { c.Config.ConnConfig.Tracer = tracer; c.Wait = -1 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { c.Config.ConnConfig.Tracer = tracer; c.Wait = Off }, func(ctx context.Context, x *fakes) {
 		settled()
 		require.NoError(t, x.pool.Ping(ctx))
 		require.NoError(t, x.pool.PrimaryPool().Ping(ctx))

@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"sort"
 	"strconv"
@@ -12,14 +13,22 @@ import (
 )
 
 // Lag bounds how far a replica may be behind the primary: in bytes of log not replayed yet, in time since the primary
-// had something that the replica does not show, or in both. A zero field bounds nothing; a negative Time in a [Route]
-// says that no bound holds, where the zero Lag would inherit one.
+// had something that the replica does not show, or in both. A zero field bounds nothing. A Time of [Off] in a [Route]
+// says that no bound holds, where the zero Lag would inherit one; any other negative Time is an error.
 //
 // Both are measured against positions of the primary that the pool has read itself: never by a replica's own clock or
 // by what it has received, which look well on a replica that is cut off.
 type Lag struct {
 	Bytes uint64
 	Time  time.Duration
+}
+
+// check returns what is wrong with the bound.
+func (l Lag) check() error {
+	if l.Time < 0 && l.Time != Off {
+		return fmt.Errorf("Time is %v: must be positive, 0, or Off", l.Time)
+	}
+	return nil
 }
 
 // bounds reports whether anything is bounded.
@@ -51,7 +60,7 @@ var errLagSyntax = errors.New("must be a duration such as 10s, a size such as 16
 // parseLag is the reverse of Lag.String; "0" is no bound, said.
 func parseLag(v string) (Lag, error) {
 	if v == "0" {
-		return Lag{Time: -1}, nil
+		return Lag{Time: Off}, nil
 	}
 	var l Lag
 	for part := range strings.SplitSeq(v, ",") {

@@ -14,13 +14,17 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Config is everything there is to set on a pool that [Open] makes. A zero field means its default, a negative number
-// means off; but CheckInterval cannot be off, and a negative one is an error. Open takes a copy; changing it afterwards has
-// no effect.
+// Off turns off what a field bounds or times: [Options].Wait, MaxWaiting, StallAfter, WriteReserve, ReturnAfter, and the
+// Time of a [Lag], where the zero means the default. In a connection string it is 0.
+const Off = -1
+
+// Options are everything there is to set on a pool that [Open] makes. A zero field means its default, and [Off] in a field
+// whose comment says so that there is none. Any other negative number is an error, except in Config, whose fields are
+// pgxpool's. Open takes a copy; changing it afterwards has no effect.
 type Options struct {
 	// Pool is the template of every peer's pool, from [ParseConfig] or pgxpool.ParseConfig. Required. Its MaxConns,
 	// MinConns and the other limits hold for each peer, not for all of them together. With several peers a
-	// MaxConnLifetimeJitter of 0 means a tenth of MaxConnLifetime, a negative one none. multipool_* keys in its
+	// MaxConnLifetimeJitter of 0 means a tenth of MaxConnLifetime, a negative one ([Off]) none. multipool_* keys in its
 	// RuntimeParams are taken from there; a field of this struct that is not zero wins over its key.
 	Config *pgxpool.Config
 
@@ -43,7 +47,7 @@ type Options struct {
 	Mode Mode
 
 	// ReturnAfter is how long an earlier peer must have been well under ModeOrdered before it takes everything back. Default
-	// 10 s; negative: at once. Key multipool_return_after.
+	// 10 s; [Off]: at once. Key multipool_return_after.
 	ReturnAfter time.Duration
 
 	// Route is what holds where the context and the model say nothing. Keys multipool_target, multipool_retry.
@@ -75,20 +79,20 @@ type Options struct {
 	CheckInterval time.Duration
 
 	// Wait is how long a call waits for a peer that can take it where none can, within its own context. Default 5 s;
-	// negative: it does not wait. For the first looks at the peers of a new pool it waits two seconds at least,
+	// [Off]: it does not wait. For the first looks at the peers of a new pool it waits two seconds at least,
 	// whatever this and MaxWaiting say. Key multipool_wait.
 	Wait time.Duration
 
-	// MaxWaiting is how many calls may wait at once; one more fails with [NoPeerError]. Default 1000; negative: none.
+	// MaxWaiting is how many calls may wait at once; one more fails with [NoPeerError]. Default 1000; [Off]: none.
 	// Key multipool_max_waiting.
 	MaxWaiting int
 
 	// StallAfter is how long statements may run on a peer without any of them ending before the peer is probed. Default
-	// 500 ms, at least 100 ms; negative: hangs are found by the callers' deadlines alone. Key multipool_stall_after.
+	// 500 ms, at least 100 ms; [Off]: hangs are found by the callers' deadlines alone. Key multipool_stall_after.
 	StallAfter time.Duration
 
 	// WriteReserve is the part of the primary's connections that reads leave alone which fall back to it because no
-	// replica can serve. Default 0.25, one connection at least where there are two; at most 0.9; negative: none. Key
+	// replica can serve. Default 0.25, one connection at least where there are two; at most 0.9; [Off]: none. Key
 	// multipool_write_reserve.
 	WriteReserve float64
 
@@ -134,14 +138,18 @@ type Peer struct {
 	// what is not fenced.
 	Proxy bool
 
-	// MaxConns, where it is positive, replaces Options.Config's MaxConns for this peer.
+	// MaxConns, where it is not 0, replaces Options.Config's MaxConns for this peer.
 	MaxConns int32
 
 	// Weight is the peer's part of the reads beside others that may serve them: one of weight 2 is drawn twice as often as
-	// one of weight 1, and counts as equally busy with twice the calls. 0 means 1; at most 1000. A negative weight
-	// means no reads unless nobody else can serve them, the primary included; on the primary, none while a replica can.
-	// Under ModeEquivalent writes go by weight too; under ModeOrdered a negative one comes last in the order.
+	// one of weight 1, and counts as equally busy with twice the calls. 0 means 1; at most 1000. Under ModeEquivalent
+	// writes go by weight too.
 	Weight float64
+
+	// LastResort keeps the reads from the peer unless nobody else can serve them, the primary included; on the primary,
+	// unless no replica can. Under ModeEquivalent writes keep away too; under ModeOrdered the peer comes last in the order.
+	// Among several peers of last resort Weight decides as among others.
+	LastResort bool
 
 	// Zone is where the server stands; see Options.Zone. Empty: in none, which is no program's own.
 	Zone string
@@ -231,15 +239,18 @@ var settings = []setting{
 		if err != nil {
 			return errors.New("must be a whole number")
 		}
+		if n < 0 {
+			return errNegative
+		}
 		if n == 0 {
-			n = -1 // in the string 0 means none; in the struct it means the default
+			n = Off
 		}
 		c.MaxWaiting = cmp.Or(c.MaxWaiting, n)
 		return nil
 	}},
 	{"multipool_stall_after", func(c *Options, v string) error {
 		if d, err := time.ParseDuration(v); err == nil && d > 0 && d < minStallAfter {
-			return fmt.Errorf("must be at least %v, or 0 or less for none", minStallAfter)
+			return fmt.Errorf("must be at least %v, or 0 for none", minStallAfter)
 		}
 		return setDuration(&c.StallAfter, v)
 	}},
@@ -249,7 +260,7 @@ var settings = []setting{
 			return fmt.Errorf("must be a number from 0 to %v", maxWriteReserve)
 		}
 		if share == 0 {
-			share = -1 // in the string 0 means none; in the struct it means the default
+			share = Off
 		}
 		c.WriteReserve = cmp.Or(c.WriteReserve, share)
 		return nil
@@ -274,13 +285,19 @@ func setName[E ~uint8](field *E, names []string, v string) error {
 	return nil
 }
 
+// errNegative is of a connection string: Off is not written there as it is in the struct.
+var errNegative = errors.New("must not be negative (0 means none)")
+
 func setDuration(field *time.Duration, v string) error {
 	d, err := time.ParseDuration(v)
 	if err != nil {
 		return errNoDuration
 	}
+	if d < 0 {
+		return errNegative
+	}
 	if d == 0 {
-		d = -1 // in the string 0 means none; in the struct it means the default
+		d = Off
 	}
 	*field = cmp.Or(*field, d)
 	return nil
@@ -296,7 +313,7 @@ func setDuration(field *time.Duration, v string) error {
 // and the bound; none holds a password.
 //
 //   - multipool_mode: replicated, equivalent, ordered (default replicated)
-//   - multipool_return_after: duration string (default 10s; 0 or less: at once)
+//   - multipool_return_after: duration string (default 10s; 0: at once)
 //   - multipool_discover: none, dns (all addresses of the hosts), srv (the host is the name of SRV records), replication (the
 //     primary's standbys) (default none)
 //   - multipool_target: auto, primary, prefer-replica, replica, any (default auto)
@@ -305,9 +322,9 @@ func setDuration(field *time.Duration, v string) error {
 //   - multipool_zone: the program's zone (default none)
 //   - multipool_max_lag: duration, size such as 16MB, or both with a comma between (default 0, none)
 //   - multipool_check_interval: duration string of at least 10ms (default 5s)
-//   - multipool_wait: duration string (default 5s; 0 or less: a call does not wait)
-//   - multipool_max_waiting: integer (default 1000; 0 or less: none)
-//   - multipool_stall_after: duration string of at least 100ms (default 500ms; 0 or less: hangs are not looked for)
+//   - multipool_wait: duration string (default 5s; 0: a call does not wait)
+//   - multipool_max_waiting: integer (default 1000; 0: none)
+//   - multipool_stall_after: duration string of at least 100ms (default 500ms; 0: hangs are not looked for)
 //   - multipool_write_reserve: number from 0 to 0.9 (default 0.25; 0: none)
 //   - multipool_monitor_conns: true or false (default true)
 func ParseConfig(connString string) (*pgxpool.Config, error) {
@@ -374,6 +391,9 @@ func (c *Options) takeKeys(params map[string]string) error {
 
 // checkBounds names the first field whose value cannot be.
 func (c *Options) checkBounds() error {
+	if err := c.checkSigns(); err != nil {
+		return err
+	}
 	switch {
 	case c.CheckInterval != 0 && c.CheckInterval < minCheckInterval:
 		return fmt.Errorf("multipool: CheckInterval (multipool_check_interval) is %v: must be at least %v", c.CheckInterval, minCheckInterval)
@@ -391,6 +411,29 @@ func (c *Options) checkBounds() error {
 		return fmt.Errorf("multipool: Route.Target is %d: unknown", c.Route.Target)
 	case int(c.Route.Retry) >= len(retryNames):
 		return fmt.Errorf("multipool: Route.Retry is %d: unknown", c.Route.Retry)
+	}
+	return nil
+}
+
+// checkSigns names the first field that has a negative number other than Off.
+func (c *Options) checkSigns() error {
+	for _, field := range []struct {
+		name  string
+		wrong bool
+		value any
+	}{
+		{"ReturnAfter (multipool_return_after)", c.ReturnAfter < 0 && c.ReturnAfter != Off, c.ReturnAfter},
+		{"Wait (multipool_wait)", c.Wait < 0 && c.Wait != Off, c.Wait},
+		{"MaxWaiting (multipool_max_waiting)", c.MaxWaiting < 0 && c.MaxWaiting != Off, c.MaxWaiting},
+		{"StallAfter (multipool_stall_after)", c.StallAfter < 0 && c.StallAfter != Off, c.StallAfter},
+		{"WriteReserve (multipool_write_reserve)", c.WriteReserve < 0 && c.WriteReserve != Off, c.WriteReserve},
+	} {
+		if field.wrong {
+			return fmt.Errorf("multipool: %s is %v: must be positive, 0 for the default, or Off", field.name, field.value)
+		}
+	}
+	if err := c.MaxLag.check(); err != nil {
+		return fmt.Errorf("multipool: MaxLag (multipool_max_lag): %w", err)
 	}
 	return nil
 }

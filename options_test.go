@@ -329,7 +329,7 @@ func TestAFieldWinsOverItsKey(t *testing.T) {
 	require.Equal(t, Route{Target: TargetPrimary, Retry: RetryReads}, c.Route)
 }
 
-func TestZeroFieldsMeanDefaultsAndNegativeOnesOff(t *testing.T) {
+func TestZeroFieldsMeanDefaults(t *testing.T) {
 	withoutEnvironment(t)
 	pool, err := ParseConfig(threeHosts)
 	require.NoError(t, err)
@@ -341,9 +341,49 @@ func TestZeroFieldsMeanDefaultsAndNegativeOnesOff(t *testing.T) {
 	require.Nil(t, c.Balancer)
 	require.Empty(t, c.Zone)
 
-	c, _ = completed(t, Options{Config: pool, Wait: -1, MaxWaiting: -1})
+	c, _ = completed(t, Options{Config: pool, Wait: Off, MaxWaiting: Off, WriteReserve: Off, ReturnAfter: Off, StallAfter: Off, MaxLag: Lag{Time: Off}})
 	require.Zero(t, c.Wait)
 	require.Zero(t, c.MaxWaiting)
+	require.Zero(t, c.WriteReserve)
+	require.Zero(t, c.ReturnAfter)
+	require.Negative(t, c.StallAfter)
+	require.False(t, c.MaxLag.bounds())
+}
+
+func TestOffIsTheOnlyNegativeNumber(t *testing.T) {
+	withoutEnvironment(t)
+	pool, err := ParseConfig(threeHosts)
+	require.NoError(t, err)
+	with := func(set func(*Options)) Options {
+		o := Options{Config: pool}
+		set(&o)
+		return o
+	}
+	for says, o := range map[string]Options{
+		"ReturnAfter (multipool_return_after) is -1s":                             with(func(o *Options) { o.ReturnAfter = -time.Second }),
+		"Wait (multipool_wait) is -2ns":                                           with(func(o *Options) { o.Wait = -2 }),
+		"MaxWaiting (multipool_max_waiting) is -2":                                with(func(o *Options) { o.MaxWaiting = -2 }),
+		"StallAfter (multipool_stall_after) is -1m0s":                             with(func(o *Options) { o.StallAfter = -time.Minute }),
+		"WriteReserve (multipool_write_reserve) is -0.5":                          with(func(o *Options) { o.WriteReserve = -0.5 }),
+		"MaxLag (multipool_max_lag): Time is -1s":                                 with(func(o *Options) { o.MaxLag.Time = -time.Second }),
+		"Route.MaxLag: Time is -3s":                                               with(func(o *Options) { o.Route.MaxLag.Time = -3 * time.Second }),
+		"CheckInterval (multipool_check_interval) is -1ns: must be at least 10ms": with(func(o *Options) { o.CheckInterval = Off }),
+		"peer a: MaxConns is -1: must not be negative":                            with(func(o *Options) { o.Peers = []Peer{{Name: "a", Host: "a", MaxConns: -1}, {Host: "b"}} }),
+		"peer a: Weight is -1: must not be negative (set LastResort":              with(func(o *Options) { o.Peers = []Peer{{Name: "a", Host: "a", Weight: -1}, {Host: "b"}} }),
+		`in model "m"`: with(func(o *Options) { o.Models = map[string]Route{"m": {MaxLag: Lag{Time: -2}}} }),
+	} {
+		_, err := Open(context.Background(), o)
+		require.ErrorContains(t, err, says)
+	}
+	for _, key := range []string{"multipool_wait=-1s", "multipool_return_after=-1ns", "multipool_stall_after=-1s", "multipool_max_waiting=-1", "multipool_write_reserve=-1", "multipool_max_lag=-1s", "multipool_check_interval=-1s"} {
+		_, err := ParseConfig(threeHosts + "&" + key)
+		require.ErrorContains(t, err, key[:strings.Index(key, "=")])
+	}
+	p, err := Open(context.Background(), Options{Config: pool})
+	require.NoError(t, err)
+	t.Cleanup(p.Close)
+	_, err = p.Explain(WithRoute(context.Background(), Route{MaxLag: Lag{Time: -time.Second}}), "select 1")
+	require.ErrorContains(t, err, "Route.MaxLag: Time is -1s")
 }
 
 // The list of keys in the documentation of ParseConfig is the one in the code, in its order, and no default differs.
@@ -381,9 +421,12 @@ func TestTheDocumentationOfParseConfigListsTheKeys(t *testing.T) {
 	require.Contains(t, lines["multipool_max_waiting"], fmt.Sprintf("default %d", defaultMaxWaiting))
 	for _, s := range settings {
 		c := Options{Config: plainPool(t)}
-		belowZero := s.set(&c, "-1s") == nil || s.set(&c, "-1") == nil
-		belowZero = belowZero && s.key != "multipool_zone" // which may be called anything
-		require.Equal(t, belowZero, strings.Contains(lines[s.key], "; 0 or less: "), s.key)
+		none := s.set(&c, "0s") == nil || s.set(&c, "0") == nil
+		switch s.key {
+		case "multipool_zone", "multipool_monitor_conns", "multipool_max_lag": // where 0 is a name, false, and the default
+			continue
+		}
+		require.Equal(t, none, strings.Contains(lines[s.key], "; 0: "), s.key)
 	}
 }
 
@@ -692,7 +735,7 @@ func TestListedPeersReplaceTheHosts(t *testing.T) {
 		{"a role", Peer{Name: "x", Host: "a", Role: 99}, []string{"peer x", "Role is 99"}},
 		{"a weight that is too high", Peer{Name: "x", Host: "a", Weight: 1000.5}, []string{"peer x", "Weight is 1000.5", "at most 1000"}},
 		{"an infinite weight", Peer{Name: "x", Host: "a", Weight: math.Inf(1)}, []string{"peer x", "Weight is +Inf", "finite"}},
-		{"... below zero", Peer{Name: "x", Host: "a", Weight: math.Inf(-1)}, []string{"peer x", "Weight is -Inf", "finite"}},
+		{"... below zero", Peer{Name: "x", Host: "a", Weight: math.Inf(-1)}, []string{"peer x", "Weight is -Inf", "negative"}},
 		{"a weight that is no number", Peer{Host: "a", Weight: math.NaN()}, []string{"peer #2", "Weight is NaN", "finite"}},
 		{"the same again", Peer{Host: "first"}, []string{"peer first:5432 is given twice"}},
 	} {

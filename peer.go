@@ -1,7 +1,6 @@
 package multipool
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -25,8 +24,7 @@ type peer struct {
 	vouch Role // the role that the configuration vouches for; RoleUnknown: discovered
 	zone  string
 	away  bool    // in another zone than the pool
-	given float64 // its weight as configured
-	spare bool    // that is negative: reads only where nobody else can
+	spare bool // of last resort: reads only where nobody else can
 
 	config     *pgxpool.Config // the template as configured, with the program's hooks and none of ours
 	pool       *pgxpool.Pool
@@ -89,7 +87,7 @@ func (p *peer) called() string {
 }
 
 // weight is the peer's as it was configured; 1 where it was not.
-func (p *peer) weight() float64 { return cmp.Or(p.given, 1) }
+func (p *peer) weight() float64 { return p.load.heft() }
 
 func namesOfPeers(peers []*peer) []string {
 	var names []string
@@ -136,8 +134,7 @@ func newPeer(owner *MultiPool, c peerConfig) (*peer, error) {
 		zone:   c.Zone,
 		number: owner.numbered.Add(1),
 		away:   owner.config.Zone != "" && c.Zone != owner.config.Zone,
-		given:  c.Weight,
-		spare:  c.Weight < 0,
+		spare:  c.LastResort,
 	}
 	if !p.solo {
 		p.monitor = newMonitor(p, &owner.config)
@@ -146,7 +143,7 @@ func newPeer(owner *MultiPool, c peerConfig) (*peer, error) {
 	p.dials = make(chan struct{}, maxHandshakes)
 	p.behind.forget()
 	p.load.limit, p.turns.limit, p.seats.limit = c.pool.MaxConns, c.pool.MaxConns, c.pool.MaxConns
-	p.load.weight = max(c.Weight, 0)
+	p.load.weight = c.Weight
 	p.load.share.Store(fullShare)
 	p.load.exhausted = p.exhausted
 	p.breaker = newBreaker(p.name, &p.rate, &p.picks.trips)

@@ -569,7 +569,7 @@ func TestARoutesMaxLagIsHard(t *testing.T) {
 	require.False(t, onReplica())
 	_, err := p.Query(WithRoute(testContext(t), Route{Target: TargetReplica, MaxLag: Lag{Bytes: 1}}), "select 1")
 	require.ErrorIs(t, err, ErrNoReplica)
-	require.NoError(t, p.QueryRow(WithRoute(reader, Route{MaxLag: Lag{Time: -1}}), "select 1").Scan(new(int)))
+	require.NoError(t, p.QueryRow(WithRoute(reader, Route{MaxLag: Lag{Time: Off}}), "select 1").Scan(new(int)))
 	for _, s := range c.Standbys() {
 		require.NoError(t, s.ResumeReplay())
 	}

@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"sync/atomic"
@@ -209,6 +210,10 @@ func (p *MultiPool) resolveRoute(route Route) *resolution {
 	r := &resolution{pool: p, version: p.version.Load(), route: route}
 	if int(route.Target) >= len(targetNames) || int(route.Retry) >= len(retryNames) {
 		r.err = unknownName("route", route.Target.String()+"/"+route.Retry.String(), nil)
+		return r
+	}
+	if err := route.MaxLag.check(); err != nil {
+		r.err = fmt.Errorf("multipool: Route.MaxLag: %w", err)
 		return r
 	}
 	p.lookFor(route.MaxLag)

@@ -72,10 +72,11 @@ type PeerStatus struct {
 	System  uint64 // its system identifier; 0: unknown
 	// SameAs is the name of the peer that stands for the same server, and takes what goes to it; "" where there is none. Calls
 	// that name this one still go here.
-	SameAs   string
-	Zone     string
-	Weight   float64 // 1 where none was given
-	Timeline uint32  // of the log that a primary writes, or that a replica receives; 0: unknown
+	SameAs     string
+	Zone       string
+	Weight     float64 // 1 where none was given
+	LastResort bool    // see Peer.LastResort
+	Timeline   uint32  // of the log that a primary writes, or that a replica receives; 0: unknown
 
 	// How far a replica was behind the primary when it was last looked at, at least: log that it lacked in bytes, and for
 	// how long the primary had had something that it did not show. LagKnown is false of a primary, and before both have
@@ -114,7 +115,7 @@ func (p *MultiPool) Status() Status {
 			Unfit:   m.unfit(),
 			System:  m.system,
 			SameAs:  m.alias.called(),
-			Zone:    q.zone, Weight: q.weight(), RoundTrip: q.roundTrip.known(),
+			Zone:    q.zone, Weight: q.weight(), LastResort: q.spare, RoundTrip: q.roundTrip.known(),
 			Serves:   contains(top.reads, q) || contains(top.writes, q),
 			InFlight: int64(q.load.busy()), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),
 			Retries: q.picks.retries.Load(), Trips: q.breaker.trips.Load(),

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"reflect"
 	"slices"
@@ -112,8 +111,12 @@ func (p Peer) check() error {
 		return fmt.Errorf("its Host %w", errNoHost)
 	case int(p.Role) >= len(roleNames):
 		return fmt.Errorf("Role is %d: unknown", p.Role)
-	case !(p.Weight <= maxWeight) || math.IsInf(p.Weight, -1):
+	case p.MaxConns < 0:
+		return fmt.Errorf("MaxConns is %d: must not be negative", p.MaxConns)
+	case !(p.Weight <= maxWeight):
 		return fmt.Errorf("Weight is %v: must be a finite number of at most %d", p.Weight, maxWeight)
+	case p.Weight < 0:
+		return fmt.Errorf("Weight is %v: must not be negative (set LastResort for a peer that nobody reads while another can be)", p.Weight)
 	}
 	return nil
 }

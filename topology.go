@@ -133,7 +133,7 @@ type topology struct {
 	well     []*peer // the same with those that are slow or behind: for calls that name their peers
 	writes   []*peer // the primary
 	anyone   []*peer // healthy peers of either role, suspects where there is none
-	spare    []*peer // healthy peers of a negative weight: for calls that name their peers
+	spare    []*peer // healthy peers of last resort: for calls that name their peers
 	last     []*peer // the same without those that are slow or behind: the last resort of reads
 
 	drawn    drawn

@@ -245,7 +245,7 @@ func TestNothingOfOursIsShown(t *testing.T) {
 
 // A copy is told with an error, too.
 func TestNothingOfOursIsInAnError(t *testing.T) {
-	bubble(t, 1, func(c *Options) { roomFilled(c.Config); c.Wait = -1; c.Config.MinConns, c.Config.MinIdleConns = 0, 0 }, func(ctx context.Context, x *fakes) {
+	bubble(t, 1, func(c *Options) { roomFilled(c.Config); c.Wait = Off; c.Config.MinConns, c.Config.MinIdleConns = 0, 0 }, func(ctx context.Context, x *fakes) {
 		settled()
 		x.primary.StartupError("28P01")
 		for name, pool := range map[string]*pgxpool.Pool{"peer": x.pool.PeerPool("primary:5432"), "primary": x.pool.PrimaryPool()} {

@@ -16,7 +16,7 @@ import (
 	"github.com/pgmultipool/multipool/internal/pgtest"
 )
 
-// zoned makes peers a to d of a pool; those in away are of other zones, those in spare have a negative weight.
+// zoned makes peers a to d of a pool; those in away are of other zones, those in spare are of last resort.
 func zoned(mode Mode, away, spare string) *topology {
 	peers := idlePeers("a", "b", "c", "d")
 	for _, p := range peers {
