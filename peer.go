@@ -23,7 +23,7 @@ type peer struct {
 	proxy bool // more than one server may answer there
 	vouch Role // the role that the configuration vouches for; RoleUnknown: discovered
 	zone  string
-	away  bool    // in another zone than the pool
+	away  bool // in another zone than the pool
 	spare bool // of last resort: reads only where nobody else can
 
 	config     *pgxpool.Config // the template as configured, with the program's hooks and none of ours

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -13,8 +14,9 @@ import (
 
 // Router sends each call to one of several MultiPools, by the model that its context names ([WithModel]): to the pool
 // that owns the model, and to the default where none does or no model is named. Each pool stands for a cluster of its
-// own; one that is down is noticed by its own callers alone. The methods have the signatures of [MultiPool]'s, so what
-// takes an interface of a pool's methods takes a Router. It is safe for concurrent use.
+// own; one that is down is noticed by its own callers alone. The methods that are calls have the signatures of [MultiPool]'s,
+// so what takes an interface of these takes a Router. Stat, PrimaryPool and ReplicaPool take a context too, to go by its
+// model; Status, Reset and Close are of all pools. It is safe for concurrent use.
 type Router struct {
 	def    *MultiPool
 	models map[string]*MultiPool
@@ -36,17 +38,19 @@ func NewRouter(def *MultiPool, models map[string]*MultiPool) (*Router, error) {
 		}
 	}
 	r := &Router{def: def, models: maps.Clone(models)}
-	for p := range r.pools() {
+	for _, p := range r.pools() {
 		p.ofRouter.Store(true)
 	}
 	return r, nil
 }
 
-// pools is each of them once.
-func (r *Router) pools() map[*MultiPool]bool {
-	all := map[*MultiPool]bool{r.def: true}
-	for _, p := range r.models {
-		all[p] = true
+// pools is each of them once: the default, and the others by the first of their models.
+func (r *Router) pools() []*MultiPool {
+	all := []*MultiPool{r.def}
+	for _, name := range sortedKeys(r.models) {
+		if p := r.models[name]; !slices.Contains(all, p) {
+			all = append(all, p)
+		}
 	}
 	return all
 }
@@ -115,9 +119,51 @@ func (r *Router) Explain(ctx context.Context, sql string) (Decision, error) {
 	return r.Pool(ctx).Explain(ctx, sql)
 }
 
+// WaitForPrimary is [MultiPool.WaitForPrimary] on the model's pool. The other pools may have no primary.
+func (r *Router) WaitForPrimary(ctx context.Context) error { return r.Pool(ctx).WaitForPrimary(ctx) }
+
+// PrimaryPool is [MultiPool.PrimaryPool] of the model's pool.
+func (r *Router) PrimaryPool(ctx context.Context) *pgxpool.Pool { return r.Pool(ctx).PrimaryPool() }
+
+// ReplicaPool is [MultiPool.ReplicaPool] of the model's pool.
+func (r *Router) ReplicaPool(ctx context.Context) *pgxpool.Pool { return r.Pool(ctx).ReplicaPool() }
+
+// Stat is [MultiPool.Stat] of the model's pool.
+func (r *Router) Stat(ctx context.Context) *pgxpool.Stat { return r.Pool(ctx).Stat() }
+
+// RoutedPool is one pool of a [Router].
+type RoutedPool struct {
+	Default bool     `json:"default"` // takes what no pool owns
+	Models  []string `json:"models"`  // that it owns, sorted
+	Status  Status   `json:"status"`
+}
+
+// Status returns a snapshot of every pool, one after another: of the default first, and then of the others, sorted by the
+// first of their models. A pool that owns several models, or is the default too, is there once.
+func (r *Router) Status() []RoutedPool {
+	var all []RoutedPool
+	for _, p := range r.pools() {
+		one := RoutedPool{Default: p == r.def, Models: []string{}, Status: p.Status()}
+		for _, name := range sortedKeys(r.models) {
+			if r.models[name] == p {
+				one.Models = append(one.Models, name)
+			}
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+// Reset resets all of the pools; see [MultiPool.Reset].
+func (r *Router) Reset() {
+	for _, p := range r.pools() {
+		p.Reset()
+	}
+}
+
 // Close closes all of the pools, one after another; see [MultiPool.Close].
 func (r *Router) Close() {
-	for p := range r.pools() {
+	for _, p := range r.pools() {
 		p.Close()
 	}
 }

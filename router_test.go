@@ -3,6 +3,7 @@ package multipool
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -25,6 +26,8 @@ type database interface {
 	CopyFrom(context.Context, pgx.Identifier, []string, pgx.CopyFromSource) (int64, error)
 	RunTx(context.Context, pgx.TxOptions, func(pgx.Tx) error) error
 	Ping(context.Context) error
+	Explain(context.Context, string) (Decision, error)
+	WaitForPrimary(context.Context) error
 }
 
 var (
@@ -46,6 +49,35 @@ func TestARouterIsMadeOfPoolsWithNames(t *testing.T) {
 	require.NoError(t, err)
 	require.Same(t, p, r.Pool(t.Context()))
 	require.Same(t, p, r.Pool(WithModel(t.Context(), "anything")))
+}
+
+func TestARouterShowsItsPools(t *testing.T) {
+	open := func(port string) *MultiPool {
+		return openPool(t, Options{}, "postgres://app@127.0.0.1:"+port+"/app")
+	}
+	def, users, log := open("1"), open("2"), open("3")
+	r, err := NewRouter(def, map[string]*MultiPool{"user": users, "login": users, "log": log, "rest": def})
+	require.NoError(t, err)
+	var seen []string
+	for _, p := range r.Status() {
+		seen = append(seen, fmt.Sprintln(p.Default, p.Models, p.Status.Peers[0].Name))
+	}
+	require.Equal(t, []string{"true [rest] 127.0.0.1:1\n", "false [log] 127.0.0.1:3\n", "false [login user] 127.0.0.1:2\n"}, seen)
+	for model, p := range map[string]*MultiPool{"user": users, "log": log, "rest": def, "any": def} {
+		ctx := WithModel(t.Context(), model)
+		require.Same(t, p.PrimaryPool(), r.PrimaryPool(ctx))
+		require.Same(t, p.ReplicaPool(), r.ReplicaPool(ctx))
+		require.Equal(t, p.Stat().MaxConns(), r.Stat(ctx).MaxConns())
+	}
+	r.Reset()
+	for _, p := range []*MultiPool{def, users, log} {
+		require.Positive(t, p.peers()[0].generation.Load())
+	}
+	log.Close()
+	require.ErrorIs(t, r.WaitForPrimary(WithModel(t.Context(), "log")), ErrClosedPool)
+	short, cancel := context.WithCancel(WithModel(t.Context(), "user"))
+	cancel()
+	require.ErrorIs(t, r.WaitForPrimary(short), ErrNoPrimary)
 }
 
 // Two clusters: each model is where it lives, by every kind of call, and when one cluster dies the callers of the other
