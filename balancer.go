@@ -28,7 +28,8 @@ type Balancer interface {
 // free connection those of the others, in a second Pick. They have the order of the configuration, but that the primary
 // stands behind the replicas. Indexes go from 0 to Len()-1; others panic.
 //
-// It is a view: what it tells of a peer is read at that moment, without a lock.
+// It is a view: what it tells of a peer is read at that moment, without a lock; but Ready may take the lock of a pool that
+// seems to be full. [NewCandidates] makes one for the test of a Balancer. [RoundRobin] and [Nearest] use these methods only.
 type Candidates struct {
 	list  []*peer
 	only  []*peer // nil: all
@@ -84,11 +85,67 @@ func (c Candidates) Usable(i int) bool {
 		(!c.fresh.bounds() || c.fresh.holds(p))
 }
 
-// ready reports whether the peer may take the call at once: it is usable, has a free connection, and is not so new that
-// it leaves this call to another.
-func (c Candidates) ready(i int) bool {
+// Ready reports whether the peer should take the call if it is chosen: it is usable, has a free connection, and does not
+// leave this call to another for having just risen, which is drawn at random by each call of Ready. Where no candidate is
+// ready one that is usable is as good a choice: the call waits for its connection.
+func (c Candidates) Ready(i int) bool {
 	l := &c.list[i].load
 	return c.Usable(i) && !l.full() && (l.share.Load() >= fullShare || l.takesDraw(rand.Uint32()))
+}
+
+// Reads reports whether the call is a read.
+func (c Candidates) Reads() bool { return c.reads }
+
+// Named reports whether the call's route names peers: then the usable ones may be few among many candidates.
+func (c Candidates) Named() bool { return c.only != nil }
+
+// LessBusy returns i, or j if that peer is less busy: if it would have no more calls in flight with this one than the other
+// has without it, each by its weight. It is the default's choice between the two that it draws.
+func (c Candidates) LessBusy(i, j int) int {
+	if lessBusy(c.list[i], c.list[j]) == c.list[i] {
+		return i
+	}
+	return j
+}
+
+// CandidatePeer is a peer as a test wants a [Balancer] to see it.
+type CandidatePeer struct {
+	Name      string
+	Role      Role
+	Zone      string
+	Weight    float64       // 0: 1
+	InFlight  int           // calls
+	Latency   time.Duration // 0: not known
+	RoundTrip time.Duration // 0: not known
+	Full      bool          // has no free connection
+	Tried     bool          // has failed the call already
+	Named     bool          // is named by the call's route; where none is the route names nobody
+}
+
+// NewCandidates returns candidates for the test of a [Balancer]: those of a read, or of another call, in the order of peers.
+// A peer is usable unless it has been tried, or others are named and it is not.
+func NewCandidates(reads bool, peers ...CandidatePeer) Candidates {
+	c := Candidates{reads: reads}
+	for _, is := range peers {
+		p := &peer{name: is.Name, zone: is.Zone}
+		p.role.Store(int32(is.Role))
+		p.load.weight, p.load.limit = is.Weight, math.MaxInt32
+		p.load.share.Store(fullShare)
+		p.load.out.Store(int32(is.InFlight))
+		if is.Full {
+			p.load.limit, p.load.exhausted = 0, func() bool { return true }
+		}
+		p.latency.told.Store(int64(is.Latency))
+		p.roundTrip.smooth.Store(int64(is.RoundTrip))
+		c.list = append(c.list, p)
+		if is.Tried {
+			c.tried = append(c.tried, p)
+		}
+		if is.Named {
+			c.only = append(c.only, p)
+		}
+	}
+	return c
 }
 
 var balancerNames = [...]string{"default", "round-robin", "nearest"}
@@ -121,7 +178,7 @@ type roundRobin struct {
 
 func (b *roundRobin) Pick(c Candidates) int {
 	next := &b.next[0]
-	if !c.reads {
+	if !c.Reads() {
 		next = &b.next[1]
 	}
 	n := uint64(c.Len())
@@ -130,7 +187,7 @@ func (b *roundRobin) Pick(c Candidates) int {
 		// A turn each, also for who is passed over: else its neighbour would have two.
 		i := int((next.Add(1) - 1) % n)
 		switch {
-		case c.ready(i):
+		case c.Ready(i):
 			return i
 		case last < 0 && c.Usable(i):
 			last = i
@@ -157,9 +214,9 @@ func (nearest) Pick(c Candidates) int {
 	var sample [nearestSample]int
 	var trips [nearestSample]time.Duration
 	n, best := 0, time.Duration(math.MaxInt64)
-	for _, i := range sample[:c.sample(&sample)] {
+	for _, i := range sample[:sampled(c, &sample)] {
 		d := c.RoundTrip(i)
-		if d == 0 || !c.ready(i) {
+		if d == 0 || !c.Ready(i) {
 			continue
 		}
 		sample[n], trips[n] = i, d // n is behind the place that is read
@@ -183,16 +240,12 @@ func (nearest) Pick(c Candidates) int {
 	if b >= a {
 		b++
 	}
-	i, j := sample[a], sample[b]
-	if lessBusy(c.list[i], c.list[j]) == c.list[j] {
-		return j
-	}
-	return i
+	return c.LessBusy(sample[a], sample[b])
 }
 
-// sample fills in the candidates to compare and returns how many they are: all of a few, some of many. Of those that a
+// sampled fills in the candidates to compare and returns how many they are: all of a few, some of many. Of those that a
 // route names all are met first, as they may be few among many.
-func (c Candidates) sample(s *[nearestSample]int) int {
+func sampled(c Candidates, s *[nearestSample]int) int {
 	k := c.Len()
 	switch {
 	case k <= nearestSample:
@@ -200,7 +253,7 @@ func (c Candidates) sample(s *[nearestSample]int) int {
 			s[i] = i
 		}
 		return k
-	case c.only == nil:
+	case !c.Named():
 		for i := range s {
 			s[i] = rand.IntN(k)
 		}

@@ -60,7 +60,7 @@ func TestTheBalancerIsAskedWhereThereIsAChoice(t *testing.T) {
 				}
 				return -1
 			})), tc.news...)
-			in := intent{place: tc.place, reads: tc.place != placePrimary}
+			in := intent{place: tc.place, reads: tc.place != placePrimary, reason: ReasonRead}
 			for i := range top.members {
 				if p := top.members[i].peer; p.name == tc.named {
 					in.peers = append(in.peers, p)
@@ -100,7 +100,7 @@ func TestTheBalancersWordIsTakenWhereItIsUsable(t *testing.T) {
 		}
 		got := map[string]bool{}
 		for range 200 {
-			p, why := top.pick(&intent{place: placeReads, reads: true}, &noted)
+			p, why := top.pick(&intent{place: placeReads, reads: true, reason: ReasonRead}, &noted)
 			got[p.name] = true
 			require.Equal(t, ReasonRead, why)
 		}
@@ -111,7 +111,31 @@ func TestTheBalancersWordIsTakenWhereItIsUsable(t *testing.T) {
 func TestABalancersPanicIsItsCallers(t *testing.T) {
 	t.Parallel()
 	top := balanced(ModeReplicated, picker(func(c Candidates) int { return len(c.Name(c.Len())) }))
-	require.Panics(t, func() { top.pick(&intent{place: placeReads, reads: true}, &tried{}) }, "there is no such candidate")
+	require.Panics(t, func() { top.pick(&intent{place: placeReads, reads: true, reason: ReasonRead}, &tried{}) }, "there is no such candidate")
+}
+
+func TestCandidatesOfATestAreSeenAsItSays(t *testing.T) {
+	t.Parallel()
+	c := NewCandidates(false,
+		CandidatePeer{Name: "a", Role: RolePrimary, Zone: "z", Weight: 2, InFlight: 3, Latency: 4, RoundTrip: 5},
+		CandidatePeer{Name: "b", InFlight: 2}, CandidatePeer{Name: "c", Tried: true}, CandidatePeer{Name: "d", Full: true})
+	require.Equal(t, []any{4, "a", RolePrimary, "z", 2.0, 3, time.Duration(4), time.Duration(5), true, true, false, false},
+		[]any{c.Len(), c.Name(0), c.Role(0), c.Zone(0), c.Weight(0), c.InFlight(0), c.Latency(0), c.RoundTrip(0), c.Usable(0), c.Ready(0), c.Reads(), c.Named()})
+	require.Equal(t, 1.0, c.Weight(1))
+	require.False(t, c.Usable(2))
+	require.True(t, c.Usable(3))
+	require.False(t, c.Ready(3))
+	require.Equal(t, []int{0, 3, 3}, []int{c.LessBusy(0, 1), c.LessBusy(0, 3), c.LessBusy(3, 1)}, "by weight, and idle ones first")
+	c = NewCandidates(true, CandidatePeer{Named: true}, CandidatePeer{})
+	require.Equal(t, []bool{true, true, true, false}, []bool{c.Reads(), c.Named(), c.Usable(0), c.Usable(1)})
+	near := func(far time.Duration) (at [2]int) {
+		for range 100 {
+			at[Nearest().Pick(NewCandidates(true, CandidatePeer{RoundTrip: time.Millisecond}, CandidatePeer{RoundTrip: far}))]++
+		}
+		return at
+	}
+	require.Equal(t, 100, near(3 * time.Millisecond)[0])
+	require.NotZero(t, near(1500 * time.Microsecond)[1])
 }
 
 func TestCandidatesTellWhatIsKnown(t *testing.T) {
@@ -128,7 +152,7 @@ func TestCandidatesTellWhatIsKnown(t *testing.T) {
 	}
 	d.behind.forget()
 	d.role.Store(int32(RoleReplica))
-	in := intent{place: placeReads, reads: true}
+	in := intent{place: placeReads, reads: true, reason: ReasonRead}
 	view := func(noted *tried) Candidates { return candidatesOf(top.drawn.reads.peers, &in, noted) }
 	v := view(&tried{})
 	require.Equal(t, 3, v.Len())
@@ -174,7 +198,7 @@ func turnsOf(top *topology, n int, in intent, noted *tried) (order []string, cou
 
 func TestRoundRobinTakesTurns(t *testing.T) {
 	t.Parallel()
-	read := intent{place: placeReads, reads: true}
+	read := intent{place: placeReads, reads: true, reason: ReasonRead}
 	top := balanced(ModeReplicated, RoundRobin())
 	order, counts := turnsOf(top, 30, read, &tried{})
 	require.Equal(t, map[string]int{"b": 10, "c": 10, "d": 10}, counts)
@@ -200,13 +224,13 @@ func TestRoundRobinPassesOverWhoHasJustRisenMostOfTheTime(t *testing.T) {
 	t.Parallel()
 	top := balanced(ModeReplicated, RoundRobin())
 	top.members[2].peer.load.easeIn()
-	_, counts := turnsOf(top, 20_000, intent{place: placeReads, reads: true}, &tried{})
+	_, counts := turnsOf(top, 20_000, intent{place: placeReads, reads: true, reason: ReasonRead}, &tried{})
 	require.InDelta(t, 1./21, float64(counts["c"])/20_000, 0.01)
 	require.InDelta(t, counts["b"], counts["d"], 1500)
 	for _, m := range top.members {
 		m.peer.load.easeIn()
 	}
-	_, counts = turnsOf(top, 300, intent{place: placeReads, reads: true}, &tried{})
+	_, counts = turnsOf(top, 300, intent{place: placeReads, reads: true, reason: ReasonRead}, &tried{})
 	require.Len(t, counts, 3)
 }
 
@@ -216,7 +240,7 @@ func TestRoundRobinHasATurnForReadsAndOneForWrites(t *testing.T) {
 	top := balanced(ModeEquivalent, RoundRobin())
 	reads, writes := map[string]int{}, map[string]int{}
 	for range 40 {
-		p, _ := top.pick(&intent{place: placeReads, reads: true}, &tried{})
+		p, _ := top.pick(&intent{place: placeReads, reads: true, reason: ReasonRead}, &tried{})
 		reads[p.name]++
 		p, _ = top.pick(&intent{place: placePrimary}, &tried{})
 		writes[p.name]++
@@ -234,7 +258,7 @@ func TestRoundRobinIsExactWithManyCallers(t *testing.T) {
 	var callers sync.WaitGroup
 	for range 8 {
 		callers.Go(func() {
-			_, counts := turnsOf(top, 900, intent{place: placeReads, reads: true}, &tried{})
+			_, counts := turnsOf(top, 900, intent{place: placeReads, reads: true, reason: ReasonRead}, &tried{})
 			mu.Lock()
 			defer mu.Unlock()
 			for name, n := range counts {
@@ -286,7 +310,7 @@ func TestNearestTakesTheNearestAndOfThoseAsNearTheLessBusy(t *testing.T) {
 					m.peer.load.easeIn()
 				}
 			}
-			_, counts := turnsOf(top, 400, intent{place: placeReads, reads: true}, &tried{})
+			_, counts := turnsOf(top, 400, intent{place: placeReads, reads: true, reason: ReasonRead}, &tried{})
 			require.Equal(t, tc.want, sortedKeys(counts))
 		})
 	}
@@ -309,7 +333,7 @@ func TestNearestComparesFewOfMany(t *testing.T) {
 	far := 0
 	for range 4000 {
 		asked = 0
-		q, _ := top.pick(&intent{place: placeReads, reads: true}, &tried{})
+		q, _ := top.pick(&intent{place: placeReads, reads: true, reason: ReasonRead}, &tried{})
 		require.LessOrEqual(t, asked, nearestSample)
 		if q.roundTrip.known() == time.Second {
 			far++
@@ -431,7 +455,7 @@ func TestBalancersBesideChanges(t *testing.T) {
 				for range 3000 {
 					var noted tried
 					noted.add(p.peers()[rand.IntN(12)])
-					_, _ = p.topology.Load().pick(&intent{place: placeReads, reads: true}, &noted)
+					_, _ = p.topology.Load().pick(&intent{place: placeReads, reads: true, reason: ReasonRead}, &noted)
 				}
 			})
 		}

@@ -407,7 +407,7 @@ func TestChoosingAllocatesNothing(t *testing.T) {
 		"excluded": func() { var noted tried; noted.add(peers[3]); sink = twoDraws(&roster{peers: peers}, nil, &noted) },
 		"named":    func() { sink = twoDraws(&roster{peers: peers}, peers[2:5], &tried{}) },
 		"full":     func() { sink = twoDraws(&roster{peers: full}, nil, &tried{}) },
-		"pick":     func() { sink, _ = top.pick(&intent{place: placeReads, reads: true}, &tried{}) },
+		"pick":     func() { sink, _ = top.pick(&intent{place: placeReads, reads: true, reason: ReasonRead}, &tried{}) },
 	} {
 		require.Zero(t, testing.AllocsPerRun(200, choose), name)
 	}

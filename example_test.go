@@ -7,6 +7,7 @@ import (
 	"log"
 	"log/slog"
 	"math/rand/v2"
+	"time"
 
 	"github.com/pgmultipool/multipool"
 )
@@ -100,6 +101,23 @@ func (lowestLatency) Pick(c multipool.Candidates) int {
 		return -1 // and now and then, or the others would never be measured again
 	}
 	return best
+}
+
+func ExampleNewCandidates() {
+	c := multipool.NewCandidates(true,
+		multipool.CandidatePeer{Name: "north", Latency: 5 * time.Millisecond},
+		multipool.CandidatePeer{Name: "south", Latency: time.Millisecond, Tried: true},
+		multipool.CandidatePeer{Name: "west", Latency: 3 * time.Millisecond, Full: true},
+	)
+	for i := range c.Len() {
+		fmt.Println(c.Name(i), c.Usable(i), c.Ready(i))
+	}
+	fmt.Println(c.Name(multipool.RoundRobin().Pick(c)))
+	// Output:
+	// north true true
+	// south false false
+	// west true false
+	// north
 }
 
 func ExampleBalancer() {

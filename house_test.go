@@ -251,6 +251,37 @@ func TestTheTopologyKnowsNothingOfCallsAndConnections(t *testing.T) {
 	}
 }
 
+// What our balancers use of the candidates, a program's can use too.
+func TestOurBalancersUseTheExportedSurface(t *testing.T) {
+	t.Parallel()
+	var used []string
+	for _, d := range houseFiles(t)["balancer.go"].Decls {
+		f, is := d.(*ast.FuncDecl)
+		if !is {
+			continue
+		}
+		for _, param := range f.Type.Params.List {
+			if typ, is := param.Type.(*ast.Ident); !is || typ.Name != "Candidates" {
+				continue
+			}
+			ast.Inspect(f.Body, func(n ast.Node) bool {
+				sel, is := n.(*ast.SelectorExpr)
+				if !is {
+					return true
+				}
+				if on, is := sel.X.(*ast.Ident); is && on.Name == param.Names[0].Name {
+					used = append(used, sel.Sel.Name)
+					if !sel.Sel.IsExported() {
+						t.Errorf("%s uses %s.%s", f.Name.Name, on.Name, sel.Sel.Name)
+					}
+				}
+				return true
+			})
+		}
+	}
+	require.Subset(t, used, []string{"Len", "Reads", "Ready", "Usable", "RoundTrip", "LessBusy", "Named"})
+}
+
 // A signature that has a name is written by it.
 func TestTheHouseWritesDiscovererOnce(t *testing.T) {
 	t.Parallel()

@@ -260,7 +260,7 @@ func TestTheOneReplicaWithinABoundIsFound(t *testing.T) {
 		p.behind.forget()
 		p.role.Store(int32(RoleReplica))
 	}
-	in := intent{reads: true, fresh: freshness{max: Lag{Bytes: 100}}}
+	in := intent{reads: true, reason: ReasonRead, fresh: freshness{max: Lag{Bytes: 100}}}
 	for range 100 {
 		require.Nil(t, in.draw(&roster{peers: peers}, &tried{}))
 	}

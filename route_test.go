@@ -296,10 +296,10 @@ func TestTheTargetOfAnErrorIsWhatTheCallNeeded(t *testing.T) {
 		in   intent
 		want Target
 	}{
-		{intent{place: placeReads, reads: true}, TargetAuto},
+		{intent{place: placeReads, reads: true, reason: ReasonRead}, TargetAuto},
 		{intent{place: placePrimary}, TargetPrimary},
 		{intent{place: placeReplica, reads: true}, TargetReplica},
-		{intent{place: placeAny, reads: true}, TargetAny},
+		{intent{place: placeAny, reads: true, reason: ReasonRead}, TargetAny},
 		{intent{place: placeNamed, reads: true}, TargetAuto},
 		{intent{place: placeNamed}, TargetPrimary},
 	} {

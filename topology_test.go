@@ -427,7 +427,7 @@ func TestASoloTopologyServesEverything(t *testing.T) {
 	top := soloTopology(idlePeers("a")[0])
 	require.Equal(t, "reads:a writes:a replicas:a any:a primary:a settled", listsOf(top))
 	for _, pl := range []place{placeReads, placePrimary, placeReplica, placeAny, placeNamed} {
-		chosen, _ := top.pick(&intent{place: pl}, &tried{})
+		chosen, _ := top.pick(&intent{place: pl, reason: ReasonRead}, &tried{})
 		require.NotNil(t, chosen, "place %d", pl)
 	}
 }
@@ -760,9 +760,9 @@ func TestPickKeepsToTheNamedPeersUnderATargetToo(t *testing.T) {
 	top := tell(freshTopology("a", "b", "c"), primaryUp("a", 1), replicaUp("b"), replicaUp("c"))
 	a, b := top.members[0].peer, top.members[1].peer
 	for range 40 {
-		chosen, _ := top.pick(&intent{place: placeReads, reads: true, peers: []*peer{a, b}}, &tried{})
+		chosen, _ := top.pick(&intent{place: placeReads, reads: true, reason: ReasonRead, peers: []*peer{a, b}}, &tried{})
 		require.Same(t, b, chosen)
-		chosen, _ = top.pick(&intent{place: placeReads, reads: true, peers: []*peer{a}}, &tried{})
+		chosen, _ = top.pick(&intent{place: placeReads, reads: true, reason: ReasonRead, peers: []*peer{a}}, &tried{})
 		require.Same(t, a, chosen)
 		chosen, _ = top.pick(&intent{place: placePrimary, peers: []*peer{b}}, &tried{})
 		require.Nil(t, chosen)
@@ -796,7 +796,7 @@ func TestWaitingIsHopelessOnlyIfEveryCandidateRefusesUs(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			top := tell(freshTopology("a", "b", "c"), tc.news...)
-			in := intent{place: tc.place}
+			in := intent{place: tc.place, reason: ReasonRead}
 			for i := range top.members {
 				if slices.Contains(strings.Split(tc.named, ","), top.members[i].peer.name) {
 					in.peers = append(in.peers, top.members[i].peer)
@@ -840,7 +840,7 @@ func TestCausesSayWhyEachPeerWasNotTaken(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			top := tell(freshTopology("a", "b", "c"), tc.news...)
-			in := intent{place: tc.place}
+			in := intent{place: tc.place, reason: ReasonRead}
 			for i := range top.members {
 				if slices.Contains(strings.Split(tc.named, ","), top.members[i].peer.name) {
 					in.peers = append(in.peers, top.members[i].peer)

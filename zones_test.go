@@ -55,10 +55,10 @@ func TestZonesAndNegativeWeightsOrderTheCandidates(t *testing.T) {
 	cluster := all{primaryUp("a", 1), replicaUp("b"), replicaUp("c"), replicaUp("d")}
 	equals := all{primaryUp("a", 1), primaryUp("b", 1), primaryUp("c", 1), primaryUp("d", 1)}
 	with := func(base all, more ...news) all { return append(append(all{}, base...), more...) }
-	read := intent{place: placeReads, reads: true}
+	read := intent{place: placeReads, reads: true, reason: ReasonRead}
 	write := intent{place: placePrimary}
 	replica := intent{place: placeReplica, reads: true}
-	anyone := intent{place: placeAny, reads: true}
+	anyone := intent{place: placeAny, reads: true, reason: ReasonRead}
 	for _, tc := range []struct {
 		name        string
 		mode        Mode
@@ -138,7 +138,7 @@ func TestZonesOrderTheNamedPeersToo(t *testing.T) {
 
 func TestAFullZoneSpillsToAnother(t *testing.T) {
 	t.Parallel()
-	read := intent{place: placeReads, reads: true}
+	read := intent{place: placeReads, reads: true, reason: ReasonRead}
 	for _, by := range []Balancer{nil, RoundRobin(), Nearest()} {
 		top := tell(zoned(ModeReplicated, "d", ""), primaryUp("a", 1), replicaUp("b"), replicaUp("c"), replicaUp("d"))
 		top.balancer = by
@@ -163,7 +163,7 @@ func TestAFullZoneSpillsToAnother(t *testing.T) {
 // A balancer may have its reasons to queue: where others of the zone have room, its word stands.
 func TestABalancerMayChooseAFullPeer(t *testing.T) {
 	t.Parallel()
-	read := intent{place: placeReads, reads: true}
+	read := intent{place: placeReads, reads: true, reason: ReasonRead}
 	for _, away := range []string{"", "d"} {
 		top := tell(zoned(ModeReplicated, away, ""), primaryUp("a", 1), replicaUp("b"), replicaUp("c"), replicaUp("d"))
 		top.balancer = picker(func(Candidates) int { return 0 })
@@ -208,7 +208,7 @@ func TestABoundOnLagLooksInOtherZonesBeforeThePrimary(t *testing.T) {
 		p.role.Store(int32(top.members[i].role))
 		p.behind.forget()
 	}
-	in := intent{place: placeReads, reads: true, fresh: freshness{max: Lag{Bytes: 100}}}
+	in := intent{place: placeReads, reads: true, reason: ReasonRead, fresh: freshness{max: Lag{Bytes: 100}}}
 	p, why := top.pick(&in, &tried{})
 	require.Equal(t, "a", p.name)
 	require.Equal(t, ReasonReplicasBehind, why)
