@@ -310,7 +310,7 @@ func (p *MultiPool) routed(ctx context.Context, in *intent, t *trail, chosen *pe
 		chosen.picks.writes.Add(1)
 	}
 	if hook := p.hooks.Routed; hook != nil {
-		hook(ctx, Decision{Peer: chosen.name, Reason: reason, Attempt: int(t.attempt)})
+		hook(ctx, Decision{Peer: chosen.name, Reason: reason, Attempt: int(t.attempt), Kind: in.kind()})
 	}
 }
 

@@ -438,7 +438,7 @@ func TestTheBalancerIsAskedByCallsAndByExplain(t *testing.T) {
 		}
 		_, err := x.pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)
-		assert.Equal(t, Decision{Peer: "primary:5432", Reason: ReasonWrite, Attempt: 1}, x.journal.take()[0])
+		assert.Equal(t, Decision{Peer: "primary:5432", Reason: ReasonWrite, Attempt: 1, Kind: KindWrite}, x.journal.take()[0])
 		x.replicas[1].Die()
 		assert.NotEqual(t, "replica2:5432", x.read(ctx))
 	})

@@ -1308,7 +1308,7 @@ func TestABoundHoldsForACallThatHasWaited(t *testing.T) {
 		t.Logf("served by the replica: %v, %v after it had stopped replaying (bound 2 s)", !servedAt.IsZero(), servedAt.Sub(behindSince))
 		assert.True(t, servedAt.IsZero() || servedAt.Sub(behindSince) < 2*time.Second)
 		trips := x.journal.take()
-		assert.Equal(t, Decision{Peer: "primary:5432", Reason: ReasonReplicasBehind, Attempt: 2}, trips[len(trips)-1])
+		assert.Equal(t, Decision{Peer: "primary:5432", Reason: ReasonReplicasBehind, Attempt: 2, Kind: KindRead}, trips[len(trips)-1])
 	})
 }
 

@@ -109,7 +109,7 @@ func TestNoPeerErrorGoesIntoJSONAsText(t *testing.T) {
 		{Peer: "c", Why: "down", Err: fmt.Errorf("far down: %w", hideText{dial})},
 	}})
 	require.NoError(t, err)
-	require.JSONEq(t, `{"Intent":1,"Peers":[
+	require.JSONEq(t, `{"Intent":2,"Peers":[
 		{"Peer":"a","Why":"down","Err":"EOF"},
 		{"Peer":"b","Why":"is a replica","Err":""},
 		{"Peer":"c","Why":"down","Err":"far down: hidden"}]}`, string(text))

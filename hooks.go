@@ -41,11 +41,29 @@ var reasonNames = [...]string{"none", "read", "write", "statement", "route", "mo
 // String returns the label.
 func (r Reason) String() string { return nameOf(reasonNames[:], int(r), "reason") }
 
+// Kind tells reads from writes: a closed set, fit for a metric's label. It does not depend on where the call goes.
+type Kind uint8
+
+const (
+	// KindNone, the zero value: there is no call.
+	KindNone Kind = iota
+	// KindRead: a Query or QueryRow whose text reads, or the begin of a read-only transaction.
+	KindRead
+	// KindWrite: everything else; a read, too, from the moment when a standby has refused it as a write.
+	KindWrite
+)
+
+var kindNames = [...]string{"none", "read", "write"}
+
+// String returns the label.
+func (k Kind) String() string { return nameOf(kindNames[:], int(k), "kind") }
+
 // Decision is where one attempt of a call goes, and why.
 type Decision struct {
 	Peer    string // the peer's name; "" if there is none
 	Reason  Reason
-	Attempt int // 1 for the first
+	Attempt int  // 1 for the first
+	Kind    Kind // of the call, wherever it goes
 }
 
 // PeerEvent is a change of one peer.

@@ -67,6 +67,14 @@ func (in *intent) target() Target {
 	return TargetAuto
 }
 
+// kind tells a read from what may write.
+func (in *intent) kind() Kind {
+	if in.reads {
+		return KindRead
+	}
+	return KindWrite
+}
+
 // decide fills in where a call goes: the route first, then the operation, then the text. It is pure: the intent was
 // zero. In place, because it is on every call's way and copies would be a third of its cost.
 func (in *intent) decide(op operation, sql string, n need, r *resolution) {

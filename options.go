@@ -316,7 +316,7 @@ func setDuration(field *time.Duration, v string) error {
 //   - multipool_return_after: duration string (default 10s; 0: at once)
 //   - multipool_discover: none, dns (all addresses of the hosts), srv (the host is the name of SRV records), replication (the
 //     primary's standbys) (default none)
-//   - multipool_target: auto, primary, prefer-replica, replica, any (default auto)
+//   - multipool_target: inherit, auto, primary, prefer-replica, replica, any (default inherit, which is auto)
 //   - multipool_retry: inherit, safe, reads, never (default inherit, which is safe)
 //   - multipool_balancer: default, round-robin, nearest (default default)
 //   - multipool_zone: the program's zone (default none)
@@ -442,6 +442,7 @@ func (c *Options) checkSigns() error {
 func (c Options) withDefaults() Options {
 	c.CheckInterval = cmp.Or(c.CheckInterval, defaultCheckInterval)
 	c.ReturnAfter = max(cmp.Or(c.ReturnAfter, defaultReturnAfter), 0)
+	c.Route.Target = cmp.Or(c.Route.Target, TargetAuto)
 	c.Wait = max(cmp.Or(c.Wait, defaultWait), 0)
 	c.StallAfter = cmp.Or(c.StallAfter, defaultStallAfter)
 	c.WriteReserve = max(cmp.Or(c.WriteReserve, defaultWriteReserve), 0)
@@ -491,7 +492,7 @@ func (c Options) complete() (Options, []peerConfig, error) {
 // the check that would make a peer's pool refuse its own server.
 func (c *Options) takeSessionAttrs(connString string, peers []peerConfig) {
 	check := c.Config.ConnConfig.ValidateConnect
-	target := TargetAuto
+	target := TargetInherit
 	switch {
 	case check == nil:
 		if saysAny(connString) {

@@ -84,7 +84,6 @@ func TestEveryKeySetsItsField(t *testing.T) {
 		{"multipool_discover", "replication", func(c Options) any { return c.Discover == nil }, false},
 		{"multipool_return_after", "3s", func(c Options) any { return c.ReturnAfter }, 3 * time.Second},
 		{"multipool_return_after", "0", func(c Options) any { return c.ReturnAfter }, time.Duration(0)},
-		{"multipool_return_after", "-1s", func(c Options) any { return c.ReturnAfter }, time.Duration(0)},
 		{"multipool_target", "auto", func(c Options) any { return c.Route.Target }, TargetAuto},
 		{"multipool_target", "primary", func(c Options) any { return c.Route.Target }, TargetPrimary},
 		{"multipool_target", "prefer-replica", func(c Options) any { return c.Route.Target }, TargetPreferReplica},
@@ -108,13 +107,10 @@ func TestEveryKeySetsItsField(t *testing.T) {
 		{"multipool_check_interval", "1m30s", func(c Options) any { return c.CheckInterval }, 90 * time.Second},
 		{"multipool_wait", "250ms", func(c Options) any { return c.Wait }, 250 * time.Millisecond},
 		{"multipool_wait", "0", func(c Options) any { return c.Wait }, time.Duration(0)},
-		{"multipool_wait", "-1s", func(c Options) any { return c.Wait }, time.Duration(0)},
 		{"multipool_max_waiting", "7", func(c Options) any { return c.MaxWaiting }, 7},
 		{"multipool_max_waiting", "0", func(c Options) any { return c.MaxWaiting }, 0},
-		{"multipool_max_waiting", "-3", func(c Options) any { return c.MaxWaiting }, 0},
 		{"multipool_stall_after", "250ms", func(c Options) any { return c.StallAfter }, 250 * time.Millisecond},
 		{"multipool_stall_after", "0", func(c Options) any { return c.StallAfter < 0 }, true},
-		{"multipool_stall_after", "-1h", func(c Options) any { return c.StallAfter < 0 }, true},
 		{"multipool_write_reserve", "0.5", func(c Options) any { return c.WriteReserve }, 0.5},
 		{"multipool_write_reserve", "0", func(c Options) any { return c.WriteReserve }, 0.0},
 		{"multipool_monitor_conns", "true", func(c Options) any { return c.NoMonitorConns }, false},
@@ -544,6 +540,8 @@ func TestTargetSessionAttrsBecomeTheRouteOfSeveralPeers(t *testing.T) {
 
 func TestTargetSessionAttrsYieldToARouteAndToTheProgramsOwnCheck(t *testing.T) {
 	withoutEnvironment(t)
+	auto, _ := parsed(t, threeHosts+"&target_session_attrs=read-write&multipool_target=auto")
+	require.Equal(t, TargetAuto, auto.Route.Target)
 	complete, _ := parsed(t, threeHosts+"&target_session_attrs=read-write&multipool_target=any")
 	require.Equal(t, TargetAny, complete.Route.Target)
 

@@ -511,7 +511,7 @@ func (p *MultiPool) Explain(ctx context.Context, sql string) (Decision, error) {
 	if chosen == nil {
 		return Decision{}, p.noPeer(top, &in, &trail{}, nil)
 	}
-	return Decision{Peer: chosen.name, Reason: reason, Attempt: 1}, nil
+	return Decision{Peer: chosen.name, Reason: reason, Attempt: 1, Kind: in.kind()}, nil
 }
 
 // names returns the peers' names.

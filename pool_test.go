@@ -357,8 +357,10 @@ func TestRoutesOfTheContext(t *testing.T) {
 	d := explained(t, p, ctx, "select 1")
 	assert.Equal(t, ReasonRead, d.Reason)
 	assert.NotEqual(t, c.Primary().Addr(), d.Peer)
-	assert.Equal(t, Decision{Peer: c.Primary().Addr(), Reason: ReasonStatement, Attempt: 1}, explained(t, p, ctx, "insert into x values (1)"))
-	assert.Equal(t, Decision{Peer: c.Primary().Addr(), Reason: ReasonRoute, Attempt: 1}, explained(t, p, WithPrimary(ctx), "select 1"))
+	assert.Equal(t, Decision{Peer: c.Primary().Addr(), Reason: ReasonStatement, Attempt: 1, Kind: KindWrite}, explained(t, p, ctx, "insert into x values (1)"))
+	assert.Equal(t, Decision{Peer: c.Primary().Addr(), Reason: ReasonRoute, Attempt: 1, Kind: KindRead}, explained(t, p, WithPrimary(ctx), "select 1"))
+	assert.Equal(t, KindWrite, explained(t, p, WithPrimary(ctx), "insert into x values (1)").Kind)
+	assert.Equal(t, ReasonRead, explained(t, p, WithRoute(WithPrimary(ctx), Route{Target: TargetAuto}), "select 1").Reason)
 	assert.Equal(t, ReasonModel, explained(t, p, WithModel(ctx, "m"), "select 1").Reason)
 }
 
@@ -499,7 +501,7 @@ func TestWithoutAReplicaThePrimaryServesReads(t *testing.T) {
 	waitFor(t, "its fall", 10*time.Second, func() bool { return p.Status().Peers[1].Health == healthDown.String() })
 	j.take()
 	require.NoError(t, p.QueryRow(ctx, whichPort).Scan(&port))
-	assert.Equal(t, []Decision{{c.Primary().Addr(), ReasonNoReplica, 1}}, j.take())
+	assert.Equal(t, []Decision{{Peer: c.Primary().Addr(), Reason: ReasonNoReplica, Attempt: 1, Kind: KindRead}}, j.take())
 
 	err := p.QueryRow(WithRoute(withTimeout(t, 100*time.Millisecond), Route{Target: TargetReplica}), whichPort).Scan(&port)
 	require.ErrorIs(t, err, ErrNoReplica)

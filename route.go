@@ -12,9 +12,11 @@ import (
 type Target uint8
 
 const (
+	// TargetInherit, the zero value, leaves what holds otherwise: TargetAuto where nobody says more.
+	TargetInherit Target = iota
 	// TargetAuto leaves the choice to the call: Query and QueryRow read from a replica, or from the primary where no
-	// replica can serve; everything else goes to the primary. In a Route it means "as before", so that it inherits.
-	TargetAuto Target = iota
+	// replica can serve; everything else goes to the primary.
+	TargetAuto
 	// TargetPrimary sends every call to the primary.
 	TargetPrimary
 	// TargetPreferReplica sends every call to a replica, and to the primary where no replica can serve.
@@ -25,7 +27,7 @@ const (
 	TargetAny
 )
 
-var targetNames = [...]string{"auto", "primary", "prefer-replica", "replica", "any"}
+var targetNames = [...]string{"inherit", "auto", "primary", "prefer-replica", "replica", "any"}
 
 // String returns the name that the connection string key multipool_target takes.
 func (t Target) String() string { return nameOf(targetNames[:], int(t), "target") }
@@ -67,7 +69,7 @@ var retryNames = [...]string{"inherit", "safe", "reads", "never"}
 func (r Retry) String() string { return nameOf(retryNames[:], int(r), "retry") }
 
 // Route is what one call wants. A zero field inherits: from the context over the model over Options.Route. An
-// explicit route (a Target other than TargetAuto and TargetAny, or Peers) wins over the statement's text and over
+// explicit route (a Target other than TargetInherit, TargetAuto and TargetAny, or Peers) wins over the statement's text and over
 // what was learned of it, and such a call is not run again on the primary when a standby refuses it: a write forced
 // on a replica shows the server's own error (SQLSTATE 25006).
 type Route struct {
@@ -88,7 +90,7 @@ type Route struct {
 
 // over returns r with its zero fields taken from base.
 func (r Route) over(base Route) Route {
-	if r.Target == TargetAuto {
+	if r.Target == TargetInherit {
 		r.Target = base.Target
 	}
 	if r.Peers == nil {
@@ -178,7 +180,11 @@ type resolution struct {
 
 // explicit reports whether the route overrides what the text says.
 func (r *resolution) explicit() bool {
-	return r.peers != nil || (r.route.Target != TargetAuto && r.route.Target != TargetAny)
+	switch r.route.Target {
+	case TargetInherit, TargetAuto, TargetAny:
+		return r.peers != nil
+	}
+	return true
 }
 
 // routeOf finds what holds for a call: one look-up in the context, and nothing else from the second call on.
@@ -201,7 +207,7 @@ func (p *MultiPool) resolve(w *wishes) *resolution {
 		return &resolution{pool: p, version: p.version.Load(), err: unknownName("model", w.model, sortedKeys(p.config.Models))}
 	}
 	r := p.resolveRoute(w.route.over(m).over(p.config.Route))
-	r.model = w.route.Target == TargetAuto && w.route.Peers == nil && (m.Target != TargetAuto || m.Peers != nil)
+	r.model = w.route.Target == TargetInherit && w.route.Peers == nil && (m.Target != TargetInherit || m.Peers != nil)
 	return r
 }
 

@@ -85,7 +85,9 @@ func TestContextsMergeInAnyNesting(t *testing.T) {
 		{"different fields meet", []wrap{WithPrimary, peers("a"), retry(RetryNever)}, Route{Target: TargetPrimary, Peers: []string{"a"}, Retry: RetryNever}},
 		{"different fields meet in another order", []wrap{retry(RetryNever), peers("a"), WithPrimary}, Route{Target: TargetPrimary, Peers: []string{"a"}, Retry: RetryNever}},
 		{"something else between", []wrap{WithPrimary, other, retry(RetrySafe)}, Route{Target: TargetPrimary, Retry: RetrySafe}},
-		{"auto inherits", []wrap{WithPrimary, target(TargetAuto)}, Route{Target: TargetPrimary, Retry: RetryReads}},
+		{"inherit inherits", []wrap{WithPrimary, target(TargetInherit)}, Route{Target: TargetPrimary, Retry: RetryReads}},
+		{"auto does not", []wrap{WithPrimary, target(TargetAuto)}, Route{Target: TargetAuto, Retry: RetryReads}},
+		{"auto over a model", []wrap{model("audit"), target(TargetAuto)}, Route{Target: TargetAuto, Retry: RetryNever}},
 		{"no peers inherit", []wrap{peers("a"), peers()}, Route{Target: TargetAny, Peers: []string{"a"}, Retry: RetryReads}},
 
 		{"a model over the configuration", []wrap{model("audit")}, Route{Target: TargetPrimary, Retry: RetryNever}},
@@ -111,6 +113,30 @@ func TestContextsMergeInAnyNesting(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A default of the primary is undone for one call, whose reads go to the replicas again; Explain says of both what they are.
+func TestAutoUndoesADefaultTarget(t *testing.T) {
+	bubble(t, 1, func(c *Options) { c.Route.Target = TargetPrimary }, func(ctx context.Context, x *fakes) {
+		settled()
+		for _, tc := range []struct {
+			ctx  context.Context
+			sql  string
+			want Decision
+		}{
+			{ctx, "select 1", Decision{"primary:5432", ReasonRoute, 1, KindRead}},
+			{ctx, "insert into t values (1)", Decision{"primary:5432", ReasonRoute, 1, KindWrite}},
+			{WithRoute(ctx, Route{Target: TargetAuto}), "select 1", Decision{"replica1:5432", ReasonRead, 1, KindRead}},
+			{WithRoute(ctx, Route{Target: TargetAuto}), "insert into t values (1)", Decision{"primary:5432", ReasonStatement, 1, KindWrite}},
+			{WithRoute(ctx, Route{}), "select 1", Decision{"primary:5432", ReasonRoute, 1, KindRead}},
+		} {
+			require.Equal(t, tc.want, explained(t, x.pool, tc.ctx, tc.sql))
+			rows, err := x.pool.Query(tc.ctx, tc.sql)
+			require.NoError(t, err)
+			rows.Close()
+			require.Equal(t, []Decision{tc.want}, x.journal.take())
+		}
+	})
 }
 
 func TestAnOuterContextKeepsItsRoute(t *testing.T) {
@@ -462,8 +488,8 @@ func TestAWriteThatMayHaveCommittedOnItsWayIsNotSentAgain(t *testing.T) {
 func TestNamesOfRoutesAreThoseOfTheConnectionString(t *testing.T) {
 	t.Parallel()
 	for want, name := range map[string]fmt.Stringer{
-		"auto": TargetAuto, "primary": TargetPrimary, "prefer-replica": TargetPreferReplica, "replica": TargetReplica,
-		"any": TargetAny, "unknown target": Target(99), "inherit": RetryInherit, "safe": RetrySafe, "reads": RetryReads,
+		"inherit": TargetInherit, "auto": TargetAuto, "primary": TargetPrimary, "prefer-replica": TargetPreferReplica, "replica": TargetReplica,
+		"any": TargetAny, "unknown target": Target(99), "safe": RetrySafe, "reads": RetryReads,
 		"never": RetryNever, "unknown retry": Retry(99), "replicated": ModeReplicated, "unknown mode": Mode(99),
 		"unknown": RoleUnknown, "unknown role": Role(99), "model": ReasonModel, "solo": ReasonSolo, "unknown reason": Reason(99),
 	} {

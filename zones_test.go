@@ -251,7 +251,8 @@ func TestZonesAndWeightsTakeNobodyAway(t *testing.T) {
 			}
 			plain, bent = tell(plain, n), tell(bent, n)
 			for _, in := range []intent{
-				{place: placeReads, reads: true}, {place: placePrimary}, {place: placeReplica, reads: true}, {place: placeAny, reads: true},
+				{place: placeReads, reads: true, reason: ReasonRead}, {place: placePrimary}, {place: placeReplica, reads: true},
+				{place: placeAny, reads: true, reason: ReasonRead},
 			} {
 				if mode == ModeOrdered && (!bent.settled || plain.primary.called() != bent.primary.called()) {
 					continue // another order has another first, for which it may wait, and which may be suspected
