@@ -297,7 +297,7 @@ func classOfAcquire(e evidence) class {
 	case errors.As(e.err, &dial):
 		// The pool dials under a context of its own, so this is never the caller's deadline. Under sslmode=prefer the refusal
 		// of TLS is told beside what the second dial met: that counts.
-		if strings.Contains(e.err.Error(), "server refused TLS connection") && !isTransport(e.err) { // pgconn has no type or value for it
+		if strings.Contains(e.err.Error(), tlsRefused) && !isTransport(e.err) {
 			return classConfig
 		}
 		return classPeer

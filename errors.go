@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/puddle/v2"
 )
 
@@ -70,22 +72,65 @@ type NoPeerError struct {
 	also []error
 }
 
-// Error names each peer with its cause. It never holds a password or a connection string.
+// Error names each peer with its cause; peers that have the same one stand before it together. Of an error in connecting it
+// has the cause alone. It never holds a password or a connection string.
 func (e *NoPeerError) Error() string {
+	type group struct{ peers, what string }
+	var groups []group
+	for _, p := range e.Peers {
+		what := " " + p.Why
+		if p.Err != nil {
+			what += " (" + gist(p.Err) + ")"
+		}
+		i := slices.IndexFunc(groups, func(g group) bool { return g.what == what })
+		if i < 0 {
+			groups = append(groups, group{p.Peer, what})
+		} else {
+			groups[i].peers += ", " + p.Peer
+		}
+	}
 	var b strings.Builder
 	b.WriteString("multipool: no peer for " + e.Intent.purpose())
-	for i, p := range e.Peers {
+	for i, g := range groups {
 		if i == 0 {
 			b.WriteString(": ")
 		} else {
 			b.WriteString("; ")
 		}
-		b.WriteString(p.Peer + " " + p.Why)
-		if p.Err != nil {
-			fmt.Fprintf(&b, " (%v)", p.Err)
-		}
+		b.WriteString(g.peers + g.what)
 	}
 	return b.String()
+}
+
+// tlsRefused is pgconn's text, for which it has no type or value. Under sslmode=prefer it stands beside what the connection
+// without TLS has met, which is the cause.
+const tlsRefused = "server refused TLS connection"
+
+// gist is the text of an error beside the name of its peer. Of a pgconn.ConnectError, which tells user, database and address of
+// every try, it is what the tries have met, each cause once.
+func gist(err error) string {
+	dial, is := err.(*pgconn.ConnectError)
+	if !is {
+		return err.Error()
+	}
+	tries := []error{dial.Unwrap()}
+	if joined, is := tries[0].(interface{ Unwrap() []error }); is {
+		tries = joined.Unwrap()
+	}
+	var causes []string
+	for _, try := range tries {
+		text := try.Error()
+		if inner := errors.Unwrap(try); inner != nil && strings.HasSuffix(text, "): "+inner.Error()) {
+			text = inner.Error() // without the address
+		}
+		if !slices.Contains(causes, text) {
+			causes = append(causes, text)
+		}
+	}
+	if len(causes) > 1 {
+		causes = slices.DeleteFunc(causes, func(text string) bool { return strings.HasSuffix(text, tlsRefused) })
+	}
+	return strings.Join(causes, "; ")
 }
 
 // Is reports whether target is the sentinel of what the call needed.

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/puddle/v2"
 	"github.com/stretchr/testify/require"
@@ -99,6 +101,60 @@ func TestNoPeerErrorNamesEachPeerWithItsCause(t *testing.T) {
 			require.Equal(t, tc.want, tc.err.Error())
 		})
 	}
+}
+
+// What three servers refuse for the same reason is told once, and the refusal of TLS not beside the cause.
+func TestNoPeerErrorTellsEqualCausesOnce(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	refusal := func(addr, sslmode, code, text string) error {
+		config, err := pgconn.ParseConfig("postgres://app@" + addr + ":5432/app?sslmode=" + sslmode)
+		require.NoError(t, err)
+		config.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
+		config.DialFunc = func(context.Context, string, string) (net.Conn, error) { return turnsAway(t, code, text), nil }
+		_, err = pgconn.ConnectConfig(ctx, config)
+		require.Error(t, err)
+		return err
+	}
+	const password = `password authentication failed for user "app"`
+	err := &NoPeerError{Intent: TargetPrimary, Peers: []PeerCause{
+		{Peer: "db1:5432", Why: "misconfigured", Err: refusal("db1", "prefer", "28P01", password)},
+		{Peer: "db2:5432", Why: "down", Err: io.EOF},
+		{Peer: "db3:5432", Why: "misconfigured", Err: refusal("db3", "disable", "28P01", password)},
+		{Peer: "db4:5432", Why: "misconfigured", Err: refusal("db4", "require", "28P01", password)},
+		{Peer: "db5:5432", Why: "down", Err: io.EOF},
+		{Peer: "db6:5432", Why: "is a replica"},
+		{Peer: "db7:5432", Why: "is a replica"},
+	}}
+	require.Equal(t, `multipool: no peer for a call that needs the primary: `+
+		`db1:5432, db3:5432 misconfigured (server error: FATAL: password authentication failed for user "app" (SQLSTATE 28P01)); `+
+		`db2:5432, db5:5432 down (EOF); db4:5432 misconfigured (tls error: server refused TLS connection); `+
+		`db6:5432, db7:5432 is a replica`, err.Error())
+}
+
+// turnsAway is a connection to a server that has no TLS, and refuses every session.
+func turnsAway(t *testing.T, code, text string) net.Conn {
+	ours, theirs := net.Pipe()
+	go func() {
+		defer theirs.Close()
+		b := pgproto3.NewBackend(theirs, theirs)
+		for {
+			m, err := b.ReceiveStartupMessage()
+			if err != nil {
+				return
+			}
+			if _, is := m.(*pgproto3.SSLRequest); !is {
+				break
+			}
+			if _, err := theirs.Write([]byte{'N'}); err != nil {
+				return
+			}
+		}
+		b.Send(&pgproto3.ErrorResponse{Severity: "FATAL", SeverityUnlocalized: "FATAL", Code: code, Message: text})
+		_ = b.Flush()
+	}()
+	t.Cleanup(func() { ours.Close() })
+	return ours
 }
 
 func TestNoPeerErrorGoesIntoJSONAsText(t *testing.T) {

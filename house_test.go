@@ -124,7 +124,7 @@ var imports = map[string][]string{
 	"hooks.go":      {},
 	"herald.go":     {},
 	"status.go":     {poolPath},
-	"errors.go":     {puddlePath},
+	"errors.go":     {pgconnPath, puddlePath},
 
 	// the middle
 	"topology.go": {},
