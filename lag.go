@@ -26,7 +26,7 @@ type Lag struct {
 // check returns what is wrong with the bound.
 func (l Lag) check() error {
 	if l.Time < 0 && l.Time != Off {
-		return fmt.Errorf("Time is %v: must be positive, 0, or Off", l.Time)
+		return fmt.Errorf("its Time is %v: must be positive, 0, or Off", l.Time)
 	}
 	return nil
 }

@@ -361,8 +361,8 @@ func TestOffIsTheOnlyNegativeNumber(t *testing.T) {
 		"MaxWaiting (multipool_max_waiting) is -2":                                with(func(o *Options) { o.MaxWaiting = -2 }),
 		"StallAfter (multipool_stall_after) is -1m0s":                             with(func(o *Options) { o.StallAfter = -time.Minute }),
 		"WriteReserve (multipool_write_reserve) is -0.5":                          with(func(o *Options) { o.WriteReserve = -0.5 }),
-		"MaxLag (multipool_max_lag): Time is -1s":                                 with(func(o *Options) { o.MaxLag.Time = -time.Second }),
-		"Route.MaxLag: Time is -3s":                                               with(func(o *Options) { o.Route.MaxLag.Time = -3 * time.Second }),
+		"MaxLag (multipool_max_lag): its Time is -1s":                             with(func(o *Options) { o.MaxLag.Time = -time.Second }),
+		"Route.MaxLag: its Time is -3s":                                           with(func(o *Options) { o.Route.MaxLag.Time = -3 * time.Second }),
 		"CheckInterval (multipool_check_interval) is -1ns: must be at least 10ms": with(func(o *Options) { o.CheckInterval = Off }),
 		"peer a: MaxConns is -1: must not be negative":                            with(func(o *Options) { o.Peers = []Peer{{Name: "a", Host: "a", MaxConns: -1}, {Host: "b"}} }),
 		"peer a: Weight is -1: must not be negative (set LastResort":              with(func(o *Options) { o.Peers = []Peer{{Name: "a", Host: "a", Weight: -1}, {Host: "b"}} }),
@@ -379,7 +379,7 @@ func TestOffIsTheOnlyNegativeNumber(t *testing.T) {
 	require.NoError(t, err)
 	t.Cleanup(p.Close)
 	_, err = p.Explain(WithRoute(context.Background(), Route{MaxLag: Lag{Time: -time.Second}}), "select 1")
-	require.ErrorContains(t, err, "Route.MaxLag: Time is -1s")
+	require.ErrorContains(t, err, "Route.MaxLag: its Time is -1s")
 }
 
 // The list of keys in the documentation of ParseConfig is the one in the code, in its order, and no default differs.
