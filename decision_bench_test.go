@@ -3,6 +3,7 @@ package multipool
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
@@ -39,11 +40,22 @@ func idlePool(n int, b Balancer, change func(i int, q *peer)) *MultiPool {
 	p.route.Store(&resolution{pool: p})
 	top := newTopology(ModeReplicated, peers, believed)
 	top.balancer = b
-	p.topology.Store(top)
-	for _, q := range p.peers() {
-		p.observe(observation{peer: q, health: healthUp})
-	}
+	p.allUp(top)
 	return p
+}
+
+// allUp makes the topology the pool's, with every peer well. It is what an observation of each would make of it, which takes
+// seconds with 1,024 peers.
+func (p *MultiPool) allUp(top *topology) {
+	for i := range top.members {
+		m := &top.members[i]
+		m.health, m.steady = healthUp, true
+		m.peer.health.Store(int32(m.health))
+		m.peer.role.Store(int32(m.role))
+	}
+	top.members[0].health = healthUnknown // until the one observation that lists them
+	p.topology.Store(top)
+	p.observe(observation{peer: top.members[0].peer, health: healthUp})
 }
 
 // benchmarkedPools are the pools whose decisions are measured, by what chooses.
@@ -112,12 +124,8 @@ func routings(n int) map[string]func() bool {
 	}
 	mode := func(m Mode) *MultiPool {
 		p := idlePool(n, nil, nil)
-		top := newTopology(m, p.peers(), make([]Role, n))
 		p.config.Mode = m
-		p.topology.Store(top)
-		for _, q := range p.peers() {
-			p.observe(observation{peer: q, role: RolePrimary, health: healthUp})
-		}
+		p.allUp(newTopology(m, p.peers(), slices.Repeat([]Role{RolePrimary}, n)))
 		return p
 	}
 	plain := replicated(Route{}, map[string]Route{"users": {Target: TargetPreferReplica}})
