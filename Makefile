@@ -8,7 +8,7 @@ KEEP ?= 24
 ARGS ?=
 
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: postgres ## watch servers die, hang, stop and come back under load, on a real cluster (40 s)
 	@go run ./examples/failover $(ARGS)
@@ -20,8 +20,16 @@ patroni: postgres ## watch writers follow a Patroni cluster through a switchover
 guides: postgres ## run the programs of docs/guides, for those who come from Django (half a minute)
 	@for name in ordered replica anywhere equals; do echo "$$name:" && go run ./examples/$$name $(ARGS) || exit 1; done
 
-test: postgres pgbouncer haproxy ## all tests, with the race detector, on real servers
+test: postgres pgbouncer haproxy ## the tests of the root module, with the race detector, on real servers (8 minutes at most)
 	@sh scripts/test.sh $(ARGS)
+
+test-all: test test-modules test-servers test-platforms guides test-versions ## everything but Patroni, the soak and fuzzing (two hours)
+
+test-modules: postgres ## the tests of the nested modules, of libraries on the pool among them, and those on pgx 5.12
+	@sh scripts/modules.sh $(ARGS)
+
+test-servers: postgres ## the tests that touch a server most, on PostgreSQL 14 and 18 where they can be fetched
+	@sh scripts/servers.sh $(ARGS)
 
 test-versions: postgres ## the tests on PostgreSQL 14 to 18, two versions of pgx and of Go; writes docs/versions.md (an hour)
 	@go run ./internal/versions $(ARGS)
@@ -56,4 +64,4 @@ postgres:
 pgbouncer haproxy:
 	@sh scripts/proxy.sh $@
 
-.PHONY: help demo patroni guides test test-versions test-platforms soak api lint bench bench-check fuzz fuzz-keep postgres pgbouncer haproxy
+.PHONY: help demo patroni guides test test-all test-modules test-servers test-versions test-platforms soak api lint bench bench-check fuzz fuzz-keep postgres pgbouncer haproxy

@@ -93,22 +93,24 @@ func TestNoReadFailsWhenAReplicaIsKilled(t *testing.T) {
 	p := openPool(t, Options{}, c.ConnString("pool_max_conns=10"))
 	waitUp(t, p)
 	var id atomic.Int64
+	// The race detector makes the processor the bottleneck: as many reads there would only take longer.
+	reads := map[bool]int64{false: 20_000, true: 4_000}[raceEnabled]
 	readers := gather(200, func(ctx context.Context) error {
 		var body string
 		return p.QueryRow(ctx, "select body from items where id = $1", id.Add(1)%1000+1).Scan(&body)
 	})
 	victim := c.Standbys()[1]
-	readers.reach(t, 20_000)
+	readers.reach(t, reads)
 	require.NoError(t, victim.Kill())
-	readers.reach(t, 40_000)
+	readers.reach(t, 2*reads)
 	// Half open is what it is while it is tried.
 	waitFor(t, "its breaker", 10*time.Second, func() bool { return p.Status().Peers[2].Breaker == "open" })
 	require.NoError(t, victim.Start())
 	waitFor(t, "the replica to be back", 20*time.Second, func() bool { return p.Status().Peers[2].Health == healthUp.String() })
 	back := p.Status().Peers[2].Reads
-	readers.reach(t, 40_000)
+	readers.reach(t, 2*reads)
 	calls, errors := readers.dismiss()
-	assert.GreaterOrEqual(t, calls, int64(100_000))
+	assert.GreaterOrEqual(t, calls, 5*reads)
 	assert.Empty(t, errors)
 	status := p.Status()
 	assert.Greater(t, status.Peers[2].Reads, back, "it serves reads again")

@@ -29,7 +29,7 @@ import (
 //	MULTIPOOL_MACHINE_SEED=17 MULTIPOOL_MACHINE_RUNS=100 go test -v -run TestMachine .
 
 func TestMachineOfRandomFaults(t *testing.T) {
-	runs := map[bool]int{false: 200, true: 25}[raceEnabled]
+	runs := map[bool]int{false: 200, true: 12}[raceEnabled]
 	if testing.Short() {
 		runs /= 5
 	}

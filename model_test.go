@@ -398,7 +398,7 @@ func (w *world) writesTo() *trueServer {
 
 func TestTheTopologyAgainstAModel(t *testing.T) {
 	t.Parallel()
-	runs := 2000
+	runs := map[bool]int{false: 2000, true: 800}[raceEnabled]
 	if n, ok := envNumber(t, "MULTIPOOL_MODEL_RUNS"); ok {
 		runs = n
 	}

@@ -649,9 +649,9 @@ func TestNeedsBounds(t *testing.T) {
 		require.LessOrEqual(t, len(slots), 4*maxNeedTexts)
 	}
 	for name, pad := range map[string]string{"many": "", "large": strings.Repeat("x", 1000)} {
-		count := 100_000
+		count := 8 * maxNeedTexts
 		if pad != "" {
-			count = 10_000
+			count = 8 * maxNeedBytes / len(pad)
 		}
 		t.Run(name+" seen once", func(t *testing.T) {
 			var n needs

