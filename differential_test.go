@@ -406,10 +406,15 @@ func sketch(err error) string {
 	if err == nil {
 		return "served"
 	}
-	return strings.Join(chain(err), " > ") + ": " + localPort.ReplaceAllString(err.Error(), "$1*->")
+	text := localPort.ReplaceAllString(err.Error(), "$1*->")
+	return strings.Join(chain(err), " > ") + ": " + noRoom.ReplaceAllString(text, "no room")
 }
 
-var localPort = regexp.MustCompile(`(127\.0\.0\.1:)\d+->`)
+var (
+	localPort = regexp.MustCompile(`(127\.0\.0\.1:)\d+->`)
+	// A full server says either, by whether another session is about to end.
+	noRoom = regexp.MustCompile(`sorry, too many clients already|remaining connection slots are reserved for [a-z_ -]+`)
+)
 
 // chain is the types of an error and of all that it unwraps to, with the codes of the server's.
 func chain(err error) []string {
