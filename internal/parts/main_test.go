@@ -61,4 +61,9 @@ WARNING: of the linker
 	}
 	assert.NotContains(t, printed, "nobody wants to know")
 	assert.Equal(t, 1, p.failed)
+
+	p.part(part{pkg: "q", of: 1}, read(strings.NewReader(`{"Action":"pass"}`), p), nil, 0)
+	assert.Equal(t, 1, p.failed)
+	p.part(part{pkg: "r", of: 1}, read(strings.NewReader(`{"Action":"pass","Test":"TestOne"}`), p), nil, 0)
+	assert.Equal(t, 2, p.failed, "it was killed")
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -20,6 +21,7 @@ type event struct {
 type report struct {
 	passed, skipped int
 	seed            string // of the order
+	ended           bool   // well: whoever is killed says nothing
 	rest            string // output of no test: a panic, what the race detector says of the end
 }
 
@@ -39,7 +41,7 @@ func read(events io.Reader, out *printer) (r report) {
 	lines := bufio.NewReader(events)
 	for {
 		line, err := lines.ReadBytes('\n')
-		if err != nil {
+		if err != nil && len(line) == 0 {
 			break
 		}
 		var e event
@@ -54,6 +56,8 @@ func read(events io.Reader, out *printer) (r report) {
 			if !strings.HasPrefix(e.Output, "=== ") && e.Output != "PASS\n" {
 				of(e.Test).WriteString(e.Output)
 			}
+		case e.Test == "" && (e.Action == "pass" || e.Action == "skip"):
+			r.ended = true
 		case top && e.Action == "pass":
 			r.passed++
 			if e.Elapsed >= told.Seconds() {
@@ -101,6 +105,9 @@ func (p *printer) part(of part, r report, err error, took time.Duration) {
 	p.parts++
 	p.passed += r.passed
 	p.skipped += r.skipped
+	if err == nil && !r.ended {
+		err = errors.New("no end")
+	}
 	if err == nil {
 		fmt.Fprintf(p.out, "ok  \t%s\t%.3fs\t%d tests\n", of.name(), took.Seconds(), r.passed)
 		return
