@@ -599,25 +599,27 @@ func TestASlowReplicaGetsFewReads(t *testing.T) {
 	s.settle(time.Second) // connections are made by now
 	at := time.Now()
 	steady := p99(s.readers.between(at.Add(-time.Second), at))
-	relay.Delay(min(max(50*time.Millisecond, 3*steady), time.Second)) // slow beside what reads take on this machine
+	relay.Delay(min(max(50*time.Millisecond, 3*steady), 150*time.Millisecond)) // each way: slow, and no hang
 	s.settle(2 * time.Second)
-	before := s.pool.Status()
-	from := time.Now()
-	s.settle(3 * time.Second)
-	after := s.pool.Status()
-	var all, slow int64
-	for i := range after.Peers {
-		n := after.Peers[i].Reads - before.Peers[i].Reads
-		all += n
-		if after.Peers[i].Name == "relayed" {
-			slow = n
+	steady = max(steady, 5*time.Millisecond) // what is below is chance
+	for i := range 3 {                       // a busy machine makes the others as slow for a while
+		before, from := s.pool.Status(), time.Now()
+		s.settle(3 * time.Second)
+		after := s.pool.Status()
+		var all, slow int64
+		for i := range after.Peers {
+			n := after.Peers[i].Reads - before.Peers[i].Reads
+			all += n
+			if after.Peers[i].Name == "relayed" {
+				slow = n
+			}
 		}
-	}
-	later := p99(s.readers.between(from, time.Now()))
-	t.Logf("share of the slow one %.2f %%; p99 steady %v, then %v", 100*float64(slow)/float64(all), steady, later)
-	assert.Less(t, float64(slow)/float64(all), 0.01)
-	if !raceEnabled {
-		assert.LessOrEqual(t, later, max(2*steady, 10*time.Millisecond))
+		later := p99(s.readers.between(from, time.Now()))
+		t.Logf("share of the slow one %.2f %%; p99 steady %v, then %v", 100*float64(slow)/float64(all), steady, later)
+		if 100*slow < all && (raceEnabled || later <= 2*steady) {
+			break
+		}
+		require.Less(t, i, 2, "it has had its share, or has made reads slow, three times")
 	}
 	relay.Delay(0)
 	s.noReadFailed()

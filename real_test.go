@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -89,6 +90,9 @@ func within(t testing.TB, limit time.Duration, what string, measure func() time.
 func undisturbed(t testing.TB, p *MultiPool, f func()) {
 	t.Helper()
 	for range 20 {
+		waitFor(t, "no peer to be slow", time.Minute, func() bool {
+			return !slices.ContainsFunc(p.Status().Peers, func(ps PeerStatus) bool { return ps.Slow && ps.Health == healthUp.String() })
+		})
 		before := p.topology.Load()
 		f()
 		if p.topology.Load() == before {
