@@ -340,6 +340,9 @@ func TestAReadLostOnServersThatAreKnownToBeDownGoesOn(t *testing.T) {
 				if s.Preparing || s.SQL != "select 7" {
 					return nil
 				}
+				for _, p := range append(x.replicas, x.primary) {
+					p.Delay(100 * time.Millisecond) // no probe clears a server before the read has been judged
+				}
 				for _, q := range x.pool.peers() {
 					q.suspect(errStalled) // somebody else was first
 				}
