@@ -124,7 +124,7 @@ func (p *MultiPool) lapsed(in *intent, t *trail, q *peer, w *wire) error {
 	switch top := p.topology.Load(); {
 	case p.solo:
 		return nil
-	case w.use.Load() == useRead && health(q.health.Load()) == healthDown:
+	case w.use.Load() == useRead && Health(q.health.Load()) == HealthDown:
 		return errPeerDown
 	case in.place == placePrimary && p.config.Mode != ModeOrdered && Role(q.role.Load()) == RoleReplica:
 		return errLapsed // it came back as a replica, and its first new connection was the first to say so
@@ -211,7 +211,7 @@ func (f *failure) crashed() bool {
 // them before: then it may be what ends its sessions there. Whether they live their monitors are about to tell: a crash
 // ends the monitor's session too, so that a suspicion alone tells nothing.
 func (p *MultiPool) poisonous(ctx context.Context, t *trail, q *peer) bool {
-	if t.picked != nil && t.picked.member(q).health != healthUp {
+	if t.picked != nil && t.picked.member(q).health != HealthUp {
 		return false
 	}
 	if t.fell == nil || t.fell == q {
@@ -226,8 +226,8 @@ func (p *MultiPool) lives(ctx context.Context, q *peer) bool {
 	for {
 		top := p.topology.Load()
 		m := top.member(q)
-		if m == nil || m.health != healthSuspect {
-			return m != nil && m.health != healthDown
+		if m == nil || m.health != HealthSuspect {
+			return m != nil && m.health != HealthDown
 		}
 		select {
 		case <-top.superseded:

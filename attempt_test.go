@@ -273,7 +273,7 @@ func TestAReadThatHasItsConnectionWhenItsPeerFallsRunsElsewhere(t *testing.T) {
 			once.Do(func() {
 				x.replicas[host[len(host)-1]-'1'].Hang()
 				time.Sleep(5 * time.Second)
-				assert.NotEqual(t, "closed", x.peer(host).Breaker)
+				assert.NotEqual(t, BreakerClosed, x.peer(host).Breaker)
 			})
 		}
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)

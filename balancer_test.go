@@ -38,9 +38,9 @@ func TestTheBalancerIsAskedWhereThereIsAChoice(t *testing.T) {
 		want  string // whom it is asked about; "": it is not
 	}{
 		{"reads", ModeReplicated, placeReads, "", nil, "bcd"},
-		{"reads with one replica", ModeReplicated, placeReads, "", []news{turned("c", healthDown), turned("d", healthDown)}, ""},
-		{"reads that fall back", ModeReplicated, placeReads, "", []news{turned("b", healthDown), turned("c", healthDown), turned("d", healthDown)}, ""},
-		{"reads of suspects", ModeReplicated, placeReads, "", []news{turned("a", healthDown), turned("b", healthSuspect), turned("c", healthSuspect), turned("d", healthDown)}, "bc"},
+		{"reads with one replica", ModeReplicated, placeReads, "", []news{turned("c", HealthDown), turned("d", HealthDown)}, ""},
+		{"reads that fall back", ModeReplicated, placeReads, "", []news{turned("b", HealthDown), turned("c", HealthDown), turned("d", HealthDown)}, ""},
+		{"reads of suspects", ModeReplicated, placeReads, "", []news{turned("a", HealthDown), turned("b", HealthSuspect), turned("c", HealthSuspect), turned("d", HealthDown)}, "bc"},
 		{"writes", ModeReplicated, placePrimary, "", nil, ""},
 		{"TargetReplica", ModeReplicated, placeReplica, "", nil, "bcd"},
 		{"TargetAny", ModeReplicated, placeAny, "", nil, "bcda"},
@@ -461,7 +461,7 @@ func TestBalancersBesideChanges(t *testing.T) {
 		}
 		for i := range 600 {
 			q := p.peers()[i%12]
-			p.observe(observation{peer: q, health: []health{healthUp, healthDown, healthSuspect}[rand.IntN(3)]})
+			p.observe(observation{peer: q, health: []Health{HealthUp, HealthDown, HealthSuspect}[rand.IntN(3)]})
 			q.roundTrip.note(time.Duration(rand.IntN(1e6)))
 			q.load.easeIn()
 		}

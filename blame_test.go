@@ -28,7 +28,7 @@ func (x *fakes) unblamed() {
 	settled()
 	for _, ps := range x.pool.Status().Peers {
 		assert.Zero(x.t, ps.Trips, ps.Name)
-		assert.Equal(x.t, "up", ps.Health, ps.Name)
+		assert.Equal(x.t, HealthUp, ps.Health, ps.Name)
 	}
 }
 
@@ -41,7 +41,7 @@ func suspicions(c *Options) *int {
 	hooks.PeerChanged = func(e PeerEvent) {
 		mu.Lock()
 		defer mu.Unlock()
-		if e.To == "suspect" {
+		if e.To == HealthSuspect {
 			*n++
 		}
 		if own != nil {
@@ -110,7 +110,7 @@ func TestAnIdleSessionOfTheMonitorsThatIsEndedBlamesNobody(t *testing.T) {
 		x.replicas[0].Die()
 		time.Sleep(15 * time.Second)
 		settled()
-		assert.Equal(t, "down", x.peer("replica1").Health, "it goes on looking")
+		assert.Equal(t, HealthDown, x.peer("replica1").Health, "it goes on looking")
 	})
 }
 
@@ -245,13 +245,13 @@ func TestAFaultOnThisSideBlamesNobody(t *testing.T) {
 				time.Sleep(8 * time.Second)
 				settled()
 				if tc.dial == nil {
-					assert.Equal(t, "down", x.peer("primary").Health)
+					assert.Equal(t, HealthDown, x.peer("primary").Health)
 				}
 				out.Store(nil)
 				x.primary.Revive()
 				time.Sleep(3 * time.Second)
 				settled()
-				assert.Equal(t, "up", x.peer("primary").Health)
+				assert.Equal(t, HealthUp, x.peer("primary").Health)
 				_, failed = x.crowd(4, time.Second)
 				assert.Empty(t, failed)
 			})
@@ -340,7 +340,7 @@ func TestALostSessionOfAServerFarAwayIsNoTrip(t *testing.T) {
 		defer cancel()
 		_, err = x.pool.Exec(late, "insert into t values (4)")
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		for x.peer("primary").Health != "down" {
+		for x.peer("primary").Health != HealthDown {
 			time.Sleep(10 * time.Millisecond)
 		}
 		assert.Less(t, time.Since(begun), 3500*time.Millisecond)
@@ -374,35 +374,35 @@ func TestAPeerStandsByAnIdleConnectionOfTheProgram(t *testing.T) {
 
 func TestTheStatusOfTheOnlyPeerIsWhatItsLastConnectHasShown(t *testing.T) {
 	bubble(t, 0, nil, func(ctx context.Context, x *fakes) {
-		shows := func(health string, serves bool) {
+		shows := func(health Health, serves bool) {
 			t.Helper()
 			settled()
 			ps := x.pool.Status().Peers[0]
 			assert.Equal(t, health, ps.Health)
 			assert.Equal(t, serves, ps.Serves)
 		}
-		shows("not yet seen", true)
+		shows(HealthUnknown, true)
 		require.NoError(t, x.pool.Ping(ctx))
-		shows("up", true)
+		shows(HealthUp, true)
 		x.primary.Die()
 		require.Error(t, x.pool.Ping(ctx))
 		require.Error(t, x.pool.Ping(ctx))
-		shows("down", false)
+		shows(HealthDown, false)
 		assert.Contains(t, x.pool.Status().Peers[0].LastFault, "refused")
 		x.primary.Revive()
 		x.primary.StartupError("28P01")
 		require.Error(t, x.pool.Ping(ctx))
-		shows("misconfigured", false)
+		shows(HealthMisconfigured, false)
 		x.primary.StartupError("")
 		require.NoError(t, x.pool.Ping(ctx))
-		shows("up", true)
+		shows(HealthUp, true)
 	})
 }
 
 func TestAPeerOfUnknownRoleSaysWhy(t *testing.T) {
 	full := serverError("FATAL", "53300", "InitializeSessionUserId", "too many connections")
 	p := &peer{name: "a"}
-	top := newTopology(ModeReplicated, []*peer{p}, []Role{RoleUnknown}).apply(observation{peer: p, health: healthUp, cause: full})
+	top := newTopology(ModeReplicated, []*peer{p}, []Role{RoleUnknown}).apply(observation{peer: p, health: HealthUp, cause: full})
 	err := error(&NoPeerError{Peers: top.causes(&intent{place: placePrimary})})
 	assert.ErrorContains(t, err, "is of unknown role")
 	assert.ErrorContains(t, err, "53300")
@@ -427,10 +427,10 @@ func TestWhatWasMisconfiguredIsUsedSoon(t *testing.T) {
 				x.replicas[0].StartupError(tc.code)
 				x.replicas[0].CutConns()
 				time.Sleep(2 * time.Second)
-				assert.Equal(t, "misconfigured", x.peer("replica1").Health)
+				assert.Equal(t, HealthMisconfigured, x.peer("replica1").Health)
 				x.replicas[0].StartupError("")
 				begun := time.Now()
-				for x.peer("replica1").Health != "up" {
+				for x.peer("replica1").Health != HealthUp {
 					time.Sleep(10 * time.Millisecond)
 				}
 				assert.Less(t, time.Since(begun), tc.soon)
@@ -510,14 +510,14 @@ func TestAServerThatStartsIsNotShownAsDraining(t *testing.T) {
 		x.replicas[0].CutConns()
 		time.Sleep(time.Second)
 		settled()
-		assert.Equal(t, "starting", x.peer("replica1").Health)
+		assert.Equal(t, HealthStarting, x.peer("replica1").Health)
 		x.replicas[0].ResetCounters()
 		time.Sleep(time.Hour)
 		assert.LessOrEqual(t, x.replicas[0].Dials(), 60*5+3600/4)
 		x.replicas[0].StartupError("")
 		time.Sleep(7 * time.Second)
 		settled()
-		assert.Equal(t, "up", x.peer("replica1").Health)
+		assert.Equal(t, HealthUp, x.peer("replica1").Health)
 
 		c, err := x.pool.Acquire(WithPeer(ctx, "replica1:5432"))
 		require.NoError(t, err)
@@ -531,7 +531,7 @@ func TestAServerThatStartsIsNotShownAsDraining(t *testing.T) {
 		}()
 		<-done
 		settled()
-		assert.Equal(t, "draining", x.peer("replica1").Health)
+		assert.Equal(t, HealthDraining, x.peer("replica1").Health)
 		c.Release()
 	})
 }
@@ -585,7 +585,7 @@ func TestLooksMakeNobodySlow(t *testing.T) {
 				x.pool.peers()[1].monitor.nudge()
 				time.Sleep(20 * time.Second)
 				settled()
-				assert.Equal(t, tc.paused, x.peer("replica1").Unfit != "")
+				assert.Equal(t, tc.paused, x.peer("replica1").Unfit != WhyNone)
 				mu.Lock()
 				defer mu.Unlock()
 				assert.Equal(t, tc.turns, turns)
@@ -687,8 +687,8 @@ func TestTheFirstCallAfterAPasswordIsMendedIsServed(t *testing.T) {
 					_ = call(write) // meets it
 					time.Sleep(20 * time.Second)
 					settled()
-					assert.Equal(t, "misconfigured", x.peer("primary").Health)
-					assert.Equal(t, "misconfigured", x.peer("replica1").Health)
+					assert.Equal(t, HealthMisconfigured, x.peer("primary").Health)
+					assert.Equal(t, HealthMisconfigured, x.peer("replica1").Health)
 
 					for _, s := range servers {
 						s.ResetCounters()

@@ -100,7 +100,39 @@ func (b *breaker) openSince() time.Time { return b.start.Add(time.Duration(b.ope
 
 func (b *breaker) openFor() time.Duration { return time.Since(b.openSince()) }
 
-func (b *breaker) String() string { return gobreaker.State(b.state.Load()).String() }
+// shown returns the state as Status has it.
+func (b *breaker) shown() BreakerState {
+	return [...]BreakerState{
+		gobreaker.StateClosed: BreakerClosed, gobreaker.StateHalfOpen: BreakerHalfOpen, gobreaker.StateOpen: BreakerOpen,
+	}[b.state.Load()]
+}
+
+// BreakerState is the state of a peer's circuit breaker: a closed set, fit for a metric's label.
+type BreakerState uint8
+
+const (
+	// BreakerClosed: faults are counted.
+	BreakerClosed BreakerState = iota
+	// BreakerOpen: the peer has fallen, and takes no calls. It is looked at until it answers.
+	BreakerOpen
+	// BreakerHalfOpen: a look is under way whose success closes the breaker.
+	BreakerHalfOpen
+)
+
+var breakerNames = [...]string{"closed", "open", "half-open"}
+
+// String returns "closed", "open" or "half-open".
+func (b BreakerState) String() string { return nameOf(breakerNames[:], b, "breaker state") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (b BreakerState) MarshalText() ([]byte, error) {
+	return marshalName(breakerNames[:], b, "breaker state")
+}
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (b *BreakerState) UnmarshalText(text []byte) error {
+	return unmarshalName(breakerNames[:], b, "breaker state", text)
+}
 
 // faultRate is the outcomes of the last seconds at one peer: faults as they come, all statements as the watch counts
 // them.

@@ -169,8 +169,8 @@ func TestABreakerOpensOnADeathAndTheMonitorAloneClosesIt(t *testing.T) {
 			x.read(ctx) // fails if a read does
 		}
 		settled()
-		assert.Equal(t, "open", x.peer("replica1").Breaker)
-		assert.Equal(t, "down", x.peer("replica1").Health)
+		assert.Equal(t, BreakerOpen, x.peer("replica1").Breaker)
+		assert.Equal(t, HealthDown, x.peer("replica1").Health)
 		assert.NotEmpty(t, x.peer("replica1").LastFault)
 		victim.ResetCounters()
 		for range 60 {
@@ -184,7 +184,7 @@ func TestABreakerOpensOnADeathAndTheMonitorAloneClosesIt(t *testing.T) {
 		victim.Revive()
 		time.Sleep(1300 * time.Millisecond)
 		settled()
-		assert.Equal(t, "closed", x.peer("replica1").Breaker)
+		assert.Equal(t, BreakerClosed, x.peer("replica1").Breaker)
 		assert.EqualValues(t, 1, x.peer("replica1").Trips)
 		served := map[string]int{}
 		for range 400 { // it is new, and gets one in eleven: a hundred may all pass it by
@@ -567,7 +567,7 @@ func TestAReplicaThatRefusedASessionIsReadAgain(t *testing.T) {
 				require.Equal(t, "replica1:5432", x.read(ctx))
 				x.replicas[0].FailNextWith(1, refusal)
 				require.Equal(t, "primary:5432", x.read(ctx))
-				require.Equal(t, "refuses the program's own set-up of a connection", x.peer("replica1").Unfit)
+				require.Equal(t, WhyRefusesSetUp, x.peer("replica1").Unfit)
 				time.Sleep(10 * time.Second)
 				require.Equal(t, "primary:5432", x.read(ctx))
 				mend(x)
@@ -598,7 +598,7 @@ func TestAStrangerThatWasElectedIsCut(t *testing.T) {
 		tx, err := p.Begin(ctx)
 		require.NoError(t, err)
 		time.Sleep(5 * time.Second)
-		require.Equal(t, "is of another cluster", p.Status().Peers[0].Unfit)
+		require.Equal(t, WhyOtherCluster, p.Status().Peers[0].Unfit)
 		_, err = tx.Exec(ctx, "insert into t values (2)")
 		assert.Error(t, err)
 		assert.Error(t, tx.Commit(ctx))
@@ -638,7 +638,7 @@ func TestARecoveryConflictIsReadElsewhere(t *testing.T) {
 			assert.Equal(t, "replica2:5432", x.read(ctx))
 		}
 		assert.Zero(t, x.peer("replica1").Trips)
-		assert.Equal(t, "up", x.peer("replica1").Health)
+		assert.Equal(t, HealthUp, x.peer("replica1").Health)
 	})
 }
 
@@ -659,7 +659,7 @@ func TestMonitorsWithoutConnectionsOfTheirOwnLookThroughThePools(t *testing.T) {
 			held = append(held, c)
 		}
 		time.Sleep(time.Minute)
-		assert.Equal(t, "up", x.peer("replica2").Health, "a full pool is no fault of the peer")
+		assert.Equal(t, HealthUp, x.peer("replica2").Health, "a full pool is no fault of the peer")
 		for _, c := range held {
 			c.Release()
 		}
@@ -668,10 +668,10 @@ func TestMonitorsWithoutConnectionsOfTheirOwnLookThroughThePools(t *testing.T) {
 			x.read(ctx)
 		}
 		settled()
-		assert.Equal(t, "open", x.peer("replica1").Breaker)
+		assert.Equal(t, BreakerOpen, x.peer("replica1").Breaker)
 		x.replicas[0].Revive()
 		time.Sleep(2 * time.Second)
-		assert.Equal(t, "closed", x.peer("replica1").Breaker)
+		assert.Equal(t, BreakerClosed, x.peer("replica1").Breaker)
 	})
 }
 
@@ -733,7 +733,7 @@ func TestAServerThatRefusesUsIsKnockedAtNowAndThen(t *testing.T) {
 		x.replicas[0].CutConns()
 		settled()
 		time.Sleep(time.Second)
-		assert.Equal(t, "misconfigured", x.peer("replica1").Health)
+		assert.Equal(t, HealthMisconfigured, x.peer("replica1").Health)
 		x.replicas[0].ResetCounters()
 		for range 60 {
 			assert.Equal(t, "replica2:5432", x.read(ctx))
@@ -742,7 +742,7 @@ func TestAServerThatRefusesUsIsKnockedAtNowAndThen(t *testing.T) {
 		assert.LessOrEqual(t, x.replicas[0].Dials(), 16)
 		x.replicas[0].StartupError("")
 		time.Sleep(7 * time.Second)
-		assert.Equal(t, "up", x.peer("replica1").Health)
+		assert.Equal(t, HealthUp, x.peer("replica1").Health)
 		assert.Zero(t, x.peer("replica1").Trips)
 	})
 }
@@ -863,7 +863,7 @@ func TestAReadOnlyTransactionIsLeftAloneWhenItsReplicaHangs(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- tx.QueryRow(ctx, "select 1").Scan(new(int)) }()
 		time.Sleep(1500 * time.Millisecond)
-		assert.Equal(t, "down", x.peer("replica1").Health)
+		assert.Equal(t, HealthDown, x.peer("replica1").Health)
 		x.replicas[0].Thaw()
 		require.NoError(t, <-done, "a server that wakes has lost nothing")
 		require.NoError(t, tx.Commit(ctx))
@@ -932,12 +932,12 @@ func TestAPeerThatWasSlowIsNotWhenItReturns(t *testing.T) {
 		require.True(t, x.peer("replica1").Slow)
 		x.replicas[0].Die()
 		time.Sleep(time.Second)
-		require.Equal(t, "down", x.peer("replica1").Health)
+		require.Equal(t, HealthDown, x.peer("replica1").Health)
 		assert.False(t, x.peer("replica1").Slow)
 		assert.Zero(t, slow.latency.median())
 		assert.Zero(t, slow.latency.typical(), "nor is a balancer told what it was")
 		x.replicas[0].Revive()
-		for x.peer("replica1").Health != "up" {
+		for x.peer("replica1").Health != HealthUp {
 			time.Sleep(10 * time.Millisecond)
 		}
 		assert.False(t, x.peer("replica1").Slow)
@@ -1127,7 +1127,7 @@ func TestAReplicaBehindItsBoundIsLeftOutUntilItHasCaughtUp(t *testing.T) {
 		position.Add(1001)
 		time.Sleep(2 * time.Second)
 		assert.Equal(t, map[string]int{"replica2:5432": 50}, served())
-		assert.Equal(t, "is behind", x.peer("replica1").Unfit)
+		assert.Equal(t, WhyBehind, x.peer("replica1").Unfit)
 		assert.EqualValues(t, 1001, x.peer("replica1").LagBytes)
 		assert.InDelta(t, 1, x.peer("replica1").LagTime.Seconds(), 1)
 		version := x.pool.topology.Load()

@@ -49,13 +49,13 @@ func idlePool(n int, b Balancer, change func(i int, q *peer)) *MultiPool {
 func (p *MultiPool) allUp(top *topology) {
 	for i := range top.members {
 		m := &top.members[i]
-		m.health, m.steady = healthUp, true
+		m.health, m.steady = HealthUp, true
 		m.peer.health.Store(int32(m.health))
 		m.peer.role.Store(int32(m.role))
 	}
-	top.members[0].health = healthUnknown // until the one observation that lists them
+	top.members[0].health = HealthUnknown // until the one observation that lists them
 	p.topology.Store(top)
-	p.observe(observation{peer: top.members[0].peer, health: healthUp})
+	p.observe(observation{peer: top.members[0].peer, health: HealthUp})
 }
 
 // benchmarkedPools are the pools whose decisions are measured, by what chooses.

@@ -185,7 +185,7 @@ func (p *MultiPool) comply(found []peerConfig) error {
 
 // missesOf is how often in a row a peer may be left out before it goes with the next time.
 func missesOf(q *peer) int {
-	if health(q.health.Load()) == healthUp {
+	if Health(q.health.Load()) == HealthUp {
 		return 2
 	}
 	return 1

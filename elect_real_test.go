@@ -43,7 +43,7 @@ func TestARealServerUnderTwoNames(t *testing.T) {
 	})
 	s := p.Status()
 	assert.Empty(t, s.Rivals)
-	assert.Equal(t, "is another name of s1", s.Peers[3].Unfit)
+	assert.Equal(t, WhySameServer, s.Peers[3].Unfit)
 	for range 20 {
 		var port uint16
 		require.NoError(t, p.QueryRow(testContext(t), "select inet_server_port()").Scan(&port))
@@ -100,7 +100,7 @@ func TestTheOperatorHasATimelineForgotten(t *testing.T) {
 	require.NoError(t, s[1].Promote())
 	primaryIs(t, p, s[1].Addr())
 	require.NoError(t, s[1].Kill())
-	waitFor(t, "it to be down", 10*time.Second, func() bool { return p.Status().Peers[1].Health == healthDown.String() })
+	waitFor(t, "it to be down", 10*time.Second, func() bool { return p.Status().Peers[1].Health == HealthDown })
 	_, err := p.Exec(testContext(t), "insert into ledger values (1)")
 	require.ErrorIs(t, err, ErrNoPrimary)
 	require.ErrorIs(t, p.Forget("nobody"), ErrUnknownName)

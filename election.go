@@ -192,7 +192,7 @@ func (t *topology) recognise() {
 			m.ours = false // whose log it goes on with is not known any more
 		}
 		replica := m.role == RoleReplica && m.word() <= primary.timeline
-		if m == primary || (replica && !m.foreign) || (!t.elected && m.health == healthUnknown) {
+		if m == primary || (replica && !m.foreign) || (!t.elected && m.health == HealthUnknown) {
 			m.ours = true
 		}
 	}

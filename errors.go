@@ -48,13 +48,17 @@ var (
 // PeerCause is why one peer could not take a call.
 type PeerCause struct {
 	Peer string // the peer's name
-	Why  string // the state that kept it out, in a few words: "down", "is a replica", ...
-	Err  error  // the fault behind that state; nil where there is none
+	Why  Why    // the state that kept it out; WhyNone where it was well, and had no room or had been tried
+	Err  error  // the fault that led to that state; nil where there is none
 }
 
 // MarshalJSON writes the cause as text: an error's own fields may hold a whole connection configuration.
 func (c PeerCause) MarshalJSON() ([]byte, error) {
-	out := struct{ Peer, Why, Err string }{Peer: c.Peer, Why: c.Why}
+	out := struct {
+		Peer string
+		Why  Why
+		Err  string
+	}{Peer: c.Peer, Why: c.Why}
 	if c.Err != nil {
 		out.Err = c.Err.Error()
 	}
@@ -78,7 +82,7 @@ func (e *NoPeerError) Error() string {
 	type group struct{ peers, what string }
 	var groups []group
 	for _, p := range e.Peers {
-		what := " " + p.Why
+		what := " " + p.Why.phrase()
 		if p.Err != nil {
 			what += " (" + gist(p.Err) + ")"
 		}
@@ -178,6 +182,18 @@ type foreignError struct{ system, cluster uint64 }
 
 func (e *foreignError) Error() string {
 	return fmt.Sprintf("multipool: the server belongs to another cluster (system identifier %d, the pool's is %d)", e.system, e.cluster)
+}
+
+// sameServer says for which peer's server a peer is another name.
+type sameServer struct{ of string }
+
+func (e *sameServer) Error() string { return "multipool: the server is that of " + e.of }
+
+// boundedLag says how far behind a replica was allowed to be.
+type boundedLag struct{ max Lag }
+
+func (e *boundedLag) Error() string {
+	return "multipool: the route bounds the lag to " + e.max.String()
 }
 
 // modelError says in which model of the configuration a route is wrong.

@@ -64,9 +64,9 @@ func TestNoPeerErrorUnwrapsToAllThatHappened(t *testing.T) {
 	err := error(&NoPeerError{
 		Intent: TargetPrimary,
 		Peers: []PeerCause{
-			{Peer: "a", Why: "down", Err: io.ErrUnexpectedEOF},
-			{Peer: "b", Why: "is a replica"},
-			{Peer: "c", Why: "misconfigured", Err: refused},
+			{Peer: "a", Why: WhyDown, Err: io.ErrUnexpectedEOF},
+			{Peer: "b", Why: WhyReplica},
+			{Peer: "c", Why: WhyMisconfigured, Err: refused},
 		},
 		also: []error{context.DeadlineExceeded, ErrSplitBrain},
 	})
@@ -91,9 +91,9 @@ func TestNoPeerErrorNamesEachPeerWithItsCause(t *testing.T) {
 	}{
 		{"nobody", &NoPeerError{Intent: TargetAuto}, "multipool: no peer for a read"},
 		{"a write", &NoPeerError{Intent: TargetPrimary, Peers: []PeerCause{
-			{Peer: "a", Why: "down", Err: io.EOF}, {Peer: "b", Why: "is a replica"},
+			{Peer: "a", Why: WhyDown, Err: io.EOF}, {Peer: "b", Why: WhyReplica},
 		}}, "multipool: no peer for a call that needs the primary: a down (EOF); b is a replica"},
-		{"an insisting read", &NoPeerError{Intent: TargetReplica, Peers: []PeerCause{{Peer: "a", Why: "is the primary"}}},
+		{"an insisting read", &NoPeerError{Intent: TargetReplica, Peers: []PeerCause{{Peer: "a", Why: WhyPrimary}}},
 			"multipool: no peer for a call that insists on a replica: a is the primary"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -118,13 +118,13 @@ func TestNoPeerErrorTellsEqualCausesOnce(t *testing.T) {
 	}
 	const password = `password authentication failed for user "app"`
 	err := &NoPeerError{Intent: TargetPrimary, Peers: []PeerCause{
-		{Peer: "db1:5432", Why: "misconfigured", Err: refusal("db1", "prefer", "28P01", password)},
-		{Peer: "db2:5432", Why: "down", Err: io.EOF},
-		{Peer: "db3:5432", Why: "misconfigured", Err: refusal("db3", "disable", "28P01", password)},
-		{Peer: "db4:5432", Why: "misconfigured", Err: refusal("db4", "require", "28P01", password)},
-		{Peer: "db5:5432", Why: "down", Err: io.EOF},
-		{Peer: "db6:5432", Why: "is a replica"},
-		{Peer: "db7:5432", Why: "is a replica"},
+		{Peer: "db1:5432", Why: WhyMisconfigured, Err: refusal("db1", "prefer", "28P01", password)},
+		{Peer: "db2:5432", Why: WhyDown, Err: io.EOF},
+		{Peer: "db3:5432", Why: WhyMisconfigured, Err: refusal("db3", "disable", "28P01", password)},
+		{Peer: "db4:5432", Why: WhyMisconfigured, Err: refusal("db4", "require", "28P01", password)},
+		{Peer: "db5:5432", Why: WhyDown, Err: io.EOF},
+		{Peer: "db6:5432", Why: WhyReplica},
+		{Peer: "db7:5432", Why: WhyReplica},
 	}}
 	require.Equal(t, `multipool: no peer for a call that needs the primary: `+
 		`db1:5432, db3:5432 misconfigured (server error: FATAL: password authentication failed for user "app" (SQLSTATE 28P01)); `+
@@ -161,13 +161,13 @@ func TestNoPeerErrorGoesIntoJSONAsText(t *testing.T) {
 	t.Parallel()
 	dial := &pgconn.ConnectError{Config: &pgconn.Config{Host: "h", User: "u", Password: "hunter2-hunter2"}}
 	text, err := json.Marshal(&NoPeerError{Intent: TargetPrimary, Peers: []PeerCause{
-		{Peer: "a", Why: "down", Err: io.EOF}, {Peer: "b", Why: "is a replica"},
-		{Peer: "c", Why: "down", Err: fmt.Errorf("far down: %w", hideText{dial})},
+		{Peer: "a", Why: WhyDown, Err: io.EOF}, {Peer: "b", Why: WhyReplica},
+		{Peer: "c", Why: WhyDown, Err: fmt.Errorf("far down: %w", hideText{dial})},
 	}})
 	require.NoError(t, err)
-	require.JSONEq(t, `{"Intent":2,"Peers":[
+	require.JSONEq(t, `{"Intent":"primary","Peers":[
 		{"Peer":"a","Why":"down","Err":"EOF"},
-		{"Peer":"b","Why":"is a replica","Err":""},
+		{"Peer":"b","Why":"replica","Err":""},
 		{"Peer":"c","Why":"down","Err":"far down: hidden"}]}`, string(text))
 	require.NotContains(t, string(text), "hunter2")
 }

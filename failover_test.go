@@ -104,9 +104,9 @@ func TestNoReadFailsWhenAReplicaIsKilled(t *testing.T) {
 	require.NoError(t, victim.Kill())
 	readers.reach(t, 2*reads)
 	// Half open is what it is while it is tried.
-	waitFor(t, "its breaker", 10*time.Second, func() bool { return p.Status().Peers[2].Breaker == "open" })
+	waitFor(t, "its breaker", 10*time.Second, func() bool { return p.Status().Peers[2].Breaker == BreakerOpen })
 	require.NoError(t, victim.Start())
-	waitFor(t, "the replica to be back", 20*time.Second, func() bool { return p.Status().Peers[2].Health == healthUp.String() })
+	waitFor(t, "the replica to be back", 20*time.Second, func() bool { return p.Status().Peers[2].Health == HealthUp })
 	back := p.Status().Peers[2].Reads
 	readers.reach(t, 2*reads)
 	calls, errors := readers.dismiss()
@@ -193,10 +193,10 @@ func TestTheSameUnderTLS(t *testing.T) {
 		readers.reach(t, 500)
 		fault.Store(true)
 		require.NoError(t, victim.Freeze())
-		waitFor(t, "its fall", 10*time.Second, func() bool { return p.Status().Peers[1].Health == healthDown.String() })
+		waitFor(t, "its fall", 10*time.Second, func() bool { return p.Status().Peers[1].Health == HealthDown })
 		readers.reach(t, 500)
 		require.NoError(t, victim.Thaw())
-		waitFor(t, "its return", 20*time.Second, func() bool { return p.Status().Peers[1].Health == healthUp.String() })
+		waitFor(t, "its return", 20*time.Second, func() bool { return p.Status().Peers[1].Health == HealthUp })
 		require.NoError(t, victim.Restart(pgtest.Fast))
 		readers.reach(t, 500)
 		_, failed := readers.dismiss()
@@ -218,7 +218,7 @@ func TestWritersFollowAPromotion(t *testing.T) {
 		waitUp(t, p)
 		next := c.Standbys()[0]
 		require.NoError(t, c.Primary().Kill())
-		waitFor(t, "its fall", 10*time.Second, func() bool { return p.Status().Peers[0].Health == healthDown.String() })
+		waitFor(t, "its fall", 10*time.Second, func() bool { return p.Status().Peers[0].Health == HealthDown })
 		// No reads: only the monitors can find the new primary.
 		var first atomic.Int64
 		writers := gatherFor(operatorTime, 50, func(ctx context.Context) error {

@@ -158,9 +158,9 @@ func (s *stage) status(server *pgtest.Server) PeerStatus {
 	return PeerStatus{}
 }
 
-func (s *stage) waitHealth(server *pgtest.Server, limit time.Duration, want health) {
+func (s *stage) waitHealth(server *pgtest.Server, limit time.Duration, want Health) {
 	s.t.Helper()
-	waitFor(s.t, fmt.Sprintf("%s to be %s", server.Name(), want), limit, func() bool { return s.status(server).Health == want.String() })
+	waitFor(s.t, fmt.Sprintf("%s to be %s", server.Name(), want), limit, func() bool { return s.status(server).Health == want })
 }
 
 // settle lets the load go on for a while.
@@ -177,7 +177,7 @@ func TestFaultKillOfAReplica(t *testing.T) {
 		require.NoError(t, victim.Kill())
 		s.settle(2 * time.Second)
 		during, next := p99(s.readers.between(at, at.Add(time.Second))), p99(s.readers.between(at.Add(time.Second), at.Add(2*time.Second)))
-		s.waitHealth(victim, 10*time.Second, healthDown)
+		s.waitHealth(victim, 10*time.Second, HealthDown)
 		t.Logf("p99: steady %v, in the second of the kill %v, in the next %v", steady, during, next)
 		// A busy machine makes one of them late, and a pool that is too slow all.
 		if raceEnabled || during <= 3*steady && next <= 2*steady {
@@ -185,7 +185,7 @@ func TestFaultKillOfAReplica(t *testing.T) {
 		}
 		require.Less(t, i, 2, "none of three kills was over in time")
 		require.NoError(t, victim.Start())
-		s.waitHealth(victim, 20*time.Second, healthUp)
+		s.waitHealth(victim, 20*time.Second, HealthUp)
 		s.settle(time.Second)
 	}
 	s.noReadFailed()
@@ -213,7 +213,7 @@ func TestFaultStopsAndCrashesOfAReplica(t *testing.T) {
 			}
 			require.NoError(t, victim.Start(), fault.name)
 		}
-		s.waitHealth(victim, 20*time.Second, healthUp)
+		s.waitHealth(victim, 20*time.Second, HealthUp)
 		s.readers.mu.Lock()
 		t.Logf("%s: errors so far %d, back after %v", fault.name, len(s.readers.errors), time.Since(begun))
 		s.readers.mu.Unlock()
@@ -255,14 +255,14 @@ func TestFaultSmartStopLetsLongStreamsEnd(t *testing.T) {
 	// there are idle ones, of which there may be as many as the pool may have.
 	waitFor(t, victim.Name()+" to be draining", 10*time.Second, func() bool {
 		s.pool.PeerPool(victim.Addr()).Reset()
-		return s.status(victim).Health == healthDraining.String()
+		return s.status(victim).Health == HealthDraining
 	})
 	tell()
 	streams.Wait()
 	assert.EqualValues(t, 12_000, rows.Load())
 	waitFor(t, "the server to be gone", 10*time.Second, func() bool { return !victim.Running() })
 	require.NoError(t, victim.Start())
-	s.waitHealth(victim, 20*time.Second, healthUp)
+	s.waitHealth(victim, 20*time.Second, HealthUp)
 	s.noReadFailed()
 }
 
@@ -273,11 +273,11 @@ func TestFaultFreezeOfAReplica(t *testing.T) {
 	within(t, 1500*time.Millisecond, "the worst read", func() time.Duration {
 		begun := time.Now()
 		require.NoError(t, victim.Freeze())
-		s.waitHealth(victim, 10*time.Second, healthDown)
+		s.waitHealth(victim, 10*time.Second, HealthDown)
 		s.settle(2 * time.Second)
 		require.NoError(t, victim.Thaw())
 		thawed := time.Now()
-		s.waitHealth(victim, 20*time.Second, healthUp)
+		s.waitHealth(victim, 20*time.Second, HealthUp)
 		t.Logf("back %v after the thaw", time.Since(thawed))
 		s.settle(time.Second)
 		return s.readers.worstSince(begun)
@@ -306,8 +306,8 @@ func relayed(t *testing.T, config Options) (*stage, *netfault.Relay) {
 	return &stage{t: t, cluster: c, pool: p}, relay
 }
 
-func (s *stage) relayedIs(want health) func() bool {
-	return func() bool { return s.pool.Status().Peers[1].Health == want.String() }
+func (s *stage) relayedIs(want Health) func() bool {
+	return func() bool { return s.pool.Status().Peers[1].Health == want }
 }
 
 func TestFaultBlackholeAndFrozenRelay(t *testing.T) {
@@ -318,11 +318,11 @@ func TestFaultBlackholeAndFrozenRelay(t *testing.T) {
 			waitFor(t, "it to be in use", time.Minute, func() bool { return !s.pool.Status().Peers[1].Slow })
 			begun := time.Now()
 			fault()
-			waitFor(t, name, 15*time.Second, s.relayedIs(healthDown))
+			waitFor(t, name, 15*time.Second, s.relayedIs(HealthDown))
 			s.settle(time.Second)
 			relay.Thaw()
 			thawed := time.Now()
-			waitFor(t, name+" to end", 20*time.Second, s.relayedIs(healthUp))
+			waitFor(t, name+" to end", 20*time.Second, s.relayedIs(HealthUp))
 			t.Logf("%s: back %v after it ended", name, time.Since(thawed))
 			s.settle(time.Second) // for the reads that it held up
 			return s.readers.worstSince(begun)
@@ -352,7 +352,7 @@ func TestFaultStalledPrimaryLosesNoWrite(t *testing.T) {
 	waitFor(t, "the writes", 20*time.Second, func() bool { return waitingAtGate(t, primary, "held write") == len(results) })
 	require.NoError(t, primary.Freeze())
 	s.settle(2500 * time.Millisecond)
-	s.waitHealth(primary, 10*time.Second, healthDown)
+	s.waitHealth(primary, 10*time.Second, HealthDown)
 	require.NoError(t, primary.Thaw())
 	require.NoError(t, gate.Close(ctx))
 	writes.Wait()
@@ -405,7 +405,7 @@ func TestFaultAllReplicasDown(t *testing.T) {
 	assert.LessOrEqual(t, ps.Stat.AcquiredConns(), int32(20))
 	for _, replica := range s.cluster.Standbys() {
 		require.NoError(t, replica.Start())
-		s.waitHealth(replica, 20*time.Second, healthUp)
+		s.waitHealth(replica, 20*time.Second, HealthUp)
 	}
 	calls, failed := writers.dismiss()
 	assert.Empty(t, failed)
@@ -424,7 +424,7 @@ func TestFaultEverythingDown(t *testing.T) {
 		t.Helper()
 		waitFor(t, "all to be seen down", 10*time.Second, func() bool {
 			for _, ps := range s.pool.Status().Peers {
-				if ps.Health != healthDown.String() {
+				if ps.Health != HealthDown {
 					return false
 				}
 			}
@@ -860,12 +860,12 @@ func TestHooksTellWhatHappensInOrder(t *testing.T) {
 	waitUp(t, p)
 	replica := c.Standbys()[0]
 	require.NoError(t, replica.Stop(pgtest.Fast))
-	wantEvent := func(to health) {
+	wantEvent := func(to Health) {
 		t.Helper()
 		for {
 			select {
 			case e := <-events:
-				if e.Peer == replica.Addr() && e.To == to.String() {
+				if e.Peer == replica.Addr() && e.To == to {
 					return
 				}
 			case <-time.After(20 * time.Second):
@@ -873,11 +873,11 @@ func TestHooksTellWhatHappensInOrder(t *testing.T) {
 			}
 		}
 	}
-	wantEvent(healthUp)
-	wantEvent(healthSuspect)
-	wantEvent(healthDown)
+	wantEvent(HealthUp)
+	wantEvent(HealthSuspect)
+	wantEvent(HealthDown)
 	require.NoError(t, replica.Start())
-	wantEvent(healthUp)
+	wantEvent(HealthUp)
 	p.Close()
 	assert.Contains(t, log.String(), "to=down")
 	assert.NotContains(t, log.String(), "password")

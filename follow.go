@@ -209,7 +209,7 @@ func (f *follower) keeps(top *topology, q *peer) bool {
 		return true
 	}
 	m := top.member(q)
-	return f.kind == poolReplicas && m != nil && m.health == healthSuspect && m.role == RoleReplica
+	return f.kind == poolReplicas && m != nil && m.health == HealthSuspect && m.role == RoleReplica
 }
 
 // seek returns the peer that a call, or a connection, is to go to, and waits for one where there is none. Before it waits it has

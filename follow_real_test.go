@@ -272,7 +272,7 @@ func TestReplicasAreEvenAgainAfterARestart(t *testing.T) {
 	victim := c.Standbys()[1]
 	require.NoError(t, victim.Restart(pgtest.Immediate))
 	begun := time.Now()
-	waitFor(t, "its return", 20*time.Second, func() bool { return p.Status().Peers[2].Health == healthUp.String() })
+	waitFor(t, "its return", 20*time.Second, func() bool { return p.Status().Peers[2].Health == HealthUp })
 	waitFor(t, "an even spread", time.Minute, func() bool {
 		low, high := spread()
 		return low > 0 && high-low <= 2

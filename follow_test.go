@@ -209,7 +209,7 @@ func TestAConnectUnderWayMovesToTheNextPrimary(t *testing.T) {
 		assert.EqualValues(t, 4, pool.Stat().ConstructingConns())
 		assert.ErrorIs(t, <-gone, context.DeadlineExceeded)
 		time.Sleep(3 * time.Second)
-		require.Equal(t, "down", x.peer("primary").Health)
+		require.Equal(t, HealthDown, x.peer("primary").Health)
 		assert.EqualValues(t, 3, pool.Stat().ConstructingConns(), "not for a caller who has gone")
 		require.Empty(t, results)
 		x.replicas[0].Promote()
@@ -306,7 +306,7 @@ func TestAServerHasNoMoreConnectionsThanItMayWhicheverPoolsUseIt(t *testing.T) {
 		settled()
 		assert.Equal(t, 5, x.primary.Conns())
 		assert.Zero(t, x.peer("primary").Trips)
-		assert.Equal(t, "up", x.peer("primary").Health)
+		assert.Equal(t, HealthUp, x.peer("primary").Health)
 		assert.Empty(t, x.peer("primary").LastFault, "an eviction is nobody's fault")
 
 		// A connection that was hijacked counts until it is closed.
@@ -506,13 +506,13 @@ func TestReplicasAreSpreadAndEvenedOut(t *testing.T) {
 		assert.Equal(t, even, spread())
 
 		x.replicas[1].Die()
-		require.Eventually(t, func() bool { return x.peer("replica2").Health == "down" }, time.Minute, time.Second)
+		require.Eventually(t, func() bool { return x.peer("replica2").Health == HealthDown }, time.Minute, time.Second)
 		settled()
 		burst()
 		assert.Equal(t, map[string]int{"replica1:5432": 6, "replica3:5432": 6}, spread())
 		x.replicas[1].Revive()
 		time.Sleep(3 * time.Second)
-		require.Equal(t, "up", x.peer("replica2").Health)
+		require.Equal(t, HealthUp, x.peer("replica2").Health)
 		before := x.replicas[0].Dials() + x.replicas[1].Dials() + x.replicas[2].Dials()
 		for range 200 { // 20 s
 			burst()
@@ -759,7 +759,7 @@ func TestAFollowingPoolFeedsTheBreakerAndIsCutByItsVerdict(t *testing.T) {
 		_, err = pool.Exec(withTimeout(x.t, 2*time.Second), "insert into t values (3)")
 		require.Error(t, err)
 		time.Sleep(time.Second)
-		assert.Equal(t, "down", x.peer("replica1").Health)
+		assert.Equal(t, HealthDown, x.peer("replica1").Health)
 	})
 }
 
@@ -1068,7 +1068,7 @@ func TestAWaitIsNotTakenFromTheConnectTimeout(t *testing.T) {
 		}
 		time.Sleep(20 * time.Second)
 		before := x.peer("primary")
-		require.Equal(t, "down", before.Health)
+		require.Equal(t, HealthDown, before.Health)
 		x.primary.Thaw()
 		for range cap(done) {
 			assert.NoError(t, <-done)

@@ -37,8 +37,8 @@ func (h *herald) tell(old, next *topology, o observation) {
 			}
 		}
 		if m := old.member(o.peer); o.leaves && m != nil {
-			e := newPeerEvent(m, &member{peer: m.peer, role: m.role})
-			e.To = goneName
+			e := newPeerEvent(m, &member{peer: m.peer, role: m.role}, WhyNone)
+			e.To = HealthGone
 			h.send(f, e)
 		}
 	}
@@ -59,11 +59,12 @@ func (h *herald) tell(old, next *topology, o observation) {
 }
 
 // advise tells what is wrong with how a peer is configured.
-func (h *herald) advise(m *member, cause error) {
+func (h *herald) advise(t *topology, p *peer, cause error) {
+	m := t.member(p)
 	if h == nil || m == nil || h.hooks.PeerChanged == nil {
 		return
 	}
-	e := newPeerEvent(m, m)
+	e := newPeerEvent(m, m, t.unfit(m))
 	e.Cause = cause
 	h.send(h.hooks.PeerChanged, e)
 }
@@ -82,14 +83,11 @@ func (h *herald) queue(event func()) {
 	}
 }
 
-// goneName is the last word about a peer.
-const goneName = "gone"
-
 // newPeerEvent returns the event of a peer that was one thing and is another.
-func newPeerEvent(was, is *member) PeerEvent {
+func newPeerEvent(was, is *member, unfit Why) PeerEvent {
 	return PeerEvent{
-		Peer: is.peer.name, Role: is.role, FromRole: was.role, From: was.health.String(), To: is.health.String(),
-		Slow: is.slow, Drained: is.drained, Unfit: is.unfit(), At: time.Now(),
+		Peer: is.peer.name, Role: is.role, FromRole: was.role, From: was.health, To: is.health,
+		Slow: is.slow, Drained: is.drained, Unfit: unfit, At: time.Now(),
 	}
 }
 
@@ -102,10 +100,10 @@ func peerEvent(old, next *topology, i int, o observation) (PeerEvent, bool) {
 	if joined {
 		was = &member{}
 	}
-	if !joined && was.health == is.health && was.role == is.role && was.slow == is.slow && was.unfit() == is.unfit() && was.drained == is.drained {
+	if !joined && was.health == is.health && was.role == is.role && was.slow == is.slow && old.unfit(was) == next.unfit(is) && was.drained == is.drained {
 		return PeerEvent{}, false
 	}
-	e := newPeerEvent(was, is)
+	e := newPeerEvent(was, is, next.unfit(is))
 	if is.peer == o.peer {
 		e.Cause = o.cause
 	}

@@ -18,7 +18,7 @@ import (
 
 func TestAPeerIsNeededWhereNobodyElseServesWhatItCould(t *testing.T) {
 	t.Parallel()
-	down := func(of string) news { return turned(of, healthDown) }
+	down := func(of string) news { return turned(of, HealthDown) }
 	cluster := func(more ...news) []news {
 		return append([]news{primaryUp("a", 1), replicaUp("b"), replicaUp("c")}, more...)
 	}
@@ -31,8 +31,8 @@ func TestAPeerIsNeededWhereNobodyElseServesWhatItCould(t *testing.T) {
 		{"a healthy cluster", ModeReplicated, cluster(), ""},
 		{"a replica is down, and another serves", ModeReplicated, cluster(down("b")), ""},
 		{"all replicas are down, and the primary serves the reads", ModeReplicated, cluster(down("b"), down("c")), "b c"},
-		{"... until one is back", ModeReplicated, cluster(down("b"), down("c"), turned("c", healthUp)), ""},
-		{"the other replica is a suspect", ModeReplicated, cluster(down("b"), turned("c", healthSuspect)), "b"},
+		{"... until one is back", ModeReplicated, cluster(down("b"), down("c"), turned("c", HealthUp)), ""},
+		{"the other replica is a suspect", ModeReplicated, cluster(down("b"), turned("c", HealthSuspect)), "b"},
 		{"the primary is down: any replica may be promoted", ModeReplicated, cluster(down("a"), down("b")), "a! b!"},
 		{"... and one was", ModeReplicated, cluster(down("a"), down("b"), primaryUp("c", 2)), "b"},
 		{"... and another is left", ModeReplicated, []news{primaryUp("a", 1), replicaUp("b"), replicaUp("c"), down("a"), primaryUp("b", 2)}, ""},
@@ -74,9 +74,9 @@ func (x *fakes) flap(name string, p *pgfake.Peer) {
 	for range 9 {
 		p.Die()
 		settled()
-		require.Equal(x.t, healthDown.String(), x.peer(name).Health)
+		require.Equal(x.t, HealthDown, x.peer(name).Health)
 		p.Revive()
-		for x.peer(name).Health != healthUp.String() {
+		for x.peer(name).Health != HealthUp {
 			time.Sleep(50 * time.Millisecond)
 		}
 	}
@@ -84,7 +84,7 @@ func (x *fakes) flap(name string, p *pgfake.Peer) {
 	settled()
 	p.Revive()
 	time.Sleep(5 * time.Second)
-	require.Equal(x.t, healthDown.String(), x.peer(name).Health, "others stand in for it, so it is held")
+	require.Equal(x.t, HealthDown, x.peer(name).Health, "others stand in for it, so it is held")
 }
 
 func TestAStandbyThatWasHeldTakesWritesOnceItIsPromoted(t *testing.T) {
@@ -107,7 +107,7 @@ func TestAHeldReplicaIsReadOnceTheOtherFalls(t *testing.T) {
 		x.flap("replica1", x.replicas[0])
 		x.replicas[1].Die()
 		settled()
-		assert.Equal(t, "up", x.peer("replica1").Health)
+		assert.Equal(t, HealthUp, x.peer("replica1").Health)
 		assert.Equal(t, "replica1:5432", x.read(ctx))
 	})
 }

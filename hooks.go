@@ -39,7 +39,15 @@ const (
 var reasonNames = [...]string{"none", "read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "solo"}
 
 // String returns the label.
-func (r Reason) String() string { return nameOf(reasonNames[:], int(r), "reason") }
+func (r Reason) String() string { return nameOf(reasonNames[:], r, "reason") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (r Reason) MarshalText() ([]byte, error) { return marshalName(reasonNames[:], r, "reason") }
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (r *Reason) UnmarshalText(text []byte) error {
+	return unmarshalName(reasonNames[:], r, "reason", text)
+}
 
 // Kind tells reads from writes: a closed set, fit for a metric's label. It does not depend on where the call goes.
 type Kind uint8
@@ -56,7 +64,13 @@ const (
 var kindNames = [...]string{"none", "read", "write"}
 
 // String returns the label.
-func (k Kind) String() string { return nameOf(kindNames[:], int(k), "kind") }
+func (k Kind) String() string { return nameOf(kindNames[:], k, "kind") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (k Kind) MarshalText() ([]byte, error) { return marshalName(kindNames[:], k, "kind") }
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (k *Kind) UnmarshalText(text []byte) error { return unmarshalName(kindNames[:], k, "kind", text) }
 
 // Decision is where one attempt of a call goes, and why.
 type Decision struct {
@@ -70,11 +84,11 @@ type Decision struct {
 type PeerEvent struct {
 	Peer      string
 	Role      Role
-	From, To  string // health: "not yet seen", "up", "suspect", "down", "misconfigured", "draining", "starting"; To "gone": removed
 	FromRole  Role
+	From, To  Health // HealthUnknown before a peer that has come, HealthGone after one that was removed
 	Slow      bool   // its reads take far longer than elsewhere
 	Drained   bool   // by the operator
-	Unfit     string // why it is kept out of the reads though it is well: "is behind", ...; "" where it is not
+	Unfit     Why    // see PeerStatus.Unfit
 	Cause     error  // the fault that led to it; nil where none did
 	At        time.Time
 	Discarded int64 // how many events have been lost so far, because a hook was slow
@@ -163,17 +177,17 @@ func logPeer(l *slog.Logger, e PeerEvent) {
 	switch {
 	case errors.As(e.Cause, &undeclared), errors.As(e.Cause, &stale):
 		level = slog.LevelWarn
-	case e.To == healthSuspect.String(), e.From == healthSuspect.String() && e.To == healthUp.String():
+	case e.To == HealthSuspect, e.From == HealthSuspect && e.To == HealthUp:
 		level = slog.LevelDebug
-	case e.To == healthDown.String(), e.To == healthMisfit.String(), e.Unfit != "":
+	case e.To == HealthDown, e.To == HealthMisconfigured, e.Unfit != WhyNone:
 		level = slog.LevelWarn
 	}
 	attrs := []slog.Attr{
 		slog.String("peer", e.Peer), slog.String("role", e.Role.String()),
-		slog.String("from", e.From), slog.String("to", e.To),
+		slog.String("from", e.From.String()), slog.String("to", e.To.String()),
 	}
-	if e.Unfit != "" {
-		attrs = append(attrs, slog.String("unfit", e.Unfit))
+	if e.Unfit != WhyNone {
+		attrs = append(attrs, slog.String("unfit", e.Unfit.String()))
 	}
 	if e.Cause != nil {
 		attrs = append(attrs, slog.String("cause", e.Cause.Error()))

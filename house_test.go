@@ -105,6 +105,7 @@ var imports = map[string][]string{
 	"route.go":      {pgxPath},
 	"intent.go":     {},
 	"pick.go":       {},
+	"why.go":        {},
 	"statement.go":  {},
 	"lexer.go":      {},
 	"words.go":      {},
@@ -124,6 +125,7 @@ var imports = map[string][]string{
 	"hooks.go":      {},
 	"herald.go":     {},
 	"status.go":     {poolPath},
+	"labels.go":     {},
 	"errors.go":     {pgconnPath, puddlePath},
 
 	// the middle
@@ -172,6 +174,7 @@ var abstains = map[string][]string{
 	"modes.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
 	"roster.go":    {"context", "net", "os", "sync", "sync/atomic", "time"},
 	"pick.go":      {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"why.go":       {"context", "net", "os", "sync", "sync/atomic", "time"},
 	"intent.go":    {"context", "net", "os", "sync", "sync/atomic", "time"},
 	"draw.go":      {"context", "net", "os", "sync", "time"},
 	"load.go":      {"context", "net", "os", "sync", "time"},

@@ -110,9 +110,10 @@ const (
 	fitAstray // it is ahead of the primary: its history is another
 )
 
-var fitnessNames = [...]string{"", "", "is behind", "replay is paused", "is cut off from its primary", "is not a replica of the primary"}
-
-func (f fitness) String() string { return nameOf(fitnessNames[:], int(f), "fitness") }
+// why is the reason for which a replica of this fitness is not read.
+func (f fitness) why() Why {
+	return [...]Why{fitBehind: WhyBehind, fitPaused: WhyPaused, fitCutOff: WhyCutOff, fitAstray: WhyOtherHistory}[f]
+}
 
 // distance is how far a replica was behind the primary when it was looked at, by positions of the primary that were read
 // before: at least so far.

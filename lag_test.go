@@ -333,7 +333,7 @@ func TestAReplicaThatNeverMovesCountsAsCutOff(t *testing.T) {
 		time.Sleep(time.Minute)
 		settled()
 		assert.Empty(t, x.peer("replica1").Unfit)
-		assert.Equal(t, "is cut off from its primary", x.peer("replica2").Unfit)
+		assert.Equal(t, WhyCutOff, x.peer("replica2").Unfit)
 		for range 20 {
 			require.Equal(t, "replica1:5432", x.read(ctx))
 		}

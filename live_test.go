@@ -560,7 +560,7 @@ func TestHooksHearOfPeersThatComeAndGo(t *testing.T) {
 		defer mu.Unlock()
 		var said []string
 		for _, e := range heard {
-			said = append(said, e.Peer+" "+e.To)
+			said = append(said, e.Peer+" "+e.To.String())
 		}
 		assert.Equal(t, []string{"replica1:5432 gone", "replica1:5432 not yet seen", "replica1:5432 up"}, said)
 	})

@@ -202,7 +202,7 @@ func TestWhatAProgramsMonitorsCostAServer(t *testing.T) {
 	writers.reach(t, 100)
 	measure("while it writes")
 	require.NoError(t, c.Primary().Kill())
-	waitFor(t, "its fall", 10*time.Second, func() bool { return p.Status().Peers[0].Health == healthDown.String() })
+	waitFor(t, "its fall", 10*time.Second, func() bool { return p.Status().Peers[0].Health == HealthDown })
 	most := measure("without a primary")
 	// A full look as a text every 20 ms was 3 % and more.
 	assert.Less(t, most, 1.5)

@@ -191,7 +191,7 @@ func TestAServerThatDoesNotServeTheShortLookIsAskedTheFullOne(t *testing.T) {
 		})
 		time.Sleep(redialEach - 5*time.Second)
 		settled()
-		assert.Equal(t, "up", x.peer("replica1").Health)
+		assert.Equal(t, HealthUp, x.peer("replica1").Health)
 		assert.Zero(t, x.peer("replica1").Trips)
 		assert.LessOrEqual(t, x.replicas[0].Count(lookBrief), 1)
 		assert.Greater(t, x.replicas[0].Count(lookFull), 25)
@@ -215,7 +215,7 @@ func TestAPreparedLookThatIsLostIsSentAsAText(t *testing.T) {
 		time.Sleep(redialEach - 5*time.Second)
 		settled()
 		require.True(t, refused.Load())
-		assert.Equal(t, "up", x.peer("replica1").Health)
+		assert.Equal(t, HealthUp, x.peer("replica1").Health)
 		assert.Equal(t, 1, x.replicas[0].Dials(), "nobody was suspected")
 	})
 }
@@ -233,11 +233,11 @@ func TestAServerThatHangsUnderAGlanceIsDown(t *testing.T) {
 		x.replicas[0].Hang()
 		time.Sleep(2 * time.Second)
 		settled()
-		assert.Equal(t, "down", x.peer("replica1").Health)
+		assert.Equal(t, HealthDown, x.peer("replica1").Health)
 		x.replicas[0].Thaw()
 		time.Sleep(2 * time.Second)
 		settled()
-		assert.Equal(t, "up", x.peer("replica1").Health)
+		assert.Equal(t, HealthUp, x.peer("replica1").Health)
 	})
 }
 

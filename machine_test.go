@@ -842,7 +842,7 @@ func (m *machine) state() string {
 	for _, q := range m.x.pool.peers() {
 		stat := q.pool.Stat()
 		fmt.Fprintf(&b, "            %s: %v, in flight %d, connections %d (%d acquired, %d idle, %d being made), dials %d, guests %d;",
-			q.name, health(q.health.Load()), q.load.out.Load(), stat.TotalConns(), stat.AcquiredConns(), stat.IdleConns(),
+			q.name, Health(q.health.Load()), q.load.out.Load(), stat.TotalConns(), stat.AcquiredConns(), stat.IdleConns(),
 			stat.ConstructingConns(), len(q.dials), len(q.guests))
 		q.sockets.wires(func(w *wire) {
 			fmt.Fprintf(&b, " [use %d seq %d out %v]", w.use.Load(), w.seq.Load(), w.out.Load())
@@ -962,7 +962,7 @@ func (m *machine) leftovers() (wrong []string) {
 	}
 	for i, q := range pool.peers() {
 		ps := status.Peers[i]
-		if ps.Health != healthUp.String() || ps.Breaker != "closed" || ps.Slow || !ps.Serves {
+		if ps.Health != HealthUp || ps.Breaker != BreakerClosed || ps.Slow || !ps.Serves {
 			add("%s: %s, breaker %s, slow %v, serves %v", q.name, ps.Health, ps.Breaker, ps.Slow, ps.Serves)
 		}
 		if want := map[bool]Role{true: RolePrimary, false: RoleReplica}[i == 0]; ps.Role != want {

@@ -123,7 +123,7 @@ func (w *world) note(format string, args ...any) {
 // begin begins a look, which shows what there is now and tells it later.
 func (w *world) begin(n *trueName) {
 	s := w.servers[n.leads]
-	o := observation{peer: n.peer, asked: w.now, full: true, health: healthUp, role: s.role, system: s.system, server: s.server, at: n.peer.name}
+	o := observation{peer: n.peer, asked: w.now, full: true, health: HealthUp, role: s.role, system: s.system, server: s.server, at: n.peer.name}
 	if n.moves {
 		o.at += strconv.Itoa(n.leads)
 	}
@@ -154,7 +154,7 @@ func (w *world) end(n *trueName) {
 			n.missing = w.now
 		}
 		aged := n.misses >= silentLooks && w.now-n.missing >= 60*second
-		w.hear(observation{peer: n.peer, health: healthDown, aged: aged, came: w.now})
+		w.hear(observation{peer: n.peer, health: HealthDown, aged: aged, came: w.now})
 		return
 	}
 	n.misses = 0

@@ -21,7 +21,13 @@ const (
 var modeNames = [...]string{"replicated", "equivalent", "ordered"}
 
 // String returns the name that the connection string key multipool_mode takes.
-func (m Mode) String() string { return nameOf(modeNames[:], int(m), "mode") }
+func (m Mode) String() string { return nameOf(modeNames[:], m, "mode") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (m Mode) MarshalText() ([]byte, error) { return marshalName(modeNames[:], m, "mode") }
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (m *Mode) UnmarshalText(text []byte) error { return unmarshalName(modeNames[:], m, "mode", text) }
 
 // What each mode puts into the lists: modes are data, and whoever chooses does not know them.
 
@@ -112,9 +118,9 @@ func (t *topology) listEquivalent() {
 	for i := range t.members {
 		switch m := &t.members[i]; {
 		case m.drained:
-		case m.health == healthUp:
+		case m.health == HealthUp:
 			well = append(well, m)
-		case m.health == healthSuspect:
+		case m.health == HealthSuspect:
 			suspect = append(suspect, m)
 		}
 	}
@@ -176,7 +182,7 @@ func (t *topology) lead() {
 		switch {
 		case m.takes() && (first == nil || t.before(m, first)):
 			first = m
-		case m.health == healthUnknown && (unheard == nil || t.before(m, unheard)):
+		case m.health == HealthUnknown && (unheard == nil || t.before(m, unheard)):
 			unheard = m
 		}
 	}
@@ -234,7 +240,7 @@ func (t *topology) needs(p *peer) peerNeed {
 // served reports whether another peer than p that is well takes the calls of a list.
 func (t *topology) served(list []*peer, p *peer) bool {
 	for _, q := range list {
-		if m := t.member(q); q != p && m.health == healthUp {
+		if m := t.member(q); q != p && m.health == HealthUp {
 			return true
 		}
 	}
@@ -258,9 +264,9 @@ func (t *topology) standing() (well []*member, suspect []*peer) {
 			continue
 		}
 		switch m.health {
-		case healthUp:
+		case HealthUp:
 			well = append(well, m)
-		case healthSuspect:
+		case HealthSuspect:
 			suspect = append(suspect, m.peer)
 		}
 	}

@@ -143,7 +143,7 @@ func TestOneOfTwoEqualsIsKilled(t *testing.T) {
 			held := holdUp(t, p, l)
 			victim, survivor, caught := held.wherever(t, servers)
 			require.NoError(t, victim.Kill())
-			waitFor(t, "its fall", 20*time.Second, func() bool { return memberOf(p, victim).Health == healthDown.String() })
+			waitFor(t, "its fall", 20*time.Second, func() bool { return memberOf(p, victim).Health == HealthDown })
 			require.NoError(t, gates[survivor].Close(testContext(t)))
 			heldErrors := held.wait()
 			writers.reach(t, 300)
@@ -450,7 +450,7 @@ func TestARollingRestartCostsNothing(t *testing.T) {
 		require.NoError(t, p.Drain(ctx, replica.Addr()))
 		took := halt(replica)
 		require.NoError(t, replica.Start())
-		waitFor(t, replica.Name()+" to be well", 10*time.Second, func() bool { return memberOf(p, replica).Health == healthUp.String() })
+		waitFor(t, replica.Name()+" to be well", 10*time.Second, func() bool { return memberOf(p, replica).Health == HealthUp })
 		drained := memberOf(p, replica)
 		readers.reach(t, 200)
 		assert.Equal(t, drained.Reads, memberOf(p, replica).Reads, "it is well, and drained")
@@ -474,7 +474,7 @@ func TestARollingRestartCostsNothing(t *testing.T) {
 	require.NoError(t, old.Follow(next))
 	waitFor(t, "the old primary as a replica", 15*time.Second, func() bool {
 		ps := memberOf(p, old)
-		return ps.Role == RoleReplica && ps.Health == healthUp.String()
+		return ps.Role == RoleReplica && ps.Health == HealthUp
 	})
 	before := memberOf(p, old)
 	assert.True(t, before.Drained)
@@ -587,7 +587,7 @@ func TestTwoPoolersOfOneServerAreEquals(t *testing.T) {
 		before := counted()
 		writers.reach(t, 200)
 		now := counted()
-		return now.Health == healthUp.String() && now.Reads > before.Reads && now.Writes > before.Writes
+		return now.Health == HealthUp && now.Reads > before.Reads && now.Writes > before.Writes
 	}
 	waitFor(t, "both to serve", 20*time.Second, inUse)
 	for name, fault := range map[string]struct{ strike, mend func() error }{
@@ -595,7 +595,7 @@ func TestTwoPoolersOfOneServerAreEquals(t *testing.T) {
 		"killed": {one.Kill, one.Start},
 	} {
 		require.NoError(t, fault.strike(), name)
-		waitFor(t, name, 10*time.Second, func() bool { return counted().Health == healthDown.String() })
+		waitFor(t, name, 10*time.Second, func() bool { return counted().Health == HealthDown })
 		waitFor(t, name+": nobody to be sent there", 20*time.Second, func() bool { // who chose it before may be counted after
 			before := counted().Reads
 			readers.reach(t, 200)

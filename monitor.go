@@ -300,8 +300,8 @@ func (m *monitor) listen(ctx context.Context) {
 
 // out reports whether the peer is out of use by a verdict, not by a suspicion.
 func (m *monitor) out() bool {
-	switch health(m.peer.health.Load()) {
-	case healthDraining, healthStarting, healthMisfit:
+	switch Health(m.peer.health.Load()) {
+	case HealthDraining, HealthStarting, HealthMisconfigured:
 		return true
 	}
 	return !m.peer.breaker.closed()
@@ -316,7 +316,7 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	switch {
 	case !m.peer.breaker.closed():
 		err = m.recover(ctx)
-	case m.peer.questioned(), health(m.peer.health.Load()) >= healthDraining:
+	case m.peer.questioned(), Health(m.peer.health.Load()) >= HealthDraining:
 		err = m.probe(ctx)
 	default:
 		err = m.regular(ctx)
@@ -396,7 +396,7 @@ func (m *monitor) regular(ctx context.Context) error {
 		// The first look, or the last connection has ended: to connect takes its time, and nobody waits for it.
 		m.answers = m.peer.answers.Load()
 		seen, err := m.fresh(looking, m.connectTimeout())
-		switch v, known := verdictOf(err), health(m.peer.health.Load()) != healthUnknown; {
+		switch v, known := verdictOf(err), Health(m.peer.health.Load()) != HealthUnknown; {
 		case err == nil || ctx.Err() != nil:
 		case looking.Err() != nil:
 			return m.probe(ctx)
@@ -556,9 +556,9 @@ func (m *monitor) recover(ctx context.Context) error {
 	case failure != nil:
 		m.peer.faults.note(failure)
 		m.unanswered()
-		was := healthDown
+		was := HealthDown
 		if verdictOf(failure).class == classConfig {
-			was = healthMisfit // it is back, and refuses us: callers are told at once, not after their wait
+			was = HealthMisconfigured // it is back, and refuses us: callers are told at once, not after their wait
 		}
 		m.peer.owner.observe(observation{peer: m.peer, health: was, cause: failure})
 		return failure
@@ -630,24 +630,24 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	var answer *pgconn.PgError
 	var hook *hookError
 	var lookup *lookupError
-	switch unseen := health(p.health.Load()) == healthUnknown; {
+	switch unseen := Health(p.health.Load()) == HealthUnknown; {
 	case v.class == classHere && !unseen && !(errors.As(err, &lookup) && lookup.unknown()):
 		p.rise(observation{cause: err}, false) // as below; calls find out on the connections that there are
 	case v.class == classConfig, errors.As(err, &hook) && unseen:
-		m.fall(healthMisfit, err)
+		m.fall(HealthMisconfigured, err)
 	case errors.As(err, &hook):
 		p.rise(observation{cause: err}, false) // the server was not asked, so nothing is known against it
 	case v.class == classStarting:
-		to := healthStarting
-		if seen.undialled || health(p.health.Load()) == healthDraining && p.sockets.used() {
-			to = healthDraining // a server that starts has no sessions
+		to := HealthStarting
+		if seen.undialled || Health(p.health.Load()) == HealthDraining && p.sockets.used() {
+			to = HealthDraining // a server that starts has no sessions
 		}
 		m.fall(to, err)
 	case !v.blamesPeer() && errors.As(err, &answer):
 		// The server has answered, if only that it is full: it lives, and those who hold connections go on.
 		p.rise(observation{cause: err}, false)
 	default:
-		m.fall(healthDown, err)
+		m.fall(HealthDown, err)
 	}
 	return err
 }
@@ -706,12 +706,12 @@ func (m *monitor) queues(err error) bool {
 	return pgconn.Timeout(err) && m.peer.answers.Load() != m.answers
 }
 
-func (m *monitor) fall(to health, cause error) {
+func (m *monitor) fall(to Health, cause error) {
 	p := m.peer
 	p.verdicts.Lock()
 	defer p.verdicts.Unlock()
 	m.forgetReplay()
-	if to == healthDown {
+	if to == HealthDown {
 		p.breaker.trip()
 	}
 	p.fall(to, cause)

@@ -243,7 +243,7 @@ func (p *peer) contradicted(how error) {
 	}
 	err := &undeclaredProxy{p.name, how}
 	p.faults.note(err)
-	p.owner.herald.advise(p.owner.topology.Load().member(p), err)
+	p.owner.herald.advise(p.owner.topology.Load(), p, err)
 }
 
 // metStale says, once for each newer timeline, that a primary that was replaced is still to be met behind the address.
@@ -253,7 +253,7 @@ func (p *peer) metStale(timeline, newer uint32) {
 	}
 	err := &staleBehindProxy{p.name, timeline, newer}
 	p.faults.note(err)
-	p.owner.herald.advise(p.owner.topology.Load().member(p), err)
+	p.owner.herald.advise(p.owner.topology.Load(), p, err)
 }
 
 // staleBehindProxy is the cause of the event that says so.

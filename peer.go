@@ -351,15 +351,15 @@ func (p *peer) report(generation uint64, v verdict, err error) {
 // met takes in how a connect to the pool's only peer ended. It is for Status: nothing is judged.
 func (p *peer) met(err error) {
 	if err == nil {
-		p.health.Store(int32(healthUp))
+		p.health.Store(int32(HealthUp))
 		return
 	}
 	p.faults.note(err)
 	switch v := verdictOf(err); {
 	case v.class == classConfig:
-		p.health.Store(int32(healthMisfit))
+		p.health.Store(int32(HealthMisconfigured))
 	case v.blamesPeer():
-		p.health.Store(int32(healthDown))
+		p.health.Store(int32(HealthDown))
 	}
 }
 
@@ -368,7 +368,7 @@ func (p *peer) countFault(err error) (fell bool) {
 	p.verdicts.Lock()
 	defer p.verdicts.Unlock()
 	if p.breaker.failure() {
-		p.fall(healthDown, err)
+		p.fall(HealthDown, err)
 		p.monitor.nudge()
 		return true
 	}
@@ -387,7 +387,7 @@ func (p *peer) suspect(cause error) {
 // accuse is suspect for the monitor itself, which probes next.
 func (p *peer) accuse(cause error) {
 	if p.suspected.CompareAndSwap(false, true) {
-		p.owner.observe(observation{peer: p, health: healthSuspect, cause: cause})
+		p.owner.observe(observation{peer: p, health: HealthSuspect, cause: cause})
 	}
 }
 
@@ -408,14 +408,14 @@ func (p *peer) questioned() bool { return p.suspected.Load() || p.doubted.Load()
 // a server that wakes has lost nothing.
 //
 // The caller holds verdicts.
-func (p *peer) fall(to health, cause error) {
+func (p *peer) fall(to Health, cause error) {
 	p.latency.forget() // how quick it was is no news of how quick it will be
 	p.owner.observe(observation{peer: p, health: to, cause: cause, slow: no})
 	p.generation.Add(1)
 	p.suspected.Store(false)
 	p.doubted.Store(false)
 	p.rate.clear()
-	if to == healthDown {
+	if to == HealthDown {
 		p.sockets.cut(useRow, true)
 		p.era.Load().end()
 	}
@@ -453,10 +453,10 @@ func (p *peer) rise(o observation, cleared bool) bool {
 	if suspected || doubted {
 		p.generation.Add(1)
 	}
-	if health(p.health.Load()) > healthSuspect {
+	if Health(p.health.Load()) > HealthSuspect {
 		p.rose.Store(time.Now().UnixNano())
 	}
-	o.peer, o.health = p, healthUp
+	o.peer, o.health = p, HealthUp
 	p.owner.observe(o)
 	return true
 }
@@ -468,7 +468,7 @@ func (p *peer) demoted() { p.pool.Reset() }
 // leftOut reports whether the peer gets no reads though it is well: it is slow, or its data is not what it should be.
 func (p *peer) leftOut() bool {
 	m := p.owner.topology.Load().member(p)
-	return m != nil && m.alias == nil && (m.slow || m.unfit() != "")
+	return m != nil && m.alias == nil && (m.slow || m.unfit() != WhyNone)
 }
 
 // slow reports whether the peer gets no reads as they took too long there.
@@ -488,7 +488,7 @@ func (p *peer) fitness() fitness {
 // close ends the peer's pool, and waits for also: the pools that follow, whose connections are cut as its own. It waits for the connections that the program holds, as pgxpool does; but a server that
 // does not answer is not waited for: calls in progress there are cut.
 func (p *peer) close(also func()) {
-	if !p.solo && health(p.health.Load()) == healthDown {
+	if !p.solo && Health(p.health.Load()) == HealthDown {
 		p.sockets.cut(useHeld, true)
 	}
 	closed := make(chan struct{})

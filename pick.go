@@ -178,7 +178,7 @@ func (t *topology) hopeless(in *intent) bool {
 		if !t.could(m, in) {
 			continue
 		}
-		if m.health != healthMisfit && !m.foreign {
+		if m.health != HealthMisconfigured && !m.foreign {
 			return false
 		}
 		could++
@@ -198,7 +198,7 @@ func (t *topology) could(m *member, in *intent) bool {
 // refusing returns the peers that could serve the intent if they did not refuse us by configuration.
 func (t *topology) refusing(in *intent) (all []*peer) {
 	for i := range t.members {
-		if m := &t.members[i]; m.health == healthMisfit && t.could(m, in) {
+		if m := &t.members[i]; m.health == HealthMisconfigured && t.could(m, in) {
 			all = append(all, m.peer)
 		}
 	}
@@ -214,43 +214,6 @@ func (t *topology) causes(in *intent) []PeerCause {
 		out[i] = PeerCause{Peer: m.peer.name, Why: why, Err: err}
 	}
 	return out
-}
-
-// why says why one peer did not take the intent, and by which error.
-func (t *topology) why(m *member, in *intent) (string, error) {
-	switch {
-	case in.peers != nil && !contains(in.peers, m.peer):
-		return "is not named by the route", nil
-	case m.foreign:
-		return "refused", &foreignError{m.system, t.system}
-	case m.health != healthUp:
-		return m.health.String(), m.cause
-	case m.alias != nil:
-		return m.unfit(), nil
-	case m.drained:
-		return "is drained", nil
-	case t.mode == ModeOrdered:
-		return "is not the first that is well", nil
-	case t.mode == ModeEquivalent && m.role == RoleReplica:
-		return "is a replica", nil
-	case t.mode == ModeEquivalent:
-		return m.health.String(), nil
-	case t.forPrimary(in) && m.role == RoleReplica:
-		return "is a replica", nil
-	case in.place == placeReplica && m.role == RolePrimary:
-		return "is the primary", nil
-	case m.role == RolePrimary && m.timeline < t.timeline:
-		return "is a primary of an older timeline", nil
-	case m.role == RolePrimary && (m.peer != t.primary || t.split):
-		return "claims to be the primary", nil
-	case m.role == RoleUnknown:
-		return "is of unknown role", m.cause
-	case m.unfit() != "":
-		return m.unfit(), m.hostile
-	case m.role == RoleReplica && in.fresh.bounds():
-		return "is not known to be within " + in.fresh.max.String(), nil
-	}
-	return m.health.String(), nil
 }
 
 // hasRoom reports whether one of those who come first, and may take the call, has a free connection; of many, one of some

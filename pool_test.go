@@ -498,7 +498,7 @@ func TestWithoutAReplicaThePrimaryServesReads(t *testing.T) {
 	var port int
 	require.NoError(t, p.QueryRow(ctx, whichPort).Scan(&port))
 	assert.Equal(t, int(c.Primary().Port()), port)
-	waitFor(t, "its fall", 10*time.Second, func() bool { return p.Status().Peers[1].Health == healthDown.String() })
+	waitFor(t, "its fall", 10*time.Second, func() bool { return p.Status().Peers[1].Health == HealthDown })
 	j.take()
 	require.NoError(t, p.QueryRow(ctx, whichPort).Scan(&port))
 	assert.Equal(t, []Decision{{Peer: c.Primary().Addr(), Reason: ReasonNoReplica, Attempt: 1, Kind: KindRead}}, j.take())

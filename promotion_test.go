@@ -199,7 +199,7 @@ func TestAPromotionAfterAKillCostsOnlyTheWritesInFlight(t *testing.T) {
 	writers.reach(t, 500)
 	killed := time.Now()
 	require.NoError(t, old.Kill())
-	waitFor(t, "its fall", 10*time.Second, func() bool { return memberOf(p, old).Health == healthDown.String() })
+	waitFor(t, "its fall", 10*time.Second, func() bool { return memberOf(p, old).Health == HealthDown })
 	time.Sleep(200 * time.Millisecond) // the operator's share
 	ready := make(chan time.Time, 1)
 	go func() { ready <- accepting(t, next) }()
@@ -366,7 +366,7 @@ func TestEqualTimelinesAreDecidedByTheIncumbentOrNotAtAll(t *testing.T) {
 	old, one, other := c.Primary(), c.Standbys()[0], c.Standbys()[1]
 	require.NoError(t, old.Kill())
 	// Until then it is a rival of whoever is promoted.
-	waitFor(t, "its fall", 20*time.Second, func() bool { return memberOf(before, old).Health == healthDown.String() })
+	waitFor(t, "its fall", 20*time.Second, func() bool { return memberOf(before, old).Health == HealthDown })
 	require.NoError(t, one.Promote())
 	primaryIs(t, before, one.Addr())
 	require.NoError(t, other.Promote())
@@ -425,7 +425,7 @@ func TestAServerOfAnotherClusterIsRefused(t *testing.T) {
 		waitUp(t, p)
 		ps := memberOf(p, stranger)
 		assert.False(t, ps.Serves)
-		assert.Equal(t, "is of another cluster", ps.Unfit)
+		assert.Equal(t, WhyOtherCluster, ps.Unfit)
 		assert.Zero(t, ps.Reads+ps.Writes)
 		_, err = p.Exec(WithPeer(testContext(t), stranger.Addr()), "select 1")
 		require.ErrorContains(t, err, "another cluster")
@@ -488,12 +488,12 @@ func TestAReplicaThatIsOldLeavesTheReadsAndComesBack(t *testing.T) {
 		lag    Lag
 		old    func() error
 		mended func() error
-		unfit  string
+		unfit  Why
 	}{
-		{"replay paused", Lag{}, victim.PauseReplay, victim.ResumeReplay, "replay is paused"},
-		{"receiver cut", Lag{}, victim.CutReceiver, victim.RestoreReceiver, "is cut off from its primary"},
-		{"50 MB behind", Lag{Bytes: bound}, func() error { return victim.DelayReplay(time.Hour) }, func() error { return victim.DelayReplay(0) }, "is behind"},
-		{"2 s behind", Lag{Time: 2 * time.Second}, func() error { return victim.DelayReplay(time.Hour) }, func() error { return victim.DelayReplay(0) }, "is behind"},
+		{"replay paused", Lag{}, victim.PauseReplay, victim.ResumeReplay, WhyPaused},
+		{"receiver cut", Lag{}, victim.CutReceiver, victim.RestoreReceiver, WhyCutOff},
+		{"50 MB behind", Lag{Bytes: bound}, func() error { return victim.DelayReplay(time.Hour) }, func() error { return victim.DelayReplay(0) }, WhyBehind},
+		{"2 s behind", Lag{Time: 2 * time.Second}, func() error { return victim.DelayReplay(time.Hour) }, func() error { return victim.DelayReplay(0) }, WhyBehind},
 	} {
 		p := openPool(t, Options{MaxLag: tc.lag, CheckInterval: 700 * time.Millisecond}, c.ConnString("user=app"))
 		waitUp(t, p)
@@ -510,7 +510,7 @@ func TestAReplicaThatIsOldLeavesTheReadsAndComesBack(t *testing.T) {
 		var ps PeerStatus
 		waitFor(t, tc.name, 10*time.Second, func() bool { // a suspect does not serve either, for a moment
 			ps = memberOf(p, victim)
-			return !ps.Serves && ps.Unfit != "" && ps.Health == "up"
+			return !ps.Serves && ps.Unfit != WhyNone && ps.Health == HealthUp
 		})
 		took := time.Since(crossed)
 		t.Logf("%s: out of the reads after %v, %d bytes and %v behind", tc.name, took.Round(time.Millisecond), ps.LagBytes, ps.LagTime.Round(time.Millisecond))
@@ -526,13 +526,13 @@ func TestAReplicaThatIsOldLeavesTheReadsAndComesBack(t *testing.T) {
 
 		// Old data is better than none.
 		require.NoError(t, other.Stop(pgtest.Fast))
-		waitFor(t, "the other to fall", 20*time.Second, func() bool { return memberOf(p, other).Health != "up" })
+		waitFor(t, "the other to fall", 20*time.Second, func() bool { return memberOf(p, other).Health != HealthUp })
 		waitFor(t, "the last replica to stay", 10*time.Second, func() bool { return memberOf(p, victim).Serves })
 		require.NoError(t, other.Start())
 		waitFor(t, "the other's return", 20*time.Second, func() bool { return memberOf(p, other).Serves })
 
 		require.NoError(t, tc.mended(), tc.name)
-		waitFor(t, tc.name+": its return", 15*time.Second, func() bool { ps := memberOf(p, victim); return ps.Serves && ps.Unfit == "" })
+		waitFor(t, tc.name+": its return", 15*time.Second, func() bool { ps := memberOf(p, victim); return ps.Serves && ps.Unfit == WhyNone })
 		p.Close()
 	}
 }

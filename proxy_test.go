@@ -141,15 +141,15 @@ func (s *pooled) end() (unknown int) {
 
 func (s *pooled) peer(i int) PeerStatus { return s.pool.Status().Peers[i] }
 
-func (s *pooled) waitHealth(i int, want health) {
+func (s *pooled) waitHealth(i int, want Health) {
 	s.t.Helper()
-	waitFor(s.t, fmt.Sprintf("peer %d to be %s", i, want), 10*time.Second, func() bool { return s.peer(i).Health == want.String() })
+	waitFor(s.t, fmt.Sprintf("peer %d to be %s", i, want), 10*time.Second, func() bool { return s.peer(i).Health == want })
 }
 
 // waitReads waits until a replica's pooler is well and serves reads again: what was held there has made it look slow.
 func (s *pooled) waitReads(i int) {
 	s.t.Helper()
-	s.waitHealth(i, healthUp)
+	s.waitHealth(i, HealthUp)
 	before := s.peer(i).Reads
 	waitFor(s.t, fmt.Sprintf("peer %d to serve reads", i), 30*time.Second, func() bool { return s.peer(i).Reads > before })
 }
@@ -164,7 +164,7 @@ func (s *pooled) reported(i int) string {
 }
 
 // changes returns the healths that a peer has gone through since the last call.
-func (s *pooled) changes(i int) (list []string) {
+func (s *pooled) changes(i int) (list []Health) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var rest []PeerEvent
@@ -234,7 +234,7 @@ func TestPoolersPauseOfAReplicas(t *testing.T) {
 	s.load()
 	for _, hold := range []func() error{s.poolers[1].Pause, s.poolers[1].Suspend} {
 		require.NoError(t, hold())
-		s.waitHealth(1, healthDown)
+		s.waitHealth(1, HealthDown)
 		s.goOn()
 		require.NoError(t, s.poolers[1].Resume())
 		s.waitReads(1)
@@ -252,14 +252,14 @@ func TestPoolersPauseOfThePrimarysLosesNoWrite(t *testing.T) {
 	s.bears = 20 * time.Second // a busy machine makes of a second some
 	s.load()
 	require.NoError(t, s.poolers[0].Pause())
-	s.waitHealth(0, healthDown)
+	s.waitHealth(0, HealthDown)
 	waitFor(t, "nobody to be sent there", 20*time.Second, func() bool { // who chose it before it fell may be counted after
 		before := s.peer(0).Writes
 		s.readers.crowd.reach(t, 2000)
 		return s.peer(0).Writes == before
 	})
 	require.NoError(t, s.poolers[0].Resume())
-	s.waitHealth(0, healthUp)
+	s.waitHealth(0, HealthUp)
 	s.goOn()
 	assert.Zero(t, s.end(), "what waited at the pooler is done, the rest waited here")
 }
@@ -272,7 +272,7 @@ func TestPoolersAWelcomeProvesNothing(t *testing.T) {
 	s.changes(1)
 	victim := s.cluster.Standbys()[0]
 	require.NoError(t, victim.Kill())
-	s.waitHealth(1, healthDown)
+	s.waitHealth(1, HealthDown)
 	conn, err := pgx.Connect(testContext(t), s.poolers[1].ConnString())
 	require.NoError(t, err, "a dial succeeds")
 	require.NoError(t, conn.Close(testContext(t)))
@@ -283,15 +283,15 @@ func TestPoolersAWelcomeProvesNothing(t *testing.T) {
 		return len(looks) > 3
 	})
 	assert.EqualValues(t, 1, s.peer(1).Trips)
-	assert.Equal(t, []string{healthSuspect.String(), healthDown.String()}, s.changes(1))
+	assert.Equal(t, []Health{HealthSuspect, HealthDown}, s.changes(1))
 	require.NoError(t, victim.Start())
 	s.waitReads(1)
-	var since []string
+	var since []Health
 	waitFor(t, "the event", 10*time.Second, func() bool {
 		since = append(since, s.changes(1)...)
 		return len(since) > 0
 	})
-	assert.Equal(t, []string{healthUp.String()}, since)
+	assert.Equal(t, []Health{HealthUp}, since)
 	assert.Zero(t, s.end())
 }
 
@@ -321,7 +321,7 @@ func TestPoolersKilledAndRestarted(t *testing.T) {
 	assert.Zero(t, s.peer(0).Trips, "new clients are kept out, and the rest goes on")
 	require.NoError(t, s.poolers[0].Enable())
 	require.NoError(t, s.poolers[1].Kill())
-	s.waitHealth(1, healthDown)
+	s.waitHealth(1, HealthDown)
 	s.goOn()
 	require.NoError(t, s.poolers[1].Start())
 	s.waitReads(1)
@@ -386,7 +386,7 @@ func TestPoolersThatAreFullAreNotAtFault(t *testing.T) {
 			assert.Empty(t, readers.kinds)
 			for i := range s.poolers {
 				assert.Zero(t, s.peer(i).Trips)
-				assert.NotContains(t, s.changes(i), healthDown.String())
+				assert.NotContains(t, s.changes(i), HealthDown)
 			}
 		})
 	}

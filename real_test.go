@@ -91,7 +91,7 @@ func undisturbed(t testing.TB, p *MultiPool, f func()) {
 	t.Helper()
 	for range 20 {
 		waitFor(t, "no peer to be slow", time.Minute, func() bool {
-			return !slices.ContainsFunc(p.Status().Peers, func(ps PeerStatus) bool { return ps.Slow && ps.Health == healthUp.String() })
+			return !slices.ContainsFunc(p.Status().Peers, func(ps PeerStatus) bool { return ps.Slow && ps.Health == HealthUp })
 		})
 		before := p.topology.Load()
 		f()
@@ -133,7 +133,7 @@ func waitUp(t testing.TB, p *MultiPool) {
 	t.Helper()
 	waitFor(t, "all peers", 20*time.Second, func() bool {
 		for _, ps := range p.Status().Peers {
-			if ps.Health != healthUp.String() || ps.Role == RoleUnknown {
+			if ps.Health != HealthUp || ps.Role == RoleUnknown {
 				return false
 			}
 		}

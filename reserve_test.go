@@ -40,7 +40,7 @@ func TestWritesThatWaitForAStandbyLeaveReadsAConnection(t *testing.T) {
 		})
 	}
 	waitFor(t, "the standby to be down", time.Minute, func() bool {
-		return p.Status().Peers[1].Health == healthDown.String()
+		return p.Status().Peers[1].Health == HealthDown
 	})
 	primary, err := c.Primary().Conn(ctx)
 	require.NoError(t, err)

@@ -30,7 +30,15 @@ const (
 var targetNames = [...]string{"inherit", "auto", "primary", "prefer-replica", "replica", "any"}
 
 // String returns the name that the connection string key multipool_target takes.
-func (t Target) String() string { return nameOf(targetNames[:], int(t), "target") }
+func (t Target) String() string { return nameOf(targetNames[:], t, "target") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (t Target) MarshalText() ([]byte, error) { return marshalName(targetNames[:], t, "target") }
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (t *Target) UnmarshalText(text []byte) error {
+	return unmarshalName(targetNames[:], t, "target", text)
+}
 
 // purpose says in an error what a call with this target was looking for.
 func (t Target) purpose() string {
@@ -66,7 +74,15 @@ const (
 var retryNames = [...]string{"inherit", "safe", "reads", "never"}
 
 // String returns the name that the connection string key multipool_retry takes.
-func (r Retry) String() string { return nameOf(retryNames[:], int(r), "retry") }
+func (r Retry) String() string { return nameOf(retryNames[:], r, "retry") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (r Retry) MarshalText() ([]byte, error) { return marshalName(retryNames[:], r, "retry") }
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (r *Retry) UnmarshalText(text []byte) error {
+	return unmarshalName(retryNames[:], r, "retry", text)
+}
 
 // Route is what one call wants. A zero field inherits: from the context over the model over Options.Route. An
 // explicit route (a Target other than TargetInherit, TargetAuto and TargetAny, or Peers) wins over the statement's text and over
@@ -237,13 +253,6 @@ func (p *MultiPool) resolveRoute(route Route) *resolution {
 		r.peers = []*peer{} // all of them have gone, or are still to be discovered
 	}
 	return r
-}
-
-func nameOf(names []string, i int, kind string) string {
-	if i < len(names) {
-		return names[i]
-	}
-	return "unknown " + kind
 }
 
 func sortedKeys[V any](m map[string]V) []string {

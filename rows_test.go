@@ -163,7 +163,7 @@ func TestARowThatWaitsForItsCallerIsReadAgainWhenItsPeerFalls(t *testing.T) {
 		var n int
 		row := x.pool.QueryRow(ctx, "select * from generate_series(1, 100000)") // the end is far
 		first := x.journal.take()
-		x.pool.named(first[0].Peer).monitor.fall(healthDown, errStalled)
+		x.pool.named(first[0].Peer).monitor.fall(HealthDown, errStalled)
 		require.NoError(t, row.Scan(&n, nil))
 		assert.Equal(t, 1, n)
 		again := x.journal.take()
@@ -366,7 +366,7 @@ func TestAReplicaThatFollowsNoMoreIsNotReadWhereThePrimaryHasRoom(t *testing.T) 
 		})
 		time.Sleep(20 * time.Second)
 		settled()
-		require.Equal(t, "replay is paused", x.peer("replica1").Unfit)
+		require.Equal(t, WhyPaused, x.peer("replica1").Unfit)
 		assert.Equal(t, "primary:5432", x.read(ctx))
 		assert.Equal(t, "primary:5432", x.read(WithRoute(ctx, Route{Target: TargetAny})))
 		assert.Equal(t, "replica1:5432", x.read(WithPreferReplica(ctx)), "a route says where")

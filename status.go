@@ -61,14 +61,18 @@ type PeerStatus struct {
 	Host    string
 	Port    uint16
 	Role    Role
-	Primary bool // is the primary, be it down
-	// Health of a pool's only peer is what its last connect has shown.
-	Health  string // "up", "suspect", "down", "draining", "starting", "misconfigured", "not yet seen"
-	Breaker string // "closed", "open", "half-open"
-	Serves  bool   // is a candidate of reads or writes; of a pool's only peer: its last connect did not fail
+	Primary bool   // is the primary, be it down
+	Health  Health // of a pool's only peer: what its last connect has shown
+	Breaker BreakerState
+	Serves  bool // is a candidate of reads or writes; of a pool's only peer: its last connect did not fail
+	Why     Why  // why it does not serve: WhyNone if, and only if, Serves
+	// Unfit is what is wrong with a peer that answers: with the data of a replica (WhyBehind, WhyPaused, WhyCutOff,
+	// WhyOtherHistory, WhyOlderTimeline, WhyRefusesSetUp), with a primary that is not followed (WhyOlderTimeline,
+	// WhyDisputed), or with either (WhyOtherCluster, WhySameServer). Nothing is: WhyNone. Such a peer takes no calls, except
+	// that a replica whose data is old is read where no other can be: it Serves then, and is Unfit all the same.
+	Unfit   Why
 	Slow    bool   // is left out of the reads for being far slower than the others
 	Drained bool   // by the operator
-	Unfit   string // why it is kept out of the reads though it is well: "is behind", ...; "" where it is not
 	System  uint64 // its system identifier; 0: unknown
 	// SameAs is the name of the peer that stands for the same server, and takes what goes to it; "" where there is none. Calls
 	// that name this one still go here.
@@ -108,24 +112,27 @@ func (p *MultiPool) Status() Status {
 		q := m.peer
 		ps := PeerStatus{
 			Name: q.name, Host: q.host, Port: q.port,
-			Role: m.role, Health: m.health.String(), Breaker: q.breaker.String(), Timeline: m.timeline,
+			Role: m.role, Health: m.health, Breaker: q.breaker.shown(), Timeline: m.timeline,
 			Primary: q == top.primary,
 			Slow:    m.slow,
 			Drained: m.drained,
-			Unfit:   m.unfit(),
+			Unfit:   top.unfit(m),
+			Why:     top.idle(m),
 			System:  m.system,
 			SameAs:  m.alias.called(),
 			Zone:    q.zone, Weight: q.weight(), LastResort: q.spare, RoundTrip: q.roundTrip.known(),
-			Serves:   contains(top.reads, q) || contains(top.writes, q),
 			InFlight: int64(q.load.busy()), Reads: q.picks.reads.Load(), Writes: q.picks.writes.Load(),
 			Retries: q.picks.retries.Load(), Trips: q.breaker.trips.Load(),
 			Stat: q.pool.Stat(),
 		}
 		if p.solo {
-			h := health(q.health.Load())
-			ps.Health, ps.Serves = h.String(), h <= healthUp
+			ps.Health = Health(q.health.Load())
+			if ps.Why = ps.Health.why(); ps.Health == HealthUnknown {
+				ps.Why = WhyNone
+			}
 			ps.InFlight += int64(ps.Stat.AcquiredConns())
 		}
+		ps.Serves = ps.Why == WhyNone
 		if when, err := q.faults.last(); err != nil {
 			ps.LastFault, ps.FaultAt = err.Error(), when
 		}

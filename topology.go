@@ -17,31 +17,74 @@ const (
 var roleNames = [...]string{"unknown", "primary", "replica"}
 
 // String returns "unknown", "primary" or "replica".
-func (r Role) String() string { return nameOf(roleNames[:], int(r), "role") }
+func (r Role) String() string { return nameOf(roleNames[:], r, "role") }
 
-// health is what is believed of a peer's ability to serve.
-type health uint8
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (r Role) MarshalText() ([]byte, error) { return marshalName(roleNames[:], r, "role") }
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (r *Role) UnmarshalText(text []byte) error { return unmarshalName(roleNames[:], r, "role", text) }
+
+// Health is what is believed of a peer's ability to serve: a closed set, fit for a metric's label.
+type Health uint8
 
 const (
-	healthUnknown health = iota // no look has ended yet
-	healthUp
-	healthSuspect  // a fault was seen; the probe is under way
-	healthDown     // the breaker is open
-	healthMisfit   // the server answers and refuses us: password, database, TLS
-	healthDraining // the server is shutting down: sessions go on, new ones are refused
-	healthStarting // the server says that it takes no sessions yet, and there are none
+	// HealthUnknown: no look at the peer has ended yet; of a pool's only peer: nothing has been asked of it.
+	HealthUnknown Health = iota
+	// HealthUp: it answers.
+	HealthUp
+	// HealthSuspect: a fault was seen, and it is being found out what became of the server.
+	HealthSuspect
+	// HealthDown: it does not answer, and its breaker is open.
+	HealthDown
+	// HealthMisconfigured: the server answers and refuses this program: its password, database, certificate, ...
+	HealthMisconfigured
+	// HealthDraining: the server is shutting down. Sessions go on, and new ones are refused.
+	HealthDraining
+	// HealthStarting: the server says that it takes no sessions yet, and there are none.
+	HealthStarting
+	// HealthGone: the peer was removed. It is PeerEvent.To and nothing else.
+	HealthGone
 )
 
-var healthNames = [...]string{"not yet seen", "up", "suspect", "down", "misconfigured", "draining", "starting"}
+var healthNames = [...]string{"unknown", "up", "suspect", "down", "misconfigured", "draining", "starting", "gone"}
 
-func (h health) String() string { return nameOf(healthNames[:], int(h), "health") }
+// String returns "unknown", "up", "suspect", "down", "misconfigured", "draining", "starting" or "gone".
+func (h Health) String() string { return nameOf(healthNames[:], h, "health") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (h Health) MarshalText() ([]byte, error) { return marshalName(healthNames[:], h, "health") }
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (h *Health) UnmarshalText(text []byte) error {
+	return unmarshalName(healthNames[:], h, "health", text)
+}
+
+// why is the reason for which a peer of this health takes no calls.
+func (h Health) why() Why {
+	switch h {
+	case HealthUp:
+		return WhyNone
+	case HealthSuspect:
+		return WhySuspect
+	case HealthDown:
+		return WhyDown
+	case HealthMisconfigured:
+		return WhyMisconfigured
+	case HealthDraining:
+		return WhyDraining
+	case HealthStarting:
+		return WhyStarting
+	}
+	return WhyUnknown
+}
 
 // member is one peer as the topology knows it. What a peer has said stays until it says otherwise, so that a server
 // that is down is still what it was.
 type member struct {
 	peer     *peer
 	role     Role
-	health   health
+	health   Health
 	system   uint64  // the server's system identifier; 0: not told
 	server   server  // which server it is
 	at       string  // the address that the name led to; "": not told
@@ -69,10 +112,10 @@ type member struct {
 }
 
 // answers reports whether the peer gives answers to its looks, or has not been judged yet.
-func (m *member) answers() bool { return m.health == healthUp || m.health == healthSuspect }
+func (m *member) answers() bool { return m.health == HealthUp || m.health == HealthSuspect }
 
 // serves reports whether calls may be sent there.
-func (m *member) serves() bool { return m.health == healthUp && !m.foreign }
+func (m *member) serves() bool { return m.health == HealthUp && !m.foreign }
 
 // takes reports whether calls may be sent there now.
 func (m *member) takes() bool { return m.serves() && !m.drained }
@@ -80,19 +123,20 @@ func (m *member) takes() bool { return m.serves() && !m.drained }
 // stands reports whether the peer answers, or has not been judged yet.
 func (m *member) stands() bool { return m.answers() && !m.foreign }
 
-// unfit says why a peer that is well gets no reads because of its data; "" where it does.
-func (m *member) unfit() string {
+// unfit says what is wrong with the data of a peer that is well, or with what it is: it is read where nobody else can be, or not
+// at all. What is wrong with its claim to be the primary says the topology's unfit.
+func (m *member) unfit() Why {
 	switch {
 	case m.foreign:
-		return "is of another cluster"
+		return WhyOtherCluster
 	case m.alias != nil:
-		return "is another name of " + m.alias.name
+		return WhySameServer
 	case m.stray && m.fitness != fitAstray:
-		return "is a replica of an older timeline"
+		return WhyOlderTimeline
 	case m.hostile != nil:
-		return "refuses the program's own set-up of a connection"
+		return WhyRefusesSetUp
 	}
-	return m.fitness.String()
+	return m.fitness.why()
 }
 
 // claims reports whether the peer says that it is the primary.
@@ -149,7 +193,7 @@ type drawn struct{ reads, replicas, well, writes, anyone, spare, last roster }
 type observation struct {
 	peer     *peer
 	role     Role
-	health   health
+	health   Health
 	system   uint64
 	server   server
 	at       string
@@ -203,7 +247,7 @@ func (t *topology) withholds(p *peer) bool {
 func soloTopology(p *peer) *topology {
 	one := []*peer{p}
 	t := &topology{
-		peers: one, members: []member{{peer: p, health: healthUp}}, primary: p, settled: true,
+		peers: one, members: []member{{peer: p, health: HealthUp}}, primary: p, settled: true,
 		reads: one, replicas: one, writes: one, anyone: one, superseded: make(chan struct{}),
 	}
 	t.arrange()
@@ -271,9 +315,9 @@ func (t *topology) learn(m *member, o observation) (news bool) {
 	if o.fitness != fitUnsaid && o.fitness != m.fitness {
 		m.fitness, news = o.fitness, true
 	}
-	if o.health != healthUnknown && o.health != m.health && (o.health != healthSuspect || m.health <= healthUp) {
-		m.steady = (m.health == healthUnknown || m.steady) && o.health <= healthSuspect
-		if m.health > healthSuspect && o.health == healthUp {
+	if o.health != HealthUnknown && o.health != m.health && (o.health != HealthSuspect || m.health <= HealthUp) {
+		m.steady = (m.health == HealthUnknown || m.steady) && o.health <= HealthSuspect
+		if m.health > HealthSuspect && o.health == HealthUp {
 			m.hostile = nil // it may have been set right
 		}
 		m.health, news = o.health, true // a suspicion does not soften a verdict
@@ -281,7 +325,7 @@ func (t *topology) learn(m *member, o observation) (news bool) {
 	if aged := o.aged || m.aged && o.asked == 0; aged != m.aged {
 		m.aged, news = aged, true
 	}
-	if o.steady && !m.steady && m.health == healthUp {
+	if o.steady && !m.steady && m.health == HealthUp {
 		m.steady, news = true, true
 	}
 	if o.drained != unsaid && (o.drained == yes) != m.drained {
@@ -363,7 +407,7 @@ func (t *topology) arrange() {
 
 func (t *topology) anyUnseen() bool {
 	for i := range t.members {
-		if m := &t.members[i]; m.health == healthUnknown && !(m.late && t.settled) {
+		if m := &t.members[i]; m.health == HealthUnknown && !(m.late && t.settled) {
 			return true
 		}
 	}

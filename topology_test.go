@@ -66,19 +66,19 @@ type news struct {
 	observation
 }
 
-func heard(of string, r Role, h health, timeline uint32) news {
+func heard(of string, r Role, h Health, timeline uint32) news {
 	return news{of, observation{role: r, health: h, timeline: timeline}}
 }
 
 func primaryUp(of string, timeline uint32) news {
-	return heard(of, RolePrimary, healthUp, timeline)
+	return heard(of, RolePrimary, HealthUp, timeline)
 }
 
-func replicaUp(of string) news { return heard(of, RoleReplica, healthUp, 0) }
+func replicaUp(of string) news { return heard(of, RoleReplica, HealthUp, 0) }
 
-func turned(of string, h health) news { return heard(of, RoleUnknown, h, 0) }
+func turned(of string, h Health) news { return heard(of, RoleUnknown, h, 0) }
 
-func follows(of string, timeline uint32) news { return heard(of, RoleReplica, healthUp, timeline) }
+func follows(of string, timeline uint32) news { return heard(of, RoleReplica, HealthUp, timeline) }
 
 func finds(of string, f fitness) news { return news{of, observation{fitness: f}} }
 
@@ -156,11 +156,11 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads: writes: replicas: any: primary: unseen"},
 		{"a first claimant waits even beside a replica", all{primaryUp("a", 1), replicaUp("b")},
 			"reads:b writes: replicas:b any:b primary: unseen"},
-		{"a failure is an answer", all{primaryUp("a", 1), turned("b", healthDown), turned("c", healthMisfit)},
+		{"a failure is an answer", all{primaryUp("a", 1), turned("b", HealthDown), turned("c", HealthMisconfigured)},
 			"reads:a writes:a replicas: any:a primary:a fallback settled"},
-		{"a suspicion is an answer", all{primaryUp("a", 1), turned("b", healthSuspect), turned("c", healthSuspect)},
+		{"a suspicion is an answer", all{primaryUp("a", 1), turned("b", HealthSuspect), turned("c", HealthSuspect)},
 			"reads:a writes:a replicas: any:a primary:a fallback settled"},
-		{"a role without a look is no answer", all{primaryUp("a", 1), replicaUp("b"), heard("c", RoleReplica, healthUnknown, 0)},
+		{"a role without a look is no answer", all{primaryUp("a", 1), replicaUp("b"), heard("c", RoleReplica, HealthUnknown, 0)},
 			"reads:b writes: replicas:b any:b primary: unseen"},
 		{"the time for the first looks is over", all{primaryUp("a", 1), settleNow},
 			"reads:a writes:a replicas: any:a primary:a fallback settled unseen"},
@@ -176,7 +176,7 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
 		{"an older timeline that appears later", all{primaryUp("b", 2), replicaUp("c"), primaryUp("a", 1)},
 			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
-		{"an older timeline that comes back", cluster(turned("a", healthDown), primaryUp("b", 2), turned("a", healthUp)),
+		{"an older timeline that comes back", cluster(turned("a", HealthDown), primaryUp("b", 2), turned("a", HealthUp)),
 			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
 		{"timelines are numbers, not dates of arrival", cluster(primaryUp("b", 3), primaryUp("c", 2)),
 			"reads:b writes:b replicas: any:b primary:b rivals:a,c fallback settled"},
@@ -194,43 +194,43 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads:a,c writes:b replicas:a,c any:a,c,b primary:b settled"},
 		{"equal claimants below a better one are no split", all{primaryUp("a", 1), primaryUp("b", 1), primaryUp("c", 2)},
 			"reads:c writes:c replicas: any:c primary:c rivals:a,b fallback settled"},
-		{"a claimant that is down is not elected", all{heard("a", RolePrimary, healthDown, 1), primaryUp("b", 1), replicaUp("c")},
+		{"a claimant that is down is not elected", all{heard("a", RolePrimary, HealthDown, 1), primaryUp("b", 1), replicaUp("c")},
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
-		{"a claimant that refuses us is not elected", all{heard("a", RolePrimary, healthMisfit, 1), primaryUp("b", 1), replicaUp("c")},
+		{"a claimant that refuses us is not elected", all{heard("a", RolePrimary, HealthMisconfigured, 1), primaryUp("b", 1), replicaUp("c")},
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
-		{"... nor is one whose timeline it has left behind", all{primaryUp("a", 2), turned("a", healthDown), primaryUp("b", 1), replicaUp("c")},
+		{"... nor is one whose timeline it has left behind", all{primaryUp("a", 2), turned("a", HealthDown), primaryUp("b", 1), replicaUp("c")},
 			"reads:c writes: replicas:c any:c primary: rivals:b settled"},
-		{"... before it comes back", all{primaryUp("a", 2), turned("a", healthDown), primaryUp("b", 1), replicaUp("c"), turned("a", healthUp)},
+		{"... before it comes back", all{primaryUp("a", 2), turned("a", HealthDown), primaryUp("b", 1), replicaUp("c"), turned("a", HealthUp)},
 			"reads:c writes:a replicas:c any:c,a primary:a rivals:b settled"},
-		{"a claimant under suspicion is elected", all{heard("a", RolePrimary, healthSuspect, 1), replicaUp("b"), replicaUp("c")},
+		{"a claimant under suspicion is elected", all{heard("a", RolePrimary, HealthSuspect, 1), replicaUp("b"), replicaUp("c")},
 			"reads:b,c writes:a replicas:b,c any:b,c primary:a settled"},
-		{"the old one when the promoted one is gone", cluster(primaryUp("b", 2), turned("b", healthDown)),
+		{"the old one when the promoted one is gone", cluster(primaryUp("b", 2), turned("b", HealthDown)),
 			"reads:c writes: replicas:c any:c primary:b rivals:a settled"},
 		{"the old one when the promoted one was demoted", cluster(primaryUp("b", 2), replicaUp("b")),
 			"reads:b,c writes: replicas:b,c any:b,c primary: rivals:a settled"},
 		{"an incumbent that comes back with an older timeline", all{primaryUp("a", 3), replicaUp("b"), replicaUp("c"), primaryUp("a", 1)},
 			"reads:b,c writes: replicas:b,c any:b,c primary: rivals:a settled"},
-		{"a claimant that has not told its timeline yet", cluster(turned("a", healthDown), primaryUp("b", 0)),
+		{"a claimant that has not told its timeline yet", cluster(turned("a", HealthDown), primaryUp("b", 0)),
 			"reads:c writes: replicas:c any:c primary:a settled"},
-		{"... and then does", cluster(turned("a", healthDown), primaryUp("b", 0), primaryUp("b", 2)),
+		{"... and then does", cluster(turned("a", HealthDown), primaryUp("b", 0), primaryUp("b", 2)),
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
 		{"a demotion leaves no primary", cluster(replicaUp("a")),
 			"reads:a,b,c writes: replicas:a,b,c any:a,b,c primary: settled"},
-		{"a change of role forgets the timeline", cluster(replicaUp("a"), heard("a", RolePrimary, healthUnknown, 0), primaryUp("b", 1)),
+		{"a change of role forgets the timeline", cluster(replicaUp("a"), heard("a", RolePrimary, HealthUnknown, 0), primaryUp("b", 1)),
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
 
 		// Who may be believed.
-		{"a higher timeline of a peer that was never seen in this cluster", all{primaryUp("a", 1), turned("b", healthDown), replicaUp("c"), primaryUp("b", 2)},
+		{"a higher timeline of a peer that was never seen in this cluster", all{primaryUp("a", 1), turned("b", HealthDown), replicaUp("c"), primaryUp("b", 2)},
 			"reads:c writes: replicas:c any:c,a primary:a rivals:b settled split"},
-		{"... is followed when the incumbent is gone", all{primaryUp("a", 1), turned("b", healthDown), replicaUp("c"), primaryUp("b", 2), turned("a", healthDown)},
+		{"... is followed when the incumbent is gone", all{primaryUp("a", 1), turned("b", HealthDown), replicaUp("c"), primaryUp("b", 2), turned("a", HealthDown)},
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
-		{"... or was demoted", all{primaryUp("a", 1), turned("b", healthDown), replicaUp("c"), primaryUp("b", 2), replicaUp("a")},
+		{"... or was demoted", all{primaryUp("a", 1), turned("b", HealthDown), replicaUp("c"), primaryUp("b", 2), replicaUp("a")},
 			"reads:a,c writes:b replicas:a,c any:a,c,b primary:b settled"},
-		{"... or when a known replica follows it", all{primaryUp("a", 1), turned("b", healthDown), replicaUp("c"), primaryUp("b", 2), follows("c", 2)},
+		{"... or when a known replica follows it", all{primaryUp("a", 1), turned("b", HealthDown), replicaUp("c"), primaryUp("b", 2), follows("c", 2)},
 			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
-		{"... but not when one does that was never seen here either", all{primaryUp("a", 1), turned("b", healthDown), turned("c", healthDown), primaryUp("b", 2), follows("c", 2)},
+		{"... but not when one does that was never seen here either", all{primaryUp("a", 1), turned("b", HealthDown), turned("c", HealthDown), primaryUp("b", 2), follows("c", 2)},
 			"reads:c writes: replicas:c any:c,a primary:a rivals:b settled split"},
-		{"... and is forgotten when it goes", all{primaryUp("a", 1), turned("b", healthDown), replicaUp("c"), primaryUp("b", 2), turned("b", healthDown)},
+		{"... and is forgotten when it goes", all{primaryUp("a", 1), turned("b", HealthDown), replicaUp("c"), primaryUp("b", 2), turned("b", HealthDown)},
 			"reads:c writes:a replicas:c any:c,a primary:a settled"},
 		{"a higher timeline of a peer whose first look was under way at the election", all{primaryUp("a", 1), settleNow, primaryUp("b", 2), replicaUp("c")},
 			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
@@ -240,11 +240,11 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads:b,c writes: replicas:b,c any:b,c primary: rivals:a settled"},
 		{"... and then its primary shows", cluster(shows("c", 2), primaryUp("b", 2)),
 			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
-		{"a replica of the timeline that was left", cluster(turned("a", healthDown), follows("c", 1), primaryUp("b", 2)),
+		{"a replica of the timeline that was left", cluster(turned("a", HealthDown), follows("c", 1), primaryUp("b", 2)),
 			"reads:b writes:b replicas: any:b primary:b fallback settled"},
-		{"... and then follows", cluster(turned("a", healthDown), follows("c", 1), primaryUp("b", 2), follows("c", 2)),
+		{"... and then follows", cluster(turned("a", HealthDown), follows("c", 1), primaryUp("b", 2), follows("c", 2)),
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
-		{"... or has lost its receiver, and is old but true", cluster(turned("a", healthDown), follows("c", 1), primaryUp("b", 2), news{"c", observation{alone: true}}),
+		{"... or has lost its receiver, and is old but true", cluster(turned("a", HealthDown), follows("c", 1), primaryUp("b", 2), news{"c", observation{alone: true}}),
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
 
 		// Which cluster it is.
@@ -258,7 +258,7 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads:b writes:a replicas:b any:b,a primary:a settled"},
 		{"another cluster's primary is refused whatever its timeline", all{isOf("c", 8), primaryUp("c", 9), isOf("b", 7), replicaUp("b"), isOf("a", 7), primaryUp("a", 1)},
 			"reads:b writes:a replicas:b any:b,a primary:a settled"},
-		{"of as many the first in the configuration", all{isOf("c", 8), primaryUp("c", 9), isOf("b", 7), replicaUp("b"), turned("a", healthDown)},
+		{"of as many the first in the configuration", all{isOf("c", 8), primaryUp("c", 9), isOf("b", 7), replicaUp("b"), turned("a", HealthDown)},
 			"reads:b writes: replicas:b any:b primary: settled"},
 		{"who does not tell is believed", all{primaryUp("a", 1), isOf("b", 7), replicaUp("b"), isOf("c", 7), replicaUp("c")},
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
@@ -278,13 +278,13 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
 		{"no replica follows", cluster(finds("b", fitPaused), finds("c", fitCutOff)),
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a refuge:a settled"},
-		{"... nor is the primary well", cluster(finds("b", fitPaused), finds("c", fitCutOff), turned("a", healthSuspect)),
+		{"... nor is the primary well", cluster(finds("b", fitPaused), finds("c", fitCutOff), turned("a", HealthSuspect)),
 			"reads:b,c writes:a replicas:b,c any:b,c primary:a settled"},
 		{"... nor takes it calls", cluster(finds("b", fitPaused), finds("c", fitCutOff), drains("a")),
 			"reads:b,c writes: replicas:b,c any:b,c primary:a settled"},
-		{"the only replica that is up is paused, and resumed", cluster(turned("c", healthDown), finds("b", fitPaused), finds("b", fitFit)),
+		{"the only replica that is up is paused, and resumed", cluster(turned("c", HealthDown), finds("b", fitPaused), finds("b", fitFit)),
 			"reads:b writes:a replicas:b any:b,a primary:a settled"},
-		{"... nor when the other one dies", cluster(finds("b", fitBehind), turned("c", healthDown)),
+		{"... nor when the other one dies", cluster(finds("b", fitBehind), turned("c", HealthDown)),
 			"reads:b writes:a replicas:b any:b,a primary:a settled"},
 		{"a replica of another history is left out, and be it the last", cluster(finds("b", fitAstray), finds("c", fitAstray)),
 			"reads:a writes:a replicas: any:a primary:a fallback settled"},
@@ -292,39 +292,39 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads:c writes:b replicas:c any:c,b primary:b rivals:a settled"},
 
 		// Health.
-		{"a suspect is avoided", cluster(turned("b", healthSuspect)),
+		{"a suspect is avoided", cluster(turned("b", HealthSuspect)),
 			"reads:c writes:a replicas:c any:c,a primary:a settled"},
-		{"a suspect that is well again", cluster(turned("b", healthSuspect), turned("b", healthUp)),
+		{"a suspect that is well again", cluster(turned("b", HealthSuspect), turned("b", HealthUp)),
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
-		{"a replica that is down", cluster(turned("b", healthDown)),
+		{"a replica that is down", cluster(turned("b", HealthDown)),
 			"reads:c writes:a replicas:c any:c,a primary:a settled"},
-		{"a replica that refuses us", cluster(turned("b", healthMisfit)),
+		{"a replica that refuses us", cluster(turned("b", HealthMisconfigured)),
 			"reads:c writes:a replicas:c any:c,a primary:a settled"},
-		{"a suspect primary still writes", cluster(turned("a", healthSuspect)),
+		{"a suspect primary still writes", cluster(turned("a", HealthSuspect)),
 			"reads:b,c writes:a replicas:b,c any:b,c primary:a settled"},
-		{"a primary that is down keeps its office and gets nothing", cluster(turned("a", healthDown)),
+		{"a primary that is down keeps its office and gets nothing", cluster(turned("a", HealthDown)),
 			"reads:b,c writes: replicas:b,c any:b,c primary:a settled"},
-		{"a primary that refuses us keeps its office and gets nothing", cluster(turned("a", healthMisfit)),
+		{"a primary that refuses us keeps its office and gets nothing", cluster(turned("a", HealthMisconfigured)),
 			"reads:b,c writes: replicas:b,c any:b,c primary:a settled"},
-		{"a primary that comes back", cluster(turned("a", healthDown), turned("a", healthUp)),
+		{"a primary that comes back", cluster(turned("a", HealthDown), turned("a", HealthUp)),
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
-		{"a peer of unknown role gets nothing", all{primaryUp("a", 1), replicaUp("b"), turned("c", healthUp)},
+		{"a peer of unknown role gets nothing", all{primaryUp("a", 1), replicaUp("b"), turned("c", HealthUp)},
 			"reads:b writes:a replicas:b any:b,a primary:a settled"},
 
 		// What reads fall back to.
-		{"no replica: the primary", cluster(turned("b", healthDown), turned("c", healthDown)),
+		{"no replica: the primary", cluster(turned("b", HealthDown), turned("c", HealthDown)),
 			"reads:a writes:a replicas: any:a primary:a fallback settled"},
-		{"replicas under suspicion: the healthy primary", cluster(turned("b", healthSuspect), turned("c", healthSuspect)),
+		{"replicas under suspicion: the healthy primary", cluster(turned("b", HealthSuspect), turned("c", HealthSuspect)),
 			"reads:a writes:a replicas:b,c any:a primary:a fallback settled"},
-		{"all under suspicion: the replicas first", cluster(turned("a", healthSuspect), turned("b", healthSuspect), turned("c", healthSuspect)),
+		{"all under suspicion: the replicas first", cluster(turned("a", HealthSuspect), turned("b", HealthSuspect), turned("c", HealthSuspect)),
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
-		{"only a suspect primary: that", cluster(turned("a", healthSuspect), turned("b", healthDown), turned("c", healthDown)),
+		{"only a suspect primary: that", cluster(turned("a", HealthSuspect), turned("b", HealthDown), turned("c", HealthDown)),
 			"reads:a writes:a replicas: any:a primary:a fallback settled"},
-		{"a suspect replica and no primary", cluster(turned("a", healthDown), turned("b", healthSuspect), turned("c", healthDown)),
+		{"a suspect replica and no primary", cluster(turned("a", HealthDown), turned("b", HealthSuspect), turned("c", HealthDown)),
 			"reads:b writes: replicas:b any:b primary:a settled"},
-		{"a suspect replica before the others have answered", all{heard("b", RoleReplica, healthSuspect, 0)},
+		{"a suspect replica before the others have answered", all{heard("b", RoleReplica, HealthSuspect, 0)},
 			"reads:b writes: replicas:b any:b primary: unseen"},
-		{"nobody", cluster(turned("a", healthDown), turned("b", healthDown), turned("c", healthDown)),
+		{"nobody", cluster(turned("a", HealthDown), turned("b", HealthDown), turned("c", HealthDown)),
 			"reads: writes: replicas: any: primary:a settled"},
 
 		// The program's own set-up.
@@ -332,7 +332,7 @@ func TestApplyWorksOutTheLists(t *testing.T) {
 			"reads:c writes:a replicas:c any:c,a primary:a settled"},
 		{"... all of them: the primary", cluster(cannotRead("b"), cannotRead("c")),
 			"reads:a writes:a replicas: any:a primary:a fallback settled"},
-		{"... a suspect too", cluster(turned("a", healthSuspect), cannotRead("b"), cannotRead("c"), turned("b", healthSuspect)),
+		{"... a suspect too", cluster(turned("a", HealthSuspect), cannotRead("b"), cannotRead("c"), turned("b", HealthSuspect)),
 			"reads:a writes:a replicas: any:a primary:a fallback settled"},
 		{"... and leaves a primary alone", cluster(cannotRead("a")),
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
@@ -366,7 +366,7 @@ func TestBelievedRolesStandUntilSomethingElseIsHeard(t *testing.T) {
 	top := newTopology(ModeReplicated, peers, []Role{RolePrimary, RoleReplica})
 	require.Equal(t, "reads: writes: replicas: any: primary: unseen", listsOf(top), "a belief is no answer")
 
-	top = tell(top, turned("a", healthUp), turned("b", healthUp))
+	top = tell(top, turned("a", HealthUp), turned("b", HealthUp))
 	require.Equal(t, "reads:b writes:a replicas:b any:b,a primary:a settled", listsOf(top))
 }
 
@@ -374,14 +374,14 @@ func TestBelievedRolesStandUntilSomethingElseIsHeard(t *testing.T) {
 func TestAnUnknownTimelineDoesNotKeepADeadPrimaryInOffice(t *testing.T) {
 	t.Parallel()
 	top := tell(freshTopology("a", "b", "c"),
-		primaryUp("a", 0), replicaUp("b"), replicaUp("c"), turned("a", healthDown), primaryUp("b", 0))
+		primaryUp("a", 0), replicaUp("b"), replicaUp("c"), turned("a", HealthDown), primaryUp("b", 0))
 	require.Equal(t, "reads:c writes:b replicas:c any:c,b primary:b settled", listsOf(top))
 }
 
 func TestApplyReturnsTheSameTopologyIfNothingIsNew(t *testing.T) {
 	t.Parallel()
 	base := func() *topology {
-		return tell(freshTopology("a", "b", "c"), primaryUp("a", 3), replicaUp("b"), cannotRead("b"), turned("c", healthDown))
+		return tell(freshTopology("a", "b", "c"), primaryUp("a", 3), replicaUp("b"), cannotRead("b"), turned("c", HealthDown))
 	}
 	for _, tc := range []struct {
 		name string
@@ -389,13 +389,13 @@ func TestApplyReturnsTheSameTopologyIfNothingIsNew(t *testing.T) {
 		same bool
 	}{
 		{"the same word again", primaryUp("a", 3), true},
-		{"a part of it", turned("a", healthUp), true},
-		{"nothing at all", turned("a", healthUnknown), true},
+		{"a part of it", turned("a", HealthUp), true},
+		{"nothing at all", turned("a", HealthUnknown), true},
 		{"another hostile error where there is one", cannotRead("b"), true},
 		{"the end of the first looks where all have been heard", settleNow, true},
-		{"a peer that is not of this pool", news{"", observation{peer: &peer{}, health: healthUp}}, true},
+		{"a peer that is not of this pool", news{"", observation{peer: &peer{}, health: HealthUp}}, true},
 		{"another timeline", primaryUp("a", 4), false},
-		{"another health", turned("a", healthSuspect), false},
+		{"another health", turned("a", HealthSuspect), false},
 		{"another role", replicaUp("a"), false},
 		{"a first hostile error", cannotRead("c"), false},
 		{"another cause", news{"c", observation{cause: io.EOF}}, false},
@@ -449,7 +449,7 @@ func TestOldTopologiesAreNeverModified(t *testing.T) {
 	dice := rand.New(rand.NewPCG(1, 2))
 	for range 400 {
 		next := tell(top, heard(
-			string(rune('a'+dice.IntN(4))), Role(dice.IntN(3)), health(dice.IntN(5)), dice.Uint32N(3)))
+			string(rune('a'+dice.IntN(4))), Role(dice.IntN(3)), Health(dice.IntN(5)), dice.Uint32N(3)))
 		if next == top {
 			continue
 		}
@@ -503,7 +503,7 @@ func TestAnyOrderOfTheSameLastWordsEndsInTheSameLists(t *testing.T) {
 	t.Parallel()
 	names := []string{"a", "b", "c", "d"}
 	dice := rand.New(rand.NewPCG(3, 4))
-	healths := []health{healthUp, healthUp, healthUp, healthSuspect, healthDown, healthMisfit}
+	healths := []Health{HealthUp, HealthUp, HealthUp, HealthSuspect, HealthDown, HealthMisconfigured}
 	seen := map[string]bool{}
 	for round := range 300 {
 		var words []news
@@ -511,7 +511,7 @@ func TestAnyOrderOfTheSameLastWordsEndsInTheSameLists(t *testing.T) {
 		for i, name := range names {
 			n := heard(name, Role(dice.IntN(3)), healths[dice.IntN(len(healths))], 0)
 			if dice.IntN(12) == 0 {
-				n.health = healthUnknown
+				n.health = HealthUnknown
 			}
 			n.system = uint64(dice.IntN(2)) // told or not
 			if n.role == RolePrimary {
@@ -552,7 +552,7 @@ func FuzzTopology(f *testing.F) {
 			o := observation{
 				peer:     peers[who&3],
 				role:     Role(what & 3 % 3),
-				health:   health(what >> 2 & 7 % 5),
+				health:   Health(what >> 2 & 7 % 5),
 				timeline: uint32(what >> 5 & 3),
 			}
 			switch who >> 4 {
@@ -601,7 +601,7 @@ func checkTopology(t *testing.T, top *topology, peers []*peer) {
 				fail("a list holds a stranger")
 			case slices.Contains(list[:i], p):
 				fail("a list holds a peer twice")
-			case m.health != healthUp && m.health != healthSuspect:
+			case m.health != HealthUp && m.health != HealthSuspect:
 				fail("a list holds a peer that cannot serve")
 			case m.role == RoleUnknown:
 				fail("a list holds a peer of unknown role")
@@ -638,10 +638,10 @@ func checkTopology(t *testing.T, top *topology, peers []*peer) {
 	}
 	for i := range top.members {
 		m := &top.members[i]
-		if len(top.writes) == 1 && m.role == RolePrimary && m.health == healthUp && m.timeline > top.member(top.primary).timeline {
+		if len(top.writes) == 1 && m.role == RolePrimary && m.health == HealthUp && m.timeline > top.member(top.primary).timeline {
 			fail("the writer is of an older timeline")
 		}
-		if m.health == healthUp && m.role == RoleReplica && m.hostile == nil && !m.stray && !slices.Contains(top.reads, m.peer) {
+		if m.health == HealthUp && m.role == RoleReplica && m.hostile == nil && !m.stray && !slices.Contains(top.reads, m.peer) {
 			fail("a healthy replica does not read")
 		}
 	}
@@ -671,11 +671,11 @@ func TestPickChoosesByPlace(t *testing.T) {
 		{"a read that insists, after all replicas failed", healthy, placeReplica, ReasonRoute, "b,c", "", ReasonRoute},
 		{"a read that goes anywhere, after all replicas failed", healthy, placeAny, ReasonRead, "b,c", "a", ReasonRead},
 
-		{"a read where there is no replica", []news{primaryUp("a", 1), turned("b", healthDown), turned("c", healthDown)},
+		{"a read where there is no replica", []news{primaryUp("a", 1), turned("b", HealthDown), turned("c", HealthDown)},
 			placeReads, ReasonRead, "", "a", ReasonNoReplica},
-		{"a routed read where there is no replica keeps its reason", []news{primaryUp("a", 1), turned("b", healthDown), turned("c", healthDown)},
+		{"a routed read where there is no replica keeps its reason", []news{primaryUp("a", 1), turned("b", HealthDown), turned("c", HealthDown)},
 			placeReads, ReasonRoute, "", "a", ReasonRoute},
-		{"a read that insists where there is no replica", []news{primaryUp("a", 1), turned("b", healthDown), turned("c", healthDown)},
+		{"a read that insists where there is no replica", []news{primaryUp("a", 1), turned("b", HealthDown), turned("c", HealthDown)},
 			placeReplica, ReasonRoute, "", "", ReasonRoute},
 		{"a read before a replica has answered", []news{primaryUp("a", 1)}, placeReads, ReasonRead, "", "", ReasonRead},
 		{"a read after the only replica heard so far failed", []news{primaryUp("a", 1), replicaUp("b")},
@@ -721,9 +721,9 @@ func TestPickKeepsToTheNamedPeers(t *testing.T) {
 		{"a write among replicas", nil, "b,c", false, "", "b,c"},
 		{"a read after the named replica failed", nil, "a,b", true, "b", "a"},
 		{"a read after all the named failed", nil, "b", true, "b", ""},
-		{"a read of a replica that is down", []news{turned("b", healthDown)}, "b", true, "", ""},
-		{"a read of the primary and a replica that is down", []news{turned("b", healthDown)}, "a,b", true, "", "a"},
-		{"a read of a suspect that is the only one named", []news{turned("b", healthSuspect), turned("c", healthSuspect)}, "b", true, "", "b"},
+		{"a read of a replica that is down", []news{turned("b", HealthDown)}, "b", true, "", ""},
+		{"a read of the primary and a replica that is down", []news{turned("b", HealthDown)}, "a,b", true, "", "a"},
+		{"a read of a suspect that is the only one named", []news{turned("b", HealthSuspect), turned("c", HealthSuspect)}, "b", true, "", "b"},
 		{"a write after a promotion", []news{primaryUp("b", 2)}, "b", false, "", "b"},
 		{"a fenced primary", []news{primaryUp("b", 2)}, "a", true, "", ""},
 	} {
@@ -771,7 +771,7 @@ func TestPickKeepsToTheNamedPeersUnderATargetToo(t *testing.T) {
 
 func TestWaitingIsHopelessOnlyIfEveryCandidateRefusesUs(t *testing.T) {
 	t.Parallel()
-	misfit := func(of string, r Role) news { return heard(of, r, healthMisfit, 0) }
+	misfit := func(of string, r Role) news { return heard(of, r, HealthMisconfigured, 0) }
 	for _, tc := range []struct {
 		name  string
 		place place
@@ -782,15 +782,15 @@ func TestWaitingIsHopelessOnlyIfEveryCandidateRefusesUs(t *testing.T) {
 		{"nothing is known yet", placeReads, "", nil, false},
 		{"everybody refuses", placeReads, "", []news{misfit("a", 0), misfit("b", 0), misfit("c", 0)}, true},
 		{"everybody refuses a write", placePrimary, "", []news{misfit("a", 0), misfit("b", 0), misfit("c", 0)}, true},
-		{"one may come back", placeReads, "", []news{misfit("a", 0), misfit("b", 0), turned("c", healthDown)}, false},
+		{"one may come back", placeReads, "", []news{misfit("a", 0), misfit("b", 0), turned("c", HealthDown)}, false},
 		{"one has not answered", placeReads, "", []news{misfit("a", 0), misfit("b", 0)}, false},
 		{"the primary refuses a write, replicas are well", placePrimary, "", []news{misfit("a", RolePrimary), replicaUp("b"), replicaUp("c")}, true},
 		{"one of unknown role refuses a write, replicas are well", placePrimary, "", []news{misfit("a", 0), replicaUp("b"), replicaUp("c")}, true},
 		{"there are replicas only: one may be promoted", placePrimary, "", []news{replicaUp("a"), replicaUp("b"), replicaUp("c")}, false},
-		{"the primary is down: it may come back", placePrimary, "", []news{heard("a", RolePrimary, healthDown, 0), replicaUp("b"), replicaUp("c")}, false},
+		{"the primary is down: it may come back", placePrimary, "", []news{heard("a", RolePrimary, HealthDown, 0), replicaUp("b"), replicaUp("c")}, false},
 		{"all that are named refuse", placeNamed, "b,c", []news{primaryUp("a", 1), misfit("b", 0), misfit("c", 0)}, true},
 		{"one that is named does not", placeNamed, "a,b", []news{primaryUp("a", 1), misfit("b", 0), misfit("c", 0)}, false},
-		{"the replicas refuse a read that goes to the primary too", placeReads, "", []news{heard("a", RolePrimary, healthDown, 0), misfit("b", RoleReplica), misfit("c", RoleReplica)}, false},
+		{"the replicas refuse a read that goes to the primary too", placeReads, "", []news{heard("a", RolePrimary, HealthDown, 0), misfit("b", RoleReplica), misfit("c", RoleReplica)}, false},
 		{"the replicas refuse a call that insists on one", placeReplica, "", []news{primaryUp("a", 1), misfit("b", RoleReplica), misfit("c", RoleReplica)}, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -810,7 +810,7 @@ func TestWaitingIsHopelessOnlyIfEveryCandidateRefusesUs(t *testing.T) {
 func TestCausesSayWhyEachPeerWasNotTaken(t *testing.T) {
 	t.Parallel()
 	broken := io.ErrUnexpectedEOF
-	down := func(of string) news { return news{of, observation{health: healthDown, cause: broken}} }
+	down := func(of string) news { return news{of, observation{health: HealthDown, cause: broken}} }
 	for _, tc := range []struct {
 		name  string
 		place place
@@ -822,17 +822,17 @@ func TestCausesSayWhyEachPeerWasNotTaken(t *testing.T) {
 			[]string{"a not yet seen", "b not yet seen", "c not yet seen"}},
 		{"a write without a primary", placePrimary, "", []news{primaryUp("a", 1), replicaUp("b"), replicaUp("c"), down("a")},
 			[]string{"a down: unexpected EOF", "b is a replica", "c is a replica"}},
-		{"a replica is insisted on", placeReplica, "", []news{primaryUp("a", 1), down("b"), turned("c", healthMisfit)},
+		{"a replica is insisted on", placeReplica, "", []news{primaryUp("a", 1), down("b"), turned("c", HealthMisconfigured)},
 			[]string{"a is the primary", "b down: unexpected EOF", "c misconfigured"}},
-		{"an old fault is not the cause of one that is well", placeReplica, "", []news{primaryUp("a", 1), down("a"), turned("a", healthUp)},
+		{"an old fault is not the cause of one that is well", placeReplica, "", []news{primaryUp("a", 1), down("a"), turned("a", HealthUp)},
 			[]string{"a is the primary", "b not yet seen", "c not yet seen"}},
 		{"a split", placePrimary, "", []news{primaryUp("a", 1), primaryUp("b", 1), replicaUp("c")},
 			[]string{"a claims to be the primary", "b claims to be the primary", "c is a replica"}},
 		{"a fenced primary", placePrimary, "", []news{primaryUp("a", 1), primaryUp("b", 2), replicaUp("c"), down("b")},
-			[]string{"a is a primary of an older timeline", "b down: unexpected EOF", "c is a replica"}},
-		{"an unknown role", placeReads, "", []news{turned("a", healthUp), down("b"), down("c")},
+			[]string{"a is of an older timeline", "b down: unexpected EOF", "c is a replica"}},
+		{"an unknown role", placeReads, "", []news{turned("a", HealthUp), down("b"), down("c")},
 			[]string{"a is of unknown role", "b down: unexpected EOF", "c down: unexpected EOF"}},
-		{"a hostile set-up", placeReplica, "", []news{primaryUp("a", 1), replicaUp("b"), cannotRead("b"), turned("c", healthSuspect)},
+		{"a hostile set-up", placeReplica, "", []news{primaryUp("a", 1), replicaUp("b"), cannotRead("b"), turned("c", HealthSuspect)},
 			[]string{"a is the primary", "b refuses the program's own set-up of a connection: AfterConnect writes", "c suspect"}},
 		{"others are named", placeNamed, "b", []news{primaryUp("a", 1), down("b"), replicaUp("c")},
 			[]string{"a is not named by the route", "b down: unexpected EOF", "c is not named by the route"}},
@@ -848,7 +848,7 @@ func TestCausesSayWhyEachPeerWasNotTaken(t *testing.T) {
 			}
 			var got []string
 			for _, c := range top.causes(&in) {
-				line := c.Peer + " " + c.Why
+				line := c.Peer + " " + c.Why.phrase()
 				if c.Err != nil {
 					line += ": " + c.Err.Error()
 				}
@@ -859,10 +859,62 @@ func TestCausesSayWhyEachPeerWasNotTaken(t *testing.T) {
 	}
 }
 
+func TestEveryPeerThatTakesNoCallsSaysWhy(t *testing.T) {
+	t.Parallel()
+	type all = []news
+	cluster := func(more ...news) all {
+		return append(all{primaryUp("a", 1), replicaUp("b"), replicaUp("c")}, more...)
+	}
+	drains := func(of string) news { return news{of, observation{drained: yes}} }
+	slows := func(of string) news { return news{of, observation{slow: yes}} }
+	for _, tc := range []struct {
+		name string
+		mode Mode
+		news all
+		idle string // why a, b and c take no calls
+		bad  string // what is wrong with them
+	}{
+		{"nothing is known", ModeReplicated, nil, "unknown unknown unknown", "none none none"},
+		{"all is well", ModeReplicated, cluster(), "none none none", "none none none"},
+		{"a fault, and a fall", ModeReplicated, cluster(turned("b", HealthSuspect), turned("c", HealthDown)), "none suspect down", "none none none"},
+		{"a suspect that nobody stands in for", ModeReplicated, cluster(turned("a", HealthDown), turned("b", HealthSuspect), turned("c", HealthDown)),
+			"down none down", "none none none"},
+		{"a primary that was replaced", ModeReplicated, cluster(primaryUp("b", 2)), "older-timeline none none", "older-timeline none none"},
+		{"... while the new one is down", ModeReplicated, cluster(primaryUp("b", 2), turned("b", HealthDown)),
+			"older-timeline down none", "older-timeline none none"},
+		{"... with its replica", ModeReplicated, cluster(primaryUp("b", 2), follows("c", 1)), "older-timeline none older-timeline", "older-timeline none older-timeline"},
+		{"a split", ModeReplicated, all{primaryUp("a", 1), primaryUp("b", 1), replicaUp("c")}, "disputed disputed none", "disputed disputed none"},
+		{"a claimant of the primary's own timeline", ModeReplicated, cluster(primaryUp("b", 1)), "none disputed none", "none disputed none"},
+		{"the first to claim, before all have answered", ModeReplicated, all{primaryUp("a", 1)}, "unconfirmed unknown unknown", "none none none"},
+		{"another cluster", ModeReplicated, append(cluster(isOf("a", 1), isOf("b", 1)), isOf("c", 2)), "none none other-cluster", "none none other-cluster"},
+		{"a drained primary", ModeReplicated, cluster(drains("a")), "drained none none", "none none none"},
+		{"well, and of no role", ModeReplicated, all{primaryUp("a", 1), replicaUp("b"), turned("c", HealthUp)}, "none none role-unknown", "none none none"},
+		{"late", ModeReplicated, cluster(finds("b", fitBehind), finds("c", fitFit)), "none behind none", "none behind none"},
+		{"late, and read all the same", ModeReplicated, cluster(finds("b", fitBehind), finds("c", fitPaused)), "none none paused", "none behind paused"},
+		{"cut off, and of another history", ModeReplicated, cluster(finds("b", fitCutOff), finds("c", fitAstray)), "none none other-history", "none cut-off other-history"},
+		{"a hostile set-up", ModeReplicated, cluster(cannotRead("b")), "none refuses-set-up none", "none refuses-set-up none"},
+		{"slow", ModeReplicated, cluster(slows("b")), "none slow none", "none none none"},
+		{"equals", ModeEquivalent, cluster(turned("b", HealthDown), drains("c")), "none down drained", "none none none"},
+		{"in order", ModeOrdered, cluster(turned("a", HealthDown)), "down none not-first", "none none none"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			top := tell(newTopology(tc.mode, idlePeers("a", "b", "c"), make([]Role, 3)), tc.news...)
+			var idle, bad []string
+			for i := range top.members {
+				m := &top.members[i]
+				idle, bad = append(idle, top.idle(m).String()), append(bad, top.unfit(m).String())
+			}
+			require.Equal(t, tc.idle, strings.Join(idle, " "))
+			require.Equal(t, tc.bad, strings.Join(bad, " "))
+		})
+	}
+}
+
 func TestAClaimantThatIsNotElectedYetIsNotCalledOld(t *testing.T) {
 	t.Parallel()
 	top := tell(freshTopology("a", "b"), primaryUp("a", 1))
-	require.NotContains(t, top.causes(&intent{place: placePrimary})[0].Why, "older timeline")
+	require.Equal(t, WhyUnconfirmed, top.causes(&intent{place: placePrimary})[0].Why)
 }
 
 // Whatever is heard, in whatever order: at most one writer, of the highest timeline that the cluster has shown; the highest
@@ -877,7 +929,7 @@ func TestInvariantsOfWhateverIsHeard(t *testing.T) {
 		top := freshTopology(names...)
 		for range 120 {
 			n := news{of: names[dice.IntN(len(names))]}
-			n.role, n.health = Role(dice.IntN(3)), health(dice.IntN(6))
+			n.role, n.health = Role(dice.IntN(3)), Health(dice.IntN(6))
 			n.fitness, n.alone = fitness(dice.IntN(6)), dice.IntN(4) == 0
 			if n.role != RoleUnknown {
 				n.timeline = dice.Uint32N(4)
@@ -927,7 +979,7 @@ func TestInvariantsOfWhateverIsHeard(t *testing.T) {
 
 // look is all that a look tells.
 func look(of string, r Role, system uint64, timeline, shown uint32) news {
-	return news{of, observation{role: r, health: healthUp, system: system, timeline: timeline, shown: shown}}
+	return news{of, observation{role: r, health: HealthUp, system: system, timeline: timeline, shown: shown}}
 }
 
 // lookAt is look at a server of cluster 1 that was started when it says.
@@ -969,37 +1021,37 @@ func TestAClusterIsFollowedThroughItsLife(t *testing.T) {
 		news []news
 		want string
 	}{
-		{"a copy with the primary's own timeline is not its successor", []news{turned("c", healthDown), look("c", RolePrimary, 1, 1, 0), turned("a", healthDown)},
+		{"a copy with the primary's own timeline is not its successor", []news{turned("c", HealthDown), look("c", RolePrimary, 1, 1, 0), turned("a", HealthDown)},
 			"reads:b writes: replicas:b any:b primary:a rivals:c settled split"},
-		{"... and the primary comes back", []news{turned("c", healthDown), look("c", RolePrimary, 1, 1, 0), turned("a", healthDown), turned("a", healthUp)},
+		{"... and the primary comes back", []news{turned("c", HealthDown), look("c", RolePrimary, 1, 1, 0), turned("a", HealthDown), turned("a", HealthUp)},
 			"reads:b writes:a replicas:b any:b,a primary:a rivals:c settled"},
-		{"... or another is promoted", []news{turned("c", healthDown), look("c", RolePrimary, 1, 1, 0), turned("a", healthDown), look("b", RolePrimary, 1, 2, 0)},
+		{"... or another is promoted", []news{turned("c", HealthDown), look("c", RolePrimary, 1, 1, 0), turned("a", HealthDown), look("b", RolePrimary, 1, 2, 0)},
 			"reads:b writes:b replicas: any:b primary:b rivals:c fallback settled"},
-		{"... or it becomes a replica and is promoted itself", []news{turned("c", healthDown), look("c", RolePrimary, 1, 1, 0), look("c", RoleReplica, 1, 1, 1), turned("a", healthDown), look("c", RolePrimary, 1, 2, 0)},
+		{"... or it becomes a replica and is promoted itself", []news{turned("c", HealthDown), look("c", RolePrimary, 1, 1, 0), look("c", RoleReplica, 1, 1, 1), turned("a", HealthDown), look("c", RolePrimary, 1, 2, 0)},
 			"reads:c writes:c replicas: any:c primary:c fallback settled"},
-		{"a stranger does not win while the primary only stalls", []news{turned("c", healthDown), look("c", RolePrimary, 1, 2, 0), turned("a", healthDown)},
+		{"a stranger does not win while the primary only stalls", []news{turned("c", HealthDown), look("c", RolePrimary, 1, 2, 0), turned("a", HealthDown)},
 			"reads:b writes: replicas:b any:b primary:a rivals:c settled split"},
-		{"... but when its replica has lost it", []news{turned("c", healthDown), look("c", RolePrimary, 1, 2, 0), turned("a", healthDown), {"b", observation{alone: true}}},
+		{"... but when its replica has lost it", []news{turned("c", HealthDown), look("c", RolePrimary, 1, 2, 0), turned("a", HealthDown), {"b", observation{alone: true}}},
 			"reads:b writes:c replicas:b any:b,c primary:c settled"},
-		{"a stranger that a replica follows, as an ordinary role sees it", []news{turned("c", healthDown), {"b", observation{alone: true}}, look("c", RolePrimary, 1, 2, 0), shows("b", 2)},
+		{"a stranger that a replica follows, as an ordinary role sees it", []news{turned("c", HealthDown), {"b", observation{alone: true}}, look("c", RolePrimary, 1, 2, 0), shows("b", 2)},
 			"reads:b writes:c replicas:b any:b,c primary:c rivals:a settled"},
-		{"an upgrade makes another cluster of all", []news{turned("c", healthDown), look("b", RolePrimary, 1, 9, 0), look("a", RoleReplica, 1, 9, 9), look("c", RoleReplica, 1, 9, 9),
+		{"an upgrade makes another cluster of all", []news{turned("c", HealthDown), look("b", RolePrimary, 1, 9, 0), look("a", RoleReplica, 1, 9, 9), look("c", RoleReplica, 1, 9, 9),
 			look("b", RolePrimary, 2, 1, 0), look("a", RoleReplica, 2, 1, 1), look("c", RoleReplica, 2, 1, 1)},
 			"reads:a,c writes:b replicas:a,c any:a,c,b primary:b settled"},
-		{"two strangers of one timeline, of which one goes", []news{turned("c", healthDown), turned("d", healthDown), look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), turned("d", healthDown)},
+		{"two strangers of one timeline, of which one goes", []news{turned("c", HealthDown), turned("d", HealthDown), look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), turned("d", HealthDown)},
 			"reads:b writes: replicas:b any:b,a primary:a rivals:c settled split"},
-		{"... and then the other", []news{turned("c", healthDown), turned("d", healthDown), look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), turned("d", healthDown), turned("c", healthDown)},
+		{"... and then the other", []news{turned("c", HealthDown), turned("d", HealthDown), look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), turned("d", HealthDown), turned("c", HealthDown)},
 			"reads:b writes:a replicas:b any:b,a primary:a settled"},
-		{"a copy with the primary's own timeline is promoted, and nobody knows of what", []news{look("c", RoleReplica, 1, 1, 1), look("c", RolePrimary, 1, 1, 0), turned("c", healthDown), look("c", RolePrimary, 1, 2, 0)},
+		{"a copy with the primary's own timeline is promoted, and nobody knows of what", []news{look("c", RoleReplica, 1, 1, 1), look("c", RolePrimary, 1, 1, 0), turned("c", HealthDown), look("c", RolePrimary, 1, 2, 0)},
 			"reads:b writes: replicas:b any:b,a primary:a rivals:c settled split"},
-		{"... and a replica follows it", []news{look("c", RoleReplica, 1, 1, 1), look("c", RolePrimary, 1, 1, 0), turned("c", healthDown), look("c", RolePrimary, 1, 2, 0), look("b", RoleReplica, 1, 2, 2)},
+		{"... and a replica follows it", []news{look("c", RoleReplica, 1, 1, 1), look("c", RolePrimary, 1, 1, 0), turned("c", HealthDown), look("c", RolePrimary, 1, 2, 0), look("b", RoleReplica, 1, 2, 2)},
 			"reads:b writes:c replicas:b any:b,c primary:c rivals:a settled"},
-		{"a second name of the primary is seen as the next before the next is", []news{turned("c", healthDown), look("c", RolePrimary, 1, 1, 0), turned("a", healthDown), turned("c", healthDown),
+		{"a second name of the primary is seen as the next before the next is", []news{turned("c", HealthDown), look("c", RolePrimary, 1, 1, 0), turned("a", HealthDown), turned("c", HealthDown),
 			look("c", RolePrimary, 1, 2, 0), look("b", RolePrimary, 1, 2, 0)},
 			"reads:b writes:b replicas: any:b primary:b rivals:c fallback settled"},
-		{"two strangers dispute, and a replica follows their timeline", []news{turned("c", healthDown), turned("d", healthDown), look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), look("b", RoleReplica, 1, 2, 2)},
+		{"two strangers dispute, and a replica follows their timeline", []news{turned("c", HealthDown), turned("d", HealthDown), look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), look("b", RoleReplica, 1, 2, 2)},
 			"reads:b writes: replicas:b any:b primary: rivals:a,c,d settled split"},
-		{"a stranger claims a timeline beyond the one that a replica follows", []news{turned("c", healthDown), look("b", RoleReplica, 1, 2, 2), look("c", RolePrimary, 1, 3, 0)},
+		{"a stranger claims a timeline beyond the one that a replica follows", []news{turned("c", HealthDown), look("b", RoleReplica, 1, 2, 2), look("c", RolePrimary, 1, 3, 0)},
 			"reads:b writes: replicas:b any:b primary: rivals:a,c settled split"},
 		{"a replica that had strayed is rebuilt", []news{lookAt("c", RoleReplica, 1, 1, 1), lookAt("c", RoleReplica, 1, 2, 2), lookAt("c", RoleReplica, 2, 1, 1)},
 			"reads:b,c writes:a replicas:b,c any:b,c,a primary:a settled"},
@@ -1020,9 +1072,9 @@ func TestAClusterIsFollowedThroughItsLife(t *testing.T) {
 // Who was primary for a while leaves an open transaction behind, whoever is elected when.
 func TestAnEarlierPrimaryIsCutOnceItIsKnownToBeReplaced(t *testing.T) {
 	t.Parallel()
-	start := []news{look("a", RolePrimary, 1, 1, 0), look("b", RoleReplica, 1, 1, 1), turned("c", healthDown), turned("d", healthDown)}
+	start := []news{look("a", RolePrimary, 1, 1, 0), look("b", RoleReplica, 1, 1, 1), turned("c", HealthDown), turned("d", HealthDown)}
 	for name, news := range map[string][]news{
-		"by one of two":  {look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), turned("d", healthDown), look("b", RoleReplica, 1, 2, 2)},
+		"by one of two":  {look("c", RolePrimary, 1, 2, 0), look("d", RolePrimary, 1, 2, 0), turned("d", HealthDown), look("b", RoleReplica, 1, 2, 2)},
 		"as a stranger":  {look("b", RoleReplica, 2, 1, 1), look("c", RolePrimary, 2, 1, 0)},
 		"as an impostor": {look("b", RoleReplica, 2, 1, 1), look("c", RoleReplica, 2, 1, 1)},
 	} {
@@ -1059,21 +1111,21 @@ func TestOneServerUnderTwoNames(t *testing.T) {
 	}{
 		{"the primary", []news{primary, at("b", primary), replica},
 			"reads:c writes:a replicas:c any:c,a primary:a settled"},
-		{"the primary, and nobody else", []news{primary, at("b", primary), turned("c", healthDown)},
+		{"the primary, and nobody else", []news{primary, at("b", primary), turned("c", HealthDown)},
 			"reads:a writes:a replicas: any:a primary:a fallback settled"},
-		{"a copy of it, as it was told apart", []news{primary, {"b", observation{role: RolePrimary, health: healthUp, system: 1, timeline: 1, server: server{1, 10, 2}, at: "b"}}, replica},
+		{"a copy of it, as it was told apart", []news{primary, {"b", observation{role: RolePrimary, health: HealthUp, system: 1, timeline: 1, server: server{1, 10, 2}, at: "b"}}, replica},
 			"reads:c writes: replicas:c any:c primary: rivals:a,b settled split"},
 		{"a replica", []news{primary, replica, at("b", replica)},
 			"reads:b writes:a replicas:b any:b,a primary:a settled"},
-		{"the other name when one fails", []news{primary, at("b", primary), replica, turned("a", healthDown)},
+		{"the other name when one fails", []news{primary, at("b", primary), replica, turned("a", HealthDown)},
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
-		{"... and it comes back", []news{primary, at("b", primary), replica, turned("a", healthDown), turned("a", healthUp)},
+		{"... and it comes back", []news{primary, at("b", primary), replica, turned("a", HealthDown), turned("a", HealthUp)},
 			"reads:c writes:b replicas:c any:c,b primary:b settled"},
-		{"one name is drained: that is said of the server", []news{primary, replica, at("b", replica), turned("b", healthUp), drains("b")},
+		{"one name is drained: that is said of the server", []news{primary, replica, at("b", replica), turned("b", HealthUp), drains("b")},
 			"reads:a writes:a replicas: any:a primary:a fallback settled"},
 		{"the primary's is", []news{primary, at("b", primary), replica, drains("b")},
 			"reads:c writes: replicas:c any:c primary:b settled"},
-		{"another address of the same server", []news{primary, replica, turned("b", healthDown), {"a", observation{server: primary.server, at: "another"}}},
+		{"another address of the same server", []news{primary, replica, turned("b", HealthDown), {"a", observation{server: primary.server, at: "another"}}},
 			"reads:c writes:a replicas:c any:c,a primary:a settled"},
 		{"two names of a stranger are one vote", []news{at("a", lookOf(2, 20)), at("b", lookOf(2, 20)), at("c", lookOf(1, 10))},
 			"reads:a writes: replicas:a any:a primary: settled"},
@@ -1086,7 +1138,7 @@ func TestOneServerUnderTwoNames(t *testing.T) {
 		})
 	}
 	top := tell(freshTopology("a", "b", "c"), primary, at("b", primary), replica)
-	require.Equal(t, "is another name of a", top.members[1].unfit())
+	require.Equal(t, WhySameServer, top.members[1].unfit())
 	b := top.members[1].peer
 	for _, reads := range []bool{true, false} {
 		chosen, _ := top.pick(&intent{place: placeNamed, reads: reads, peers: []*peer{b}}, &tried{})
@@ -1105,7 +1157,7 @@ func lookOf(system uint64, started int64) news {
 func TestPortsThatMeetAtThePromotedServer(t *testing.T) {
 	t.Parallel()
 	for _, told := range []int64{0, 1} { // whether servers tell when they were started
-		top := tell(freshTopology("w", "r"), lookAt("w", RolePrimary, told*10, 1, 0), lookAt("r", RoleReplica, told*11, 1, 1), turned("w", healthDown))
+		top := tell(freshTopology("w", "r"), lookAt("w", RolePrimary, told*10, 1, 0), lookAt("r", RoleReplica, told*11, 1, 1), turned("w", HealthDown))
 		top = tell(top, lookAt("r", RolePrimary, told*11, 2, 0))
 		require.Equal(t, "r", namesOf(top.writes))
 		top = tell(top, lookAt("w", RolePrimary, told*11, 2, 0))
@@ -1119,17 +1171,17 @@ func TestPortsThatMeetAtThePromotedServer(t *testing.T) {
 func TestTheWordOfASilentServerAges(t *testing.T) {
 	t.Parallel()
 	upgraded := look("a", RolePrimary, 2, 1, 0)
-	silent := news{"b", observation{health: healthDown, aged: true}}
+	silent := news{"b", observation{health: HealthDown, aged: true}}
 	start := []news{look("a", RolePrimary, 1, 3, 0), look("b", RoleReplica, 1, 3, 3)}
 	for _, tc := range []struct {
 		name string
 		news []news
 		want string
 	}{
-		{"one that is down has its word", []news{turned("b", healthDown), upgraded}, ""},
-		{"one that has been for long has not", []news{turned("b", healthDown), upgraded, silent}, "a"},
+		{"one that is down has its word", []news{turned("b", HealthDown), upgraded}, ""},
+		{"one that has been for long has not", []news{turned("b", HealthDown), upgraded, silent}, "a"},
 		{"... whenever it began", []news{silent, upgraded}, "a"},
-		{"... not against who never was the primary", []news{{"a", observation{health: healthDown, aged: true}}, look("b", RolePrimary, 2, 1, 0)}, ""},
+		{"... not against who never was the primary", []news{{"a", observation{health: HealthDown, aged: true}}, look("b", RolePrimary, 2, 1, 0)}, ""},
 		{"... and has it again when it answers", []news{silent, look("b", RoleReplica, 1, 3, 3), upgraded}, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -1156,19 +1208,19 @@ func TestATimelineIsDroppedByEvidenceOnly(t *testing.T) {
 		want string
 	}{
 		{"its server is back, and all have told since", []news{back}, "a"},
-		{"its server is gone", []news{turned("b", healthDown)}, ""},
-		{"another is silent", []news{turned("c", healthDown), back}, ""},
-		{"... and is back", []news{turned("c", healthDown), back, again}, "a"},
+		{"its server is gone", []news{turned("b", HealthDown)}, ""},
+		{"another is silent", []news{turned("c", HealthDown), back}, ""},
+		{"... and is back", []news{turned("c", HealthDown), back, again}, "a"},
 		{"another follows it", []news{lookAt("c", RoleReplica, 3, 2, 2), back}, ""},
 		{"its name leads elsewhere", []news{elsewhere}, ""},
 		{"it does not tell", []news{dumb}, ""},
 		{"it is another server, which runs for longer", []news{lookAt("b", RoleReplica, 1, 1, 1)}, ""},
 		{"discovery has left it out", []news{{"b", observation{leaves: true}}}, ""},
 		{"the operator has removed it", []news{{"b", observation{leaves: true, forgets: "b"}}}, "a"},
-		{"the operator has it forgotten", []news{turned("b", healthDown), forget("b")}, "a"},
+		{"the operator has it forgotten", []news{turned("b", HealthDown), forget("b")}, "a"},
 		{"... while it shows it", []news{forget("b")}, "b"},
-		{"... and it comes back with it", []news{turned("b", healthDown), forget("b"), lookAt("b", RolePrimary, 2, 2, 0)}, ""},
-		{"... another's", []news{turned("b", healthDown), forget("c")}, ""},
+		{"... and it comes back with it", []news{turned("b", HealthDown), forget("b"), lookAt("b", RolePrimary, 2, 2, 0)}, ""},
+		{"... another's", []news{turned("b", HealthDown), forget("c")}, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -1196,18 +1248,18 @@ func TestATimelineIsNotDroppedByEarlierLooks(t *testing.T) {
 func TestTwoFailoversToOneTimeline(t *testing.T) {
 	t.Parallel()
 	start := []news{lookAt("a", RolePrimary, 1, 1, 0), lookAt("b", RoleReplica, 2, 1, 1), lookAt("c", RoleReplica, 3, 1, 1),
-		turned("a", healthDown), lookAt("b", RolePrimary, 2, 2, 0)}
+		turned("a", HealthDown), lookAt("b", RolePrimary, 2, 2, 0)}
 	second := lookAt("c", RolePrimary, 3, 2, 0)
 	top := tell(freshTopology("a", "b", "c"), start...)
 	require.Equal(t, "b", namesOf(top.writes))
 
 	hanging := tellAlone(top, second) // b gives no look any more, and has not been judged
 	require.Equal(t, "b", namesOf(hanging.writes))
-	hanging = tell(hanging, turned("b", healthDown))
+	hanging = tell(hanging, turned("b", HealthDown))
 	require.Equal(t, "reads:c writes:c replicas: any:c primary:c fallback settled", listsOf(hanging))
-	require.Equal(t, "c", namesOf(tell(hanging, turned("b", healthUp)).writes), "who was elected stays")
+	require.Equal(t, "c", namesOf(tell(hanging, turned("b", HealthUp)).writes), "who was elected stays")
 
-	beside := tell(tell(top, second), turned("b", healthDown))
+	beside := tell(tell(top, second), turned("b", HealthDown))
 	require.True(t, beside.split, "it was seen beside the first: nothing tells who is right")
 	require.Equal(t, "c", namesOf(tell(beside, news{"", observation{forgets: "b"}}).writes))
 }
@@ -1215,20 +1267,20 @@ func TestTwoFailoversToOneTimeline(t *testing.T) {
 // Nobody is elected before all who answer have been looked at since he claims it, or the time for that is over.
 func TestAClaimIsHeldAgainstLooksThatBeganAfterIt(t *testing.T) {
 	t.Parallel()
-	top := tell(freshTopology("a", "b", "c"), lookAt("a", RolePrimary, 1, 1, 0), lookAt("b", RoleReplica, 2, 1, 1), lookAt("c", RoleReplica, 3, 1, 1), turned("a", healthDown))
+	top := tell(freshTopology("a", "b", "c"), lookAt("a", RolePrimary, 1, 1, 0), lookAt("b", RoleReplica, 2, 1, 1), lookAt("c", RoleReplica, 3, 1, 1), turned("a", HealthDown))
 	early := lookAt("c", RoleReplica, 3, 1, 1)
 	early.asked = instant(ticks.Add(1))
 	claimed := tellAlone(top, lookAt("b", RolePrimary, 2, 2, 0))
 	require.Equal(t, "b", claimed.heir.called())
 	require.Empty(t, claimed.writes)
 	require.Empty(t, tellAlone(claimed, early).writes, "it began before")
-	require.Empty(t, tellAlone(claimed, news{"c", observation{health: healthSuspect}}).writes)
+	require.Empty(t, tellAlone(claimed, news{"c", observation{health: HealthSuspect}}).writes)
 	require.Equal(t, "b", namesOf(tellAlone(claimed, lookAt("c", RoleReplica, 3, 1, 1)).writes))
-	require.Equal(t, "b", namesOf(tellAlone(claimed, turned("c", healthDown)).writes))
+	require.Equal(t, "b", namesOf(tellAlone(claimed, turned("c", HealthDown)).writes))
 	require.Equal(t, "b", namesOf(tellAlone(claimed, news{"", observation{over: claimed.waitsSince()}}).writes))
 	require.Empty(t, tellAlone(claimed, lookAt("c", RoleReplica, 3, 3, 3)).writes, "there is a newer one")
 
-	back := tellAlone(top, turned("a", healthUp)) // the primary itself, as another may have been promoted meanwhile
+	back := tellAlone(top, turned("a", HealthUp)) // the primary itself, as another may have been promoted meanwhile
 	require.Empty(t, back.writes)
 	require.Equal(t, "a", namesOf(tell(back, looked("b"), looked("c")).writes))
 }

@@ -91,7 +91,7 @@ func (w *watch) steady(now time.Time) {
 	for i := range top.members {
 		m := &top.members[i]
 		since := time.Unix(0, m.peer.rose.Load())
-		if m.health == healthUp && !m.steady && now.Sub(since) >= w.pool.config.ReturnAfter {
+		if m.health == HealthUp && !m.steady && now.Sub(since) >= w.pool.config.ReturnAfter {
 			w.pool.observe(observation{peer: m.peer, steady: true})
 		}
 	}

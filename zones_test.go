@@ -71,34 +71,34 @@ func TestZonesAndNegativeWeightsOrderTheCandidates(t *testing.T) {
 		{"the own zone, then others, then the primary", ModeReplicated, "cd", "", cluster, read, "b cd a"},
 		{"the primary's zone is nothing to a read", ModeReplicated, "acd", "", cluster, read, "b cd a"},
 		{"no replica is in the own zone", ModeReplicated, "bcd", "", cluster, read, "bcd a"},
-		{"the own zone's is down", ModeReplicated, "cd", "", with(cluster, turned("b", healthDown)), read, "cd a"},
-		{"... suspected", ModeReplicated, "cd", "", with(cluster, turned("b", healthSuspect)), read, "cd a"},
+		{"the own zone's is down", ModeReplicated, "cd", "", with(cluster, turned("b", HealthDown)), read, "cd a"},
+		{"... suspected", ModeReplicated, "cd", "", with(cluster, turned("b", HealthSuspect)), read, "cd a"},
 		{"... drained", ModeReplicated, "cd", "", with(cluster, drains("b")), read, "cd a"},
 		{"... behind", ModeReplicated, "cd", "", with(cluster, finds("b", fitBehind)), read, "cd a"},
 		{"... slow", ModeReplicated, "cd", "", with(cluster, news{"b", observation{slow: yes}}), read, "cd a"},
-		{"all suspected", ModeReplicated, "cd", "", with(cluster, turned("a", healthDown), turned("b", healthSuspect), turned("c", healthSuspect), turned("d", healthSuspect)), read, "b cd"},
+		{"all suspected", ModeReplicated, "cd", "", with(cluster, turned("a", HealthDown), turned("b", HealthSuspect), turned("c", HealthSuspect), turned("d", HealthSuspect)), read, "b cd"},
 		{"a write has one way", ModeReplicated, "abc", "", cluster, write, "a"},
 		{"a replica is insisted on", ModeReplicated, "cd", "", cluster, replica, "b cd"},
 		{"anybody, with the primary", ModeReplicated, "cd", "", cluster, anyone, "ab cd"},
 		{"anybody, without", ModeReplicated, "acd", "", cluster, anyone, "b acd"},
 
 		{"a spare comes after the primary", ModeReplicated, "", "b", cluster, read, "cd a b"},
-		{"... also where it is the last replica", ModeReplicated, "", "b", with(cluster, turned("c", healthDown), turned("d", healthDown)), read, "a b"},
-		{"... and serves where nobody else can", ModeReplicated, "", "b", with(cluster, turned("a", healthDown), turned("c", healthDown), turned("d", healthDown)), read, "b"},
-		{"... before suspects", ModeReplicated, "", "b", with(cluster, turned("a", healthDown), turned("c", healthSuspect), turned("d", healthSuspect)), read, "b"},
+		{"... also where it is the last replica", ModeReplicated, "", "b", with(cluster, turned("c", HealthDown), turned("d", HealthDown)), read, "a b"},
+		{"... and serves where nobody else can", ModeReplicated, "", "b", with(cluster, turned("a", HealthDown), turned("c", HealthDown), turned("d", HealthDown)), read, "b"},
+		{"... before suspects", ModeReplicated, "", "b", with(cluster, turned("a", HealthDown), turned("c", HealthSuspect), turned("d", HealthSuspect)), read, "b"},
 		{"a zone does not raise it", ModeReplicated, "cd", "b", cluster, read, "cd a b"},
 		{"a replica is insisted on: at last the spare", ModeReplicated, "", "b", cluster, replica, "cd b"},
 		{"... at once where there is no other", ModeReplicated, "", "bcd", cluster, replica, "bcd"},
 		{"anybody: at last the spare", ModeReplicated, "", "b", cluster, anyone, "acd b"},
 		{"a spare primary is not read while a replica can", ModeReplicated, "", "a", cluster, anyone, "bcd a"},
 		{"... though for writes it is what it was", ModeReplicated, "", "a", cluster, write, "a"},
-		{"... and is read where no replica can", ModeReplicated, "", "a", with(cluster, turned("b", healthDown), turned("c", healthDown), turned("d", healthDown)), anyone, "a"},
+		{"... and is read where no replica can", ModeReplicated, "", "a", with(cluster, turned("b", HealthDown), turned("c", HealthDown), turned("d", HealthDown)), anyone, "a"},
 		{"all are spares", ModeReplicated, "", "abcd", cluster, read, "bcd a"},
-		{"a suspected spare, where there is nobody", ModeReplicated, "", "b", with(cluster, turned("a", healthDown), turned("b", healthSuspect), turned("c", healthDown), turned("d", healthDown)), read, "b"},
+		{"a suspected spare, where there is nobody", ModeReplicated, "", "b", with(cluster, turned("a", HealthDown), turned("b", HealthSuspect), turned("c", HealthDown), turned("d", HealthDown)), read, "b"},
 
 		{"equals: reads", ModeEquivalent, "cd", "", equals, read, "ab cd"},
 		{"equals: writes", ModeEquivalent, "cd", "", equals, write, "ab cd"},
-		{"equals: the own zone is down", ModeEquivalent, "cd", "", with(equals, turned("a", healthDown), turned("b", healthDown)), write, "cd"},
+		{"equals: the own zone is down", ModeEquivalent, "cd", "", with(equals, turned("a", HealthDown), turned("b", HealthDown)), write, "cd"},
 		{"equals: the own zone's are standbys", ModeEquivalent, "cd", "", with(equals, replicaUp("a"), replicaUp("b")), write, "cd"},
 		{"equals: a spare", ModeEquivalent, "", "a", equals, read, "bcd a"},
 		{"equals: a spare takes writes where nobody else can", ModeEquivalent, "", "a", with(equals, replicaUp("b"), replicaUp("c"), replicaUp("d")), write, "a"},
@@ -107,10 +107,10 @@ func TestZonesAndNegativeWeightsOrderTheCandidates(t *testing.T) {
 		{"ordered", ModeOrdered, "", "", cluster, read, "a"},
 		{"ordered: the own zone first", ModeOrdered, "ab", "", cluster, read, "c"},
 		{"ordered: writes with it", ModeOrdered, "ab", "", cluster, write, "c"},
-		{"ordered: then others in their order", ModeOrdered, "ab", "", with(cluster, turned("c", healthDown), turned("d", healthDown)), read, "a"},
+		{"ordered: then others in their order", ModeOrdered, "ab", "", with(cluster, turned("c", HealthDown), turned("d", HealthDown)), read, "a"},
 		{"ordered: a spare is the last", ModeOrdered, "b", "ad", cluster, read, "c"},
-		{"ordered: ... of all", ModeOrdered, "b", "ad", with(cluster, turned("c", healthDown), turned("b", healthDown)), read, "a"},
-		{"ordered: back to the own zone", ModeOrdered, "ab", "", with(cluster, turned("c", healthDown), turned("d", healthDown), turned("d", healthUp), stays("d")), read, "d"},
+		{"ordered: ... of all", ModeOrdered, "b", "ad", with(cluster, turned("c", HealthDown), turned("b", HealthDown)), read, "a"},
+		{"ordered: back to the own zone", ModeOrdered, "ab", "", with(cluster, turned("c", HealthDown), turned("d", HealthDown), turned("d", HealthUp), stays("d")), read, "d"},
 		{"ordered: the first choice waits for the own zone", ModeOrdered, "ab", "", all{replicaUp("a"), replicaUp("b")}, read, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -244,7 +244,7 @@ func TestZonesAndWeightsTakeNobodyAway(t *testing.T) {
 		}
 		for range 30 {
 			n := news{of: names[dice.IntN(len(names))]}
-			n.role, n.health, n.timeline = Role(dice.IntN(3)), health(dice.IntN(4)), 1
+			n.role, n.health, n.timeline = Role(dice.IntN(3)), Health(dice.IntN(4)), 1
 			n.slow, n.fitness, n.drained = ternary(dice.IntN(3)), fitness(dice.IntN(4)), ternary(dice.IntN(3))
 			if dice.IntN(8) == 0 {
 				n = settleNow
@@ -265,7 +265,7 @@ func TestZonesAndWeightsTakeNobodyAway(t *testing.T) {
 				}
 				chosen++
 				m := bent.member(q)
-				require.False(t, m.drained || m.health == healthDown || in.place == placePrimary && mode == ModeReplicated && q != bent.primary)
+				require.False(t, m.drained || m.health == HealthDown || in.place == placePrimary && mode == ModeReplicated && q != bent.primary)
 				require.False(t, in.place == placeReplica && mode == ModeReplicated && m.role != RoleReplica)
 			}
 			for _, list := range []*roster{&bent.drawn.reads, &bent.drawn.writes, &bent.drawn.replicas, &bent.drawn.anyone, &bent.drawn.well} {

@@ -144,7 +144,7 @@ func waitUp(tb testing.TB, p *multipool.MultiPool) {
 		status := p.Status()
 		for _, s := range status.Peers {
 			switch {
-			case s.Health != "up":
+			case s.Health != multipool.HealthUp:
 			case s.Primary:
 				primary++
 			case s.Serves && s.Role == multipool.RoleReplica:

@@ -260,7 +260,7 @@ func each(do func(*pgtest.Server) error, servers ...*pgtest.Server) action {
 func untilDown(pool *multipool.MultiPool, server *pgtest.Server) action {
 	return func(ctx context.Context) error {
 		return eventually(ctx, "the pool does not notice that "+server.Name()+" hangs", func() bool {
-			return statusOf(pool, server).Health == "down"
+			return statusOf(pool, server).Health == multipool.HealthDown
 		})
 	}
 }

@@ -332,17 +332,17 @@ func Serving(pool *multipool.MultiPool, servers ...*pgtest.Server) func(context.
 
 // Fallen waits until a pool knows that servers are down.
 func Fallen(pool *multipool.MultiPool, servers ...*pgtest.Server) func(context.Context) error {
-	return until("known to be down", pool, servers, func(p multipool.PeerStatus) bool { return !p.Serves && p.Health != "up" })
+	return until("known to be down", pool, servers, func(p multipool.PeerStatus) bool { return !p.Serves && p.Health != multipool.HealthUp })
 }
 
 // Well waits until servers answer a pool.
 func Well(pool *multipool.MultiPool, servers ...*pgtest.Server) func(context.Context) error {
-	return until("seen well", pool, servers, func(p multipool.PeerStatus) bool { return p.Health == "up" })
+	return until("seen well", pool, servers, func(p multipool.PeerStatus) bool { return p.Health == multipool.HealthUp })
 }
 
 // Leads waits until a server takes the writes, or under ModeOrdered everything.
 func Leads(pool *multipool.MultiPool, server *pgtest.Server) func(context.Context) error {
-	return until("in the lead", pool, []*pgtest.Server{server}, func(p multipool.PeerStatus) bool { return p.Primary && p.Health == "up" })
+	return until("in the lead", pool, []*pgtest.Server{server}, func(p multipool.PeerStatus) bool { return p.Primary && p.Health == multipool.HealthUp })
 }
 
 func until(what string, pool *multipool.MultiPool, servers []*pgtest.Server, so func(multipool.PeerStatus) bool) func(context.Context) error {

@@ -1,0 +1,215 @@
+package multipool
+
+// Why is the reason for which a peer takes no calls, or did not take one: a closed set, fit for a metric's label. Those up to
+// WhyNotFirst are what a peer is, and stand in its status; the others are about one call, and stand in a [NoPeerError] only.
+type Why uint8
+
+const (
+	// WhyNone: nothing keeps the peer from calls.
+	WhyNone Why = iota
+	// WhyUnknown: no look at the peer has ended yet.
+	WhyUnknown
+	// WhySuspect: a fault was seen, and it is being found out what became of the server.
+	WhySuspect
+	// WhyDown: the peer does not answer.
+	WhyDown
+	// WhyMisconfigured: the server answers and refuses this program.
+	WhyMisconfigured
+	// WhyDraining: the server is shutting down.
+	WhyDraining
+	// WhyStarting: the server takes no sessions yet.
+	WhyStarting
+	// WhyDrained: the operator has called Drain.
+	WhyDrained
+	// WhyOtherCluster: the server has another system identifier than the pool's cluster.
+	WhyOtherCluster
+	// WhySameServer: it is another name of a server for which a peer stands already.
+	WhySameServer
+	// WhyOlderTimeline: it is a primary that was replaced, or a replica of one.
+	WhyOlderTimeline
+	// WhyDisputed: it claims to be the primary, and another does too.
+	WhyDisputed
+	// WhyUnconfirmed: what it says of itself is to be confirmed: a new primary waits until every peer that answers has been
+	// looked at and has told its timeline, a replica until it is known which cluster this is.
+	WhyUnconfirmed
+	// WhyRoleUnknown: it answers, and has not told yet whether it is a primary or a replica.
+	WhyRoleUnknown
+	// WhyRefusesSetUp: what the program does to set up a connection cannot run on a standby.
+	WhyRefusesSetUp
+	// WhyBehind: a replica that is further behind than Options.MaxLag.
+	WhyBehind
+	// WhyPaused: a replica whose replay was paused.
+	WhyPaused
+	// WhyCutOff: a replica that lacks what the primary has, and nothing fetches it.
+	WhyCutOff
+	// WhyOtherHistory: a replica that has what the primary never had.
+	WhyOtherHistory
+	// WhySlow: its reads take far longer than elsewhere.
+	WhySlow
+	// WhyLastResort: it is to serve only where no other peer can.
+	WhyLastResort
+	// WhyNotFirst: under ModeOrdered another peer leads.
+	WhyNotFirst
+	// WhyNotNamed: the call's route names others.
+	WhyNotNamed
+	// WhyReplica: it is a replica, and the call needs the primary.
+	WhyReplica
+	// WhyPrimary: it is the primary, and the call needs a replica.
+	WhyPrimary
+	// WhyNotWithinLag: it is not known to be within the MaxLag of the call's route.
+	WhyNotWithinLag
+)
+
+var whyNames = [...]string{
+	WhyNone:          "none",
+	WhyUnknown:       "unknown",
+	WhySuspect:       "suspect",
+	WhyDown:          "down",
+	WhyMisconfigured: "misconfigured",
+	WhyDraining:      "draining",
+	WhyStarting:      "starting",
+	WhyDrained:       "drained",
+	WhyOtherCluster:  "other-cluster",
+	WhySameServer:    "same-server",
+	WhyOlderTimeline: "older-timeline",
+	WhyDisputed:      "disputed",
+	WhyUnconfirmed:   "unconfirmed",
+	WhyRoleUnknown:   "role-unknown",
+	WhyRefusesSetUp:  "refuses-set-up",
+	WhyBehind:        "behind",
+	WhyPaused:        "paused",
+	WhyCutOff:        "cut-off",
+	WhyOtherHistory:  "other-history",
+	WhySlow:          "slow",
+	WhyLastResort:    "last-resort",
+	WhyNotFirst:      "not-first",
+	WhyNotNamed:      "not-named",
+	WhyReplica:       "replica",
+	WhyPrimary:       "primary",
+	WhyNotWithinLag:  "not-within-lag",
+}
+
+// whyPhrases say it in errors, after the peer's name.
+var whyPhrases = [...]string{
+	WhyNone:          "up",
+	WhyUnknown:       "not yet seen",
+	WhySuspect:       "suspect",
+	WhyDown:          "down",
+	WhyMisconfigured: "misconfigured",
+	WhyDraining:      "draining",
+	WhyStarting:      "starting",
+	WhyDrained:       "is drained",
+	WhyOtherCluster:  "is of another cluster",
+	WhySameServer:    "is another name of a server",
+	WhyOlderTimeline: "is of an older timeline",
+	WhyDisputed:      "claims to be the primary",
+	WhyUnconfirmed:   "is not confirmed yet",
+	WhyRoleUnknown:   "is of unknown role",
+	WhyRefusesSetUp:  "refuses the program's own set-up of a connection",
+	WhyBehind:        "is behind",
+	WhyPaused:        "replay is paused",
+	WhyCutOff:        "is cut off from its primary",
+	WhyOtherHistory:  "is not a replica of the primary",
+	WhySlow:          "is slow",
+	WhyLastResort:    "serves only where no other peer can",
+	WhyNotFirst:      "is not the first that is well",
+	WhyNotNamed:      "is not named by the route",
+	WhyReplica:       "is a replica",
+	WhyPrimary:       "is the primary",
+	WhyNotWithinLag:  "is not known to be within the bound on lag",
+}
+
+// String returns the label: "none", "down", "behind", "older-timeline", ...
+func (w Why) String() string { return nameOf(whyNames[:], w, "why") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (w Why) MarshalText() ([]byte, error) { return marshalName(whyNames[:], w, "why") }
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (w *Why) UnmarshalText(text []byte) error { return unmarshalName(whyNames[:], w, "why", text) }
+
+// phrase says it after a peer's name.
+func (w Why) phrase() string { return nameOf(whyPhrases[:], w, "why") }
+
+// idle says why a peer takes no calls; WhyNone where it is a candidate of reads or writes.
+func (t *topology) idle(m *member) Why {
+	if contains(t.reads, m.peer) || contains(t.writes, m.peer) {
+		return WhyNone
+	}
+	if why, _ := t.away(m); why != WhyNone {
+		return why
+	}
+	switch unfit := t.unfit(m); {
+	case unfit != WhyNone:
+		return unfit
+	case m.slow:
+		return WhySlow
+	case m.role == RoleUnknown && t.mode == ModeReplicated:
+		return WhyRoleUnknown
+	case m.peer.spare:
+		return WhyLastResort
+	}
+	return WhyUnconfirmed
+}
+
+// away says why a peer can take no call at all, and by which error.
+func (t *topology) away(m *member) (Why, error) {
+	switch {
+	case m.foreign:
+		return WhyOtherCluster, &foreignError{m.system, t.system}
+	case m.health != HealthUp:
+		return m.health.why(), m.cause
+	case m.alias != nil:
+		return WhySameServer, &sameServer{m.alias.name}
+	case m.drained:
+		return WhyDrained, nil
+	case t.mode == ModeOrdered:
+		return WhyNotFirst, nil
+	}
+	return WhyNone, nil
+}
+
+// unfit says what keeps a peer that is well from the calls that are for its role: its data, or that its claim to be the
+// primary is not followed.
+func (t *topology) unfit(m *member) Why {
+	why := m.unfit()
+	switch {
+	case why != WhyNone || !m.claims():
+		return why
+	case m.timeline != 0 && m.timeline < t.timeline:
+		return WhyOlderTimeline
+	case contains(t.rivals, m.peer), t.split && m.peer == t.primary:
+		return WhyDisputed
+	}
+	return WhyNone
+}
+
+// why says why one peer did not take the intent, and by which error.
+func (t *topology) why(m *member, in *intent) (Why, error) {
+	if in.peers != nil && !contains(in.peers, m.peer) {
+		return WhyNotNamed, nil
+	}
+	if why, err := t.away(m); why != WhyNone {
+		return why, err
+	}
+	equivalent := t.mode == ModeEquivalent
+	switch unfit := t.unfit(m); {
+	case (equivalent || t.forPrimary(in)) && m.role == RoleReplica:
+		return WhyReplica, nil
+	case equivalent:
+		return WhyNone, nil
+	case in.place == placeReplica && m.role == RolePrimary:
+		return WhyPrimary, nil
+	case unfit == WhyRefusesSetUp:
+		return unfit, m.hostile
+	case unfit != WhyNone:
+		return unfit, nil
+	case m.role == RolePrimary && m.peer != t.primary:
+		return WhyUnconfirmed, nil
+	case m.role == RoleUnknown:
+		return WhyRoleUnknown, m.cause
+	case m.role == RoleReplica && in.fresh.bounds():
+		return WhyNotWithinLag, &boundedLag{in.fresh.max}
+	}
+	return WhyNone, nil
+}
