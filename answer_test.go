@@ -268,7 +268,7 @@ func meets(t *testing.T, ctx context.Context, x *fakes, w insertion, a answer) {
 	if a.tagged && (w.simple || a.committed) {
 		assert.Equal(t, 1, done, "the fake had committed")
 	}
-	assert.Zero(t, x.pool.Status().AcquiredConns, fmt.Sprint(err))
+	assert.Zero(t, x.pool.Status().Total.AcquiredConns, fmt.Sprint(err))
 }
 
 func (w insertion) meetsCommit() bool { return w.meets == "commit" }

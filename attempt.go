@@ -516,14 +516,14 @@ func (p *MultiPool) waits(kind *atomic.Int64) int64 {
 func (p *MultiPool) awaited() bool { return p.waiting.Load() > 0 || p.attending.Load() > 0 }
 
 func (p *MultiPool) noPeer(top *topology, in *intent, t *trail, ended error) error {
-	e := &NoPeerError{Intent: in.target(), Peers: top.causes(in)}
+	e := &NoPeerError{Intent: in.needs(), Peers: top.causes(in)}
 	if ended != nil {
 		e.also = append(e.also, ended)
 	}
 	if t.last != nil {
 		e.also = append(e.also, t.last)
 	}
-	if top.split && e.Intent == TargetPrimary {
+	if top.split && e.Intent == IntentPrimary {
 		e.also = append(e.also, ErrSplitBrain)
 	}
 	return e

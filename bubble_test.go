@@ -389,7 +389,7 @@ func TestALostCommitIsMarked(t *testing.T) {
 		require.ErrorIs(t, err, ErrOutcomeUnknown)
 		require.ErrorIs(t, tx.Rollback(ctx), pgx.ErrTxClosed)
 		settled()
-		assert.Zero(t, x.pool.Status().AcquiredConns)
+		assert.Zero(t, x.pool.Status().Total.AcquiredConns)
 	})
 }
 
@@ -1128,8 +1128,8 @@ func TestAReplicaBehindItsBoundIsLeftOutUntilItHasCaughtUp(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		assert.Equal(t, map[string]int{"replica2:5432": 50}, served())
 		assert.Equal(t, WhyBehind, x.peer("replica1").Unfit)
-		assert.EqualValues(t, 1001, x.peer("replica1").LagBytes)
-		assert.InDelta(t, 1, x.peer("replica1").LagTime.Seconds(), 1)
+		assert.EqualValues(t, 1001, x.peer("replica1").Lag.Bytes)
+		assert.InDelta(t, 1, x.peer("replica1").Lag.Time.Seconds(), 1)
 		version := x.pool.topology.Load()
 		time.Sleep(time.Minute)
 		assert.Same(t, version, x.pool.topology.Load(), "looks that find everything as it was wake nobody")

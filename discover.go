@@ -36,9 +36,9 @@ type Discoverer func(context.Context) ([]Peer, error)
 
 // DiscoveryStatus is what came of the last time that Options.Discover was asked.
 type DiscoveryStatus struct {
-	At    time.Time // zero: it has not answered yet
-	Peers int       // how many it named
-	Err   string    // why it was not followed; "" where it was
+	At    time.Time `json:"at,omitzero"`   // zero: it has not answered yet
+	Peers int       `json:"peers"`         // how many it named
+	Err   string    `json:"err,omitempty"` // why it was not followed; "" where it was
 }
 
 const (

@@ -34,7 +34,7 @@
 //
 // # The states of a peer
 //
-//	unknown --first look--> up --fault--> suspect --probe answers--> up
+//	unknown ------first look--> up --fault--> suspect --probe answers--> up
 //	                                              |
 //	                                              +----probe fails-----> down --a look succeeds--> up
 //	      --refused by password, database, TLS--> misconfigured --a look succeeds--> up

@@ -47,22 +47,40 @@ var (
 
 // PeerCause is why one peer could not take a call.
 type PeerCause struct {
-	Peer string // the peer's name
-	Why  Why    // the state that kept it out; WhyNone where it was well, and had no room or had been tried
-	Err  error  // the fault that led to that state; nil where there is none
+	Peer string `json:"peer"` // the peer's name
+	Why  Why    `json:"why"`  // the state that kept it out; WhyNone where it was well, and had no room or had been tried
+	Err  error  `json:"-"`    // the fault that led to that state; nil where there is none. In JSON it is a text, "err"
 }
 
-// MarshalJSON writes the cause as text: an error's own fields may hold a whole connection configuration.
+// MarshalJSON writes the cause with its error as text.
 func (c PeerCause) MarshalJSON() ([]byte, error) {
-	out := struct {
-		Peer string
-		Why  Why
-		Err  string
-	}{Peer: c.Peer, Why: c.Why}
-	if c.Err != nil {
-		out.Err = c.Err.Error()
-	}
-	return json.Marshal(out)
+	type fields PeerCause
+	return json.Marshal(struct {
+		fields
+		Err errorText `json:"err,omitzero"`
+	}{fields(c), errorText{c.Err}})
+}
+
+// UnmarshalJSON is the reverse of MarshalJSON; of the error it has the text.
+func (c *PeerCause) UnmarshalJSON(data []byte) error {
+	type fields PeerCause
+	in := struct {
+		*fields
+		Err errorText `json:"err"`
+	}{fields: (*fields)(c)}
+	err := json.Unmarshal(data, &in)
+	c.Err = in.Err.error
+	return err
+}
+
+// errorText is an error as its text: its own fields may hold a whole connection configuration.
+type errorText struct{ error }
+
+func (e errorText) MarshalText() ([]byte, error) { return []byte(e.Error()), nil }
+
+func (e *errorText) UnmarshalText(text []byte) error {
+	e.error = errors.New(string(text))
+	return nil
 }
 
 // NoPeerError says that no peer could take a call, and of each peer why. Nothing was executed, or nothing that had an
@@ -70,8 +88,8 @@ func (c PeerCause) MarshalJSON() ([]byte, error) {
 // the end of the caller's context if that ended the wait, to the last error met by the call itself, and to
 // ErrSplitBrain.
 type NoPeerError struct {
-	Intent Target      // what the call needed: TargetPrimary, TargetReplica, ... ; TargetAuto for a plain read
-	Peers  []PeerCause // in the order of the configuration
+	Intent Intent      `json:"intent"` // what the call needed
+	Peers  []PeerCause `json:"peers"`  // in the order of the configuration
 
 	also []error
 }
@@ -141,9 +159,9 @@ func gist(err error) string {
 func (e *NoPeerError) Is(target error) bool {
 	switch target {
 	case ErrNoPrimary:
-		return e.Intent == TargetPrimary
+		return e.Intent == IntentPrimary
 	case ErrNoReplica:
-		return e.Intent == TargetReplica
+		return e.Intent == IntentReplica
 	}
 	return false
 }

@@ -19,14 +19,12 @@ import (
 func TestNoPeerErrorMatchesWhatTheCallNeeded(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
-		intent           Target
+		intent           Intent
 		primary, replica bool
 	}{
-		{TargetPrimary, true, false},
-		{TargetReplica, false, true},
-		{TargetAuto, false, false},
-		{TargetAny, false, false},
-		{TargetPreferReplica, false, false},
+		{IntentPrimary, true, false},
+		{IntentReplica, false, true},
+		{IntentRead, false, false},
 	} {
 		t.Run(tc.intent.String(), func(t *testing.T) {
 			t.Parallel()
@@ -62,7 +60,7 @@ func TestNoPeerErrorUnwrapsToAllThatHappened(t *testing.T) {
 	t.Parallel()
 	refused := &pgconn.PgError{Severity: "FATAL", Code: "28P01", Message: "password authentication failed"}
 	err := error(&NoPeerError{
-		Intent: TargetPrimary,
+		Intent: IntentPrimary,
 		Peers: []PeerCause{
 			{Peer: "a", Why: WhyDown, Err: io.ErrUnexpectedEOF},
 			{Peer: "b", Why: WhyReplica},
@@ -89,11 +87,11 @@ func TestNoPeerErrorNamesEachPeerWithItsCause(t *testing.T) {
 		err  *NoPeerError
 		want string
 	}{
-		{"nobody", &NoPeerError{Intent: TargetAuto}, "multipool: no peer for a read"},
-		{"a write", &NoPeerError{Intent: TargetPrimary, Peers: []PeerCause{
+		{"nobody", &NoPeerError{Intent: IntentRead}, "multipool: no peer for a read"},
+		{"a write", &NoPeerError{Intent: IntentPrimary, Peers: []PeerCause{
 			{Peer: "a", Why: WhyDown, Err: io.EOF}, {Peer: "b", Why: WhyReplica},
 		}}, "multipool: no peer for a call that needs the primary: a down (EOF); b is a replica"},
-		{"an insisting read", &NoPeerError{Intent: TargetReplica, Peers: []PeerCause{{Peer: "a", Why: WhyPrimary}}},
+		{"an insisting read", &NoPeerError{Intent: IntentReplica, Peers: []PeerCause{{Peer: "a", Why: WhyPrimary}}},
 			"multipool: no peer for a call that insists on a replica: a is the primary"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -117,7 +115,7 @@ func TestNoPeerErrorTellsEqualCausesOnce(t *testing.T) {
 		return err
 	}
 	const password = `password authentication failed for user "app"`
-	err := &NoPeerError{Intent: TargetPrimary, Peers: []PeerCause{
+	err := &NoPeerError{Intent: IntentPrimary, Peers: []PeerCause{
 		{Peer: "db1:5432", Why: WhyMisconfigured, Err: refusal("db1", "prefer", "28P01", password)},
 		{Peer: "db2:5432", Why: WhyDown, Err: io.EOF},
 		{Peer: "db3:5432", Why: WhyMisconfigured, Err: refusal("db3", "disable", "28P01", password)},
@@ -160,15 +158,15 @@ func turnsAway(t *testing.T, code, text string) net.Conn {
 func TestNoPeerErrorGoesIntoJSONAsText(t *testing.T) {
 	t.Parallel()
 	dial := &pgconn.ConnectError{Config: &pgconn.Config{Host: "h", User: "u", Password: "hunter2-hunter2"}}
-	text, err := json.Marshal(&NoPeerError{Intent: TargetPrimary, Peers: []PeerCause{
+	text, err := json.Marshal(&NoPeerError{Intent: IntentPrimary, Peers: []PeerCause{
 		{Peer: "a", Why: WhyDown, Err: io.EOF}, {Peer: "b", Why: WhyReplica},
 		{Peer: "c", Why: WhyDown, Err: fmt.Errorf("far down: %w", hideText{dial})},
 	}})
 	require.NoError(t, err)
-	require.JSONEq(t, `{"Intent":"primary","Peers":[
-		{"Peer":"a","Why":"down","Err":"EOF"},
-		{"Peer":"b","Why":"replica","Err":""},
-		{"Peer":"c","Why":"down","Err":"far down: hidden"}]}`, string(text))
+	require.JSONEq(t, `{"intent":"primary","peers":[
+		{"peer":"a","why":"down","err":"EOF"},
+		{"peer":"b","why":"replica"},
+		{"peer":"c","why":"down","err":"far down: hidden"}]}`, string(text))
 	require.NotContains(t, string(text), "hunter2")
 }
 

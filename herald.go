@@ -33,13 +33,13 @@ func (h *herald) tell(old, next *topology, o observation) {
 	if f := h.hooks.PeerChanged; f != nil {
 		for i := range next.members {
 			if e, changed := peerEvent(old, next, i, o); changed {
-				h.send(f, e)
+				h.queue(func() { f(e) })
 			}
 		}
 		if m := old.member(o.peer); o.leaves && m != nil {
 			e := newPeerEvent(m, &member{peer: m.peer, role: m.role}, WhyNone)
 			e.To = HealthGone
-			h.send(f, e)
+			h.queue(func() { f(e) })
 		}
 	}
 	if h.told == nil {
@@ -52,7 +52,6 @@ func (h *herald) tell(old, next *topology, o observation) {
 		was := h.told
 		h.told = next
 		if e, changed := primaryEvent(was, next, o); changed {
-			e.Discarded = h.discarded.Load()
 			h.queue(func() { f(e) })
 		}
 	}
@@ -66,13 +65,15 @@ func (h *herald) advise(t *topology, p *peer, cause error) {
 	}
 	e := newPeerEvent(m, m, t.unfit(m))
 	e.Cause = cause
-	h.send(h.hooks.PeerChanged, e)
+	h.queue(func() { h.hooks.PeerChanged(e) })
 }
 
-// send queues one event of a peer.
-func (h *herald) send(f func(PeerEvent), e PeerEvent) {
-	e.Discarded = h.discarded.Load()
-	h.queue(func() { f(e) })
+// lost is how many events were discarded.
+func (h *herald) lost() int64 {
+	if h == nil {
+		return 0
+	}
+	return h.discarded.Load()
 }
 
 func (h *herald) queue(event func()) {

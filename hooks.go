@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"time"
@@ -74,41 +75,61 @@ func (k *Kind) UnmarshalText(text []byte) error { return unmarshalName(kindNames
 
 // Decision is where one attempt of a call goes, and why.
 type Decision struct {
-	Peer    string // the peer's name; "" if there is none
-	Reason  Reason
-	Attempt int  // 1 for the first
-	Kind    Kind // of the call, wherever it goes
+	Peer    string `json:"peer"` // the peer's name; "" if there is none
+	Reason  Reason `json:"reason"`
+	Attempt int    `json:"attempt"` // 1 for the first
+	Kind    Kind   `json:"kind"`    // of the call, wherever it goes
 }
 
 // PeerEvent is a change of one peer.
 type PeerEvent struct {
-	Peer      string
-	Role      Role
-	FromRole  Role
-	From, To  Health // HealthUnknown before a peer that has come, HealthGone after one that was removed
-	Slow      bool   // its reads take far longer than elsewhere
-	Drained   bool   // by the operator
-	Unfit     Why    // see PeerStatus.Unfit
-	Cause     error  // the fault that led to it; nil where none did
-	At        time.Time
-	Discarded int64 // how many events have been lost so far, because a hook was slow
+	Peer     string    `json:"peer"`
+	Role     Role      `json:"role"`
+	FromRole Role      `json:"from_role"`
+	From     Health    `json:"from"`    // HealthUnknown of a peer that has come
+	To       Health    `json:"to"`      // HealthGone of one that was removed
+	Slow     bool      `json:"slow"`    // its reads take far longer than elsewhere
+	Drained  bool      `json:"drained"` // by the operator
+	Unfit    Why       `json:"unfit"`   // see PeerStatus.Unfit
+	Cause    error     `json:"-"`       // the fault that led to it; nil where none did. In JSON it is a text, "cause"
+	At       time.Time `json:"at,omitzero"`
 }
 
-// PrimaryEvent is a change of who takes the writes, or of who claims to.
+// MarshalJSON writes the event with its cause as text.
+func (e PeerEvent) MarshalJSON() ([]byte, error) {
+	type fields PeerEvent
+	return json.Marshal(struct {
+		fields
+		Cause errorText `json:"cause,omitzero"`
+	}{fields(e), errorText{e.Cause}})
+}
+
+// UnmarshalJSON is the reverse of MarshalJSON; of the cause it has the text.
+func (e *PeerEvent) UnmarshalJSON(data []byte) error {
+	type fields PeerEvent
+	in := struct {
+		*fields
+		Cause errorText `json:"cause"`
+	}{fields: (*fields)(e)}
+	err := json.Unmarshal(data, &in)
+	e.Cause = in.Cause.error
+	return err
+}
+
+// PrimaryEvent is a change of which peer takes the writes, or of which claim to.
 type PrimaryEvent struct {
-	Primary   string   // the primary's name; "" while there is none. One that is down is the primary until it is replaced
-	Previous  string   // before
-	Timeline  uint32   // the cluster's; 0: not known
-	Rivals    []string // peers that claim to be the primary and are not followed
-	Split     bool     // nothing tells who is right: writes are held, and fail with ErrSplitBrain
-	Next      string   // who takes them as soon as every peer that answers has been looked at since it claims to; "" if nobody waits for that
-	Forgot    string   // the peer that Forget was called for; "" otherwise
-	At        time.Time
-	Discarded int64 // see PeerEvent
+	Primary  string    `json:"primary"`          // the primary's name; "" while there is none. One that is down is the primary until it is replaced
+	Previous string    `json:"previous"`         // before
+	Timeline uint32    `json:"timeline"`         // the cluster's; 0: not known
+	Rivals   []string  `json:"rivals,omitempty"` // peers that claim to be the primary and are not followed
+	Split    bool      `json:"split"`            // nothing tells which is right: writes are held, and fail with ErrSplitBrain
+	Next     string    `json:"next,omitempty"`   // the peer that takes them as soon as every peer that answers has been looked at since it claims to; "" if none waits for that
+	Forgot   string    `json:"forgot,omitempty"` // the peer that Forget was called for; "" otherwise
+	At       time.Time `json:"at,omitzero"`
 }
 
 // Hooks are told what happens. A nil func is skipped. All but Routed are called in order, by one goroutine of the
-// pool's; where one is slow, up to 256 events wait, and more are discarded and counted. They may use the pool, but must
+// pool's; where one is slow, up to 256 events wait, and more are discarded and counted (Status.Discarded). They may use the pool, but must
 // not call its Close, which waits for them.
 type Hooks struct {
 	// PeerChanged is called when a peer's health or role has changed, or it has become slow or quick, fit or unfit to be

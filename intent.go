@@ -50,21 +50,52 @@ type intent struct {
 	sql    string    // the text, where there is one: what is learned when a standby refuses it
 }
 
-// target is the place as the program would have asked for it.
-func (in *intent) target() Target {
-	switch in.place {
-	case placePrimary:
-		return TargetPrimary
-	case placeReplica:
-		return TargetReplica
-	case placeAny:
-		return TargetAny
-	case placeNamed:
-		if !in.reads {
-			return TargetPrimary
-		}
+// needs is what the call needs of a peer.
+func (in *intent) needs() Intent {
+	switch {
+	case in.place == placePrimary, in.place == placeNamed && !in.reads:
+		return IntentPrimary
+	case in.place == placeReplica:
+		return IntentReplica
 	}
-	return TargetAuto
+	return IntentRead
+}
+
+// Intent is what a call needed that no peer could take: a closed set, fit for a metric's label.
+type Intent uint8
+
+const (
+	// IntentRead: any peer that may be read.
+	IntentRead Intent = iota
+	// IntentPrimary: the primary, because the call may write or its route says so; under the other modes, a peer that takes
+	// writes. The error matches ErrNoPrimary.
+	IntentPrimary
+	// IntentReplica: a replica and nothing else, because the route says so. The error matches ErrNoReplica.
+	IntentReplica
+)
+
+var intentNames = [...]string{"read", "primary", "replica"}
+
+// String returns "read", "primary" or "replica".
+func (i Intent) String() string { return nameOf(intentNames[:], i, "intent") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (i Intent) MarshalText() ([]byte, error) { return marshalName(intentNames[:], i, "intent") }
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (i *Intent) UnmarshalText(text []byte) error {
+	return unmarshalName(intentNames[:], i, "intent", text)
+}
+
+// purpose says in an error what the call was looking for.
+func (i Intent) purpose() string {
+	switch i {
+	case IntentPrimary:
+		return "a call that needs the primary"
+	case IntentReplica:
+		return "a call that insists on a replica"
+	}
+	return "a read"
 }
 
 // kind tells a read from what may write.

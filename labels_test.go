@@ -60,6 +60,7 @@ func TestTheTextsOfEnumerations(t *testing.T) {
 		"read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "solo")
 	testLabels(t, "health", HealthUnknown, "unknown", "up", "suspect", "down", "misconfigured", "draining", "starting", "gone")
 	testLabels(t, "breaker state", BreakerClosed, "closed", "open", "half-open")
+	testLabels(t, "intent", IntentRead, "read", "primary", "replica")
 	testLabels(t, "why", WhyNone,
 		"none", "unknown", "suspect", "down", "misconfigured", "draining", "starting", "drained", "other-cluster", "same-server",
 		"older-timeline", "disputed", "unconfirmed", "role-unknown", "refuses-set-up", "behind", "paused", "cut-off",

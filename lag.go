@@ -19,8 +19,8 @@ import (
 // Both are measured against positions of the primary that the pool has read itself: never by a replica's own clock or
 // by what it has received, which look well on a replica that is cut off.
 type Lag struct {
-	Bytes uint64
-	Time  time.Duration
+	Bytes uint64        `json:"bytes"`
+	Time  time.Duration `json:"time_ns"`
 }
 
 // check returns what is wrong with the bound.

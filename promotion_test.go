@@ -457,8 +457,8 @@ func TestAReplicaOfAStalePrimaryIsNotRead(t *testing.T) {
 			for range 100 { // the primary overtakes it
 				require.NoError(t, next.Exec(testContext(t), "insert into ledger values (-2)"))
 			}
-			looks := memberOf(p, third).LagTime
-			waitFor(t, "a few looks", 20*time.Second, func() bool { return memberOf(p, third).LagTime > looks+300*time.Millisecond })
+			looks := memberOf(p, third).Lag.Time
+			waitFor(t, "a few looks", 20*time.Second, func() bool { return memberOf(p, third).Lag.Time > looks+300*time.Millisecond })
 			require.False(t, memberOf(p, third).Serves)
 			for range 100 {
 				var n int
@@ -513,7 +513,7 @@ func TestAReplicaThatIsOldLeavesTheReadsAndComesBack(t *testing.T) {
 			return !ps.Serves && ps.Unfit != WhyNone && ps.Health == HealthUp
 		})
 		took := time.Since(crossed)
-		t.Logf("%s: out of the reads after %v, %d bytes and %v behind", tc.name, took.Round(time.Millisecond), ps.LagBytes, ps.LagTime.Round(time.Millisecond))
+		t.Logf("%s: out of the reads after %v, %d bytes and %v behind", tc.name, took.Round(time.Millisecond), ps.Lag.Bytes, ps.Lag.Time.Round(time.Millisecond))
 		if !raceEnabled {
 			assert.Less(t, took, 2*time.Second, tc.name)
 		}

@@ -40,18 +40,6 @@ func (t *Target) UnmarshalText(text []byte) error {
 	return unmarshalName(targetNames[:], t, "target", text)
 }
 
-// purpose says in an error what a call with this target was looking for.
-func (t Target) purpose() string {
-	switch t {
-	case TargetPrimary:
-		return "a call that needs the primary"
-	case TargetReplica:
-		return "a call that insists on a replica"
-	default:
-		return "a read"
-	}
-}
-
 // Retry says which calls may be sent again after a connection failed under them. Whatever it says, a call that no
 // connection had taken goes elsewhere, and nothing is sent again once a row has been handed out, by Next or by Scan of a
 // QueryRow. Except under RetryNever a single statement is sent again that certainly was not executed, and so are a BEGIN

@@ -316,20 +316,20 @@ func TestTheReasonIsTheModelOnlyWhereTheModelDecides(t *testing.T) {
 	}
 }
 
-func TestTheTargetOfAnErrorIsWhatTheCallNeeded(t *testing.T) {
+func TestTheIntentOfAnErrorIsWhatTheCallNeeded(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
 		in   intent
-		want Target
+		want Intent
 	}{
-		{intent{place: placeReads, reads: true, reason: ReasonRead}, TargetAuto},
-		{intent{place: placePrimary}, TargetPrimary},
-		{intent{place: placeReplica, reads: true}, TargetReplica},
-		{intent{place: placeAny, reads: true, reason: ReasonRead}, TargetAny},
-		{intent{place: placeNamed, reads: true}, TargetAuto},
-		{intent{place: placeNamed}, TargetPrimary},
+		{intent{place: placeReads, reads: true, reason: ReasonRead}, IntentRead},
+		{intent{place: placePrimary}, IntentPrimary},
+		{intent{place: placeReplica, reads: true}, IntentReplica},
+		{intent{place: placeAny, reads: true, reason: ReasonRead}, IntentRead},
+		{intent{place: placeNamed, reads: true}, IntentRead},
+		{intent{place: placeNamed}, IntentPrimary},
 	} {
-		require.Equal(t, tc.want, tc.in.target(), "%+v", tc.in)
+		require.Equal(t, tc.want, tc.in.needs(), "%+v", tc.in)
 	}
 }
 

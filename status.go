@@ -9,37 +9,45 @@ import (
 // Status is a snapshot of a pool and its peers. Values of different peers are read one after another. Calls are counted
 // that go through the MultiPool; what goes through a pool of its own (PeerPool, PrimaryPool, ReplicaPool) shows in the
 // judgement of the peer and in that pool's Stat, and what goes through PrimaryPool and ReplicaPool in InFlight too. Under
-// ModeOrdered Primary is who takes everything, under ModeEquivalent nobody.
+// ModeOrdered Primary is the peer that takes everything, under ModeEquivalent none.
+//
+// Its JSON is part of the interface, and so is that of the other types with tags: names in snake_case, states as their labels,
+// durations as whole nanoseconds in names that end in _ns, times as RFC 3339 and left out where they are zero, errors as their
+// texts, the system identifier as a string, since a JavaScript number cannot hold it. Everything but PeerStatus.Stat is read
+// back as it was written.
 type Status struct {
-	Peers   []PeerStatus // in the order of the configuration
-	Primary string       // the primary's name; "" while there is none. One that is down is the primary until it is replaced
-	Rivals  []string     // names of peers that claim to be the primary and are not followed
-	Split   bool         // nothing tells who is right: writes are held
-	Waiting int64        // calls that wait for a peer
+	Peers   []PeerStatus `json:"peers"`            // in the order of the configuration
+	Primary string       `json:"primary"`          // the primary's name; "" while there is none. One that is down is the primary until it is replaced
+	Rivals  []string     `json:"rivals,omitempty"` // names of peers that claim to be the primary and are not followed
+	Split   bool         `json:"split"`            // nothing tells which is right: writes are held
+	Waiting int64        `json:"waiting"`          // calls that wait for a peer
 
-	Discovery DiscoveryStatus // zero without Options.Discover
+	// Discarded is how many events the hooks were not told of, because one of them was slow.
+	Discarded int64 `json:"discarded"`
 
-	Sums
+	Discovery DiscoveryStatus `json:"discovery,omitzero"` // zero without Options.Discover
+
+	Total PoolTotals `json:"total"`
 }
 
-// Sums are pgxpool.Stat's counters, summed over all peers.
-type Sums struct {
-	AcquireCount            int64
-	AcquireDuration         time.Duration
-	AcquiredConns           int32
-	CanceledAcquireCount    int64
-	ConstructingConns       int32
-	EmptyAcquireCount       int64
-	EmptyAcquireWaitTime    time.Duration
-	IdleConns               int32
-	MaxConns                int32
-	TotalConns              int32
-	NewConnsCount           int64
-	MaxLifetimeDestroyCount int64
-	MaxIdleDestroyCount     int64
+// PoolTotals are the counters of pgxpool.Stat, summed over the pools of all peers.
+type PoolTotals struct {
+	AcquireCount            int64         `json:"acquire_count"`
+	AcquireDuration         time.Duration `json:"acquire_duration_ns"`
+	AcquiredConns           int32         `json:"acquired_conns"`
+	CanceledAcquireCount    int64         `json:"canceled_acquire_count"`
+	ConstructingConns       int32         `json:"constructing_conns"`
+	EmptyAcquireCount       int64         `json:"empty_acquire_count"`
+	EmptyAcquireWaitTime    time.Duration `json:"empty_acquire_wait_time_ns"`
+	IdleConns               int32         `json:"idle_conns"`
+	MaxConns                int32         `json:"max_conns"`
+	TotalConns              int32         `json:"total_conns"`
+	NewConnsCount           int64         `json:"new_conns_count"`
+	MaxLifetimeDestroyCount int64         `json:"max_lifetime_destroy_count"`
+	MaxIdleDestroyCount     int64         `json:"max_idle_destroy_count"`
 }
 
-func (s *Sums) add(t *pgxpool.Stat) {
+func (s *PoolTotals) add(t *pgxpool.Stat) {
 	s.AcquireCount += t.AcquireCount()
 	s.AcquireDuration += t.AcquireDuration()
 	s.AcquiredConns += t.AcquiredConns()
@@ -57,48 +65,47 @@ func (s *Sums) add(t *pgxpool.Stat) {
 
 // PeerStatus is one peer.
 type PeerStatus struct {
-	Name    string
-	Host    string
-	Port    uint16
-	Role    Role
-	Primary bool   // is the primary, be it down
-	Health  Health // of a pool's only peer: what its last connect has shown
-	Breaker BreakerState
-	Serves  bool // is a candidate of reads or writes; of a pool's only peer: its last connect did not fail
-	Why     Why  // why it does not serve: WhyNone if, and only if, Serves
+	Name    string       `json:"name"`
+	Host    string       `json:"host"`
+	Port    uint16       `json:"port"`
+	Role    Role         `json:"role"`
+	Primary bool         `json:"primary"` // is the primary, be it down
+	Health  Health       `json:"health"`  // of a pool's only peer: what its last connect has shown
+	Breaker BreakerState `json:"breaker"`
+	Serves  bool         `json:"serves"` // is a candidate of reads or writes; of a pool's only peer: its last connect did not fail
+	Why     Why          `json:"why"`    // why it does not serve: WhyNone if, and only if, Serves
 	// Unfit is what is wrong with a peer that answers: with the data of a replica (WhyBehind, WhyPaused, WhyCutOff,
 	// WhyOtherHistory, WhyOlderTimeline, WhyRefusesSetUp), with a primary that is not followed (WhyOlderTimeline,
 	// WhyDisputed), or with either (WhyOtherCluster, WhySameServer). Nothing is: WhyNone. Such a peer takes no calls, except
 	// that a replica whose data is old is read where no other can be: it Serves then, and is Unfit all the same.
-	Unfit   Why
-	Slow    bool   // is left out of the reads for being far slower than the others
-	Drained bool   // by the operator
-	System  uint64 // its system identifier; 0: unknown
+	Unfit   Why    `json:"unfit"`
+	Slow    bool   `json:"slow"`          // is left out of the reads for being far slower than the others
+	Drained bool   `json:"drained"`       // by the operator
+	System  uint64 `json:"system,string"` // its system identifier; 0: unknown
 	// SameAs is the name of the peer that stands for the same server, and takes what goes to it; "" where there is none. Calls
 	// that name this one still go here.
-	SameAs     string
-	Zone       string
-	Weight     float64 // 1 where none was given
-	LastResort bool    // see Peer.LastResort
-	Timeline   uint32  // of the log that a primary writes, or that a replica receives; 0: unknown
+	SameAs     string  `json:"same_as,omitempty"`
+	Zone       string  `json:"zone,omitempty"`
+	Weight     float64 `json:"weight"`      // 1 where none was given
+	LastResort bool    `json:"last_resort"` // see Peer.LastResort
+	Timeline   uint32  `json:"timeline"`    // of the log that a primary writes, or that a replica receives; 0: unknown
 
-	// How far a replica was behind the primary when it was last looked at, at least: log that it lacked in bytes, and for
-	// how long the primary had had something that it did not show. LagKnown is false of a primary, and before both have
-	// been looked at; and of one behind a pooler.
-	LagKnown bool
-	LagBytes uint64
-	LagTime  time.Duration
+	// Lag is how far a replica was behind the primary when it was last looked at, at least: log that it lacked in bytes, and
+	// for how long the primary had had something that it did not show. LagKnown is false of a primary, before both have
+	// been looked at, and of a peer behind a pooler.
+	Lag      Lag  `json:"lag"`
+	LagKnown bool `json:"lag_known"`
 
-	RoundTrip time.Duration // of the monitor's looks, smoothed; 0: not known
+	RoundTrip time.Duration `json:"round_trip_ns"` // of the monitor's looks, smoothed; 0: not known
 
-	InFlight int64 // calls waiting for a connection or running
-	Reads    int64 // calls sent there first as reads
-	Writes   int64 // ... as writes
-	Retries  int64 // calls sent there after another attempt had failed
-	Trips    int64 // how often the breaker has opened
+	InFlight int64 `json:"in_flight"` // calls waiting for a connection or running
+	Reads    int64 `json:"reads"`     // calls sent there first as reads
+	Writes   int64 `json:"writes"`    // ... as writes
+	Retries  int64 `json:"retries"`   // calls sent there after another attempt had failed
+	Trips    int64 `json:"trips"`     // how often the breaker has opened
 
-	LastFault string // "" if there was none
-	FaultAt   time.Time
+	LastFault string    `json:"last_fault,omitempty"` // "" if there was none
+	FaultAt   time.Time `json:"fault_at,omitzero"`
 
 	Stat *pgxpool.Stat `json:"-"` // of the peer's own pool
 }
@@ -106,7 +113,7 @@ type PeerStatus struct {
 // Status returns a snapshot of the pool and its peers.
 func (p *MultiPool) Status() Status {
 	top := p.topology.Load()
-	s := Status{Waiting: p.waiting.Load(), Rivals: namesOfPeers(top.rivals), Split: top.split, Discovery: p.discovery.status()}
+	s := Status{Waiting: p.waiting.Load(), Rivals: namesOfPeers(top.rivals), Split: top.split, Discovery: p.discovery.status(), Discarded: p.herald.lost()}
 	for i := range top.members {
 		m := &top.members[i]
 		q := m.peer
@@ -136,11 +143,11 @@ func (p *MultiPool) Status() Status {
 		if when, err := q.faults.last(); err != nil {
 			ps.LastFault, ps.FaultAt = err.Error(), when
 		}
-		ps.LagBytes, ps.LagTime, ps.LagKnown = q.behind.last()
+		ps.Lag.Bytes, ps.Lag.Time, ps.LagKnown = q.behind.last()
 		if ps.Primary {
 			s.Primary = q.name
 		}
-		s.Sums.add(ps.Stat)
+		s.Total.add(ps.Stat)
 		s.Peers = append(s.Peers, ps)
 	}
 	return s
