@@ -37,7 +37,7 @@ func (h *herald) tell(old, next *topology, o observation) {
 			}
 		}
 		if m := old.member(o.peer); o.leaves && m != nil {
-			e := newPeerEvent(m, &member{peer: m.peer, role: m.role}, WhyNone)
+			e := eventOf(old, m)
 			e.To = HealthGone
 			h.queue(func() { f(e) })
 		}
@@ -63,7 +63,7 @@ func (h *herald) advise(t *topology, p *peer, cause error) {
 	if h == nil || m == nil || h.hooks.PeerChanged == nil {
 		return
 	}
-	e := newPeerEvent(m, m, t.unfit(m))
+	e := eventOf(t, m)
 	e.Cause = cause
 	h.queue(func() { h.hooks.PeerChanged(e) })
 }
@@ -84,11 +84,13 @@ func (h *herald) queue(event func()) {
 	}
 }
 
-// newPeerEvent returns the event of a peer that was one thing and is another.
-func newPeerEvent(was, is *member, unfit Why) PeerEvent {
+// eventOf is an event of a member by which nothing has changed.
+func eventOf(t *topology, m *member) PeerEvent {
+	unfit := t.unfit(m)
 	return PeerEvent{
-		Peer: is.peer.name, Role: is.role, FromRole: was.role, From: was.health, To: is.health,
-		Slow: is.slow, Drained: is.drained, Unfit: unfit, At: time.Now(),
+		Peer: m.peer.name, Role: m.role, FromRole: m.role, From: m.health, To: m.health,
+		Slow: m.slow, Drained: m.drained, Unfit: unfit, WasSlow: m.slow, WasDrained: m.drained, WasUnfit: unfit,
+		At: time.Now(),
 	}
 }
 
@@ -104,7 +106,8 @@ func peerEvent(old, next *topology, i int, o observation) (PeerEvent, bool) {
 	if !joined && was.health == is.health && was.role == is.role && was.slow == is.slow && old.unfit(was) == next.unfit(is) && was.drained == is.drained {
 		return PeerEvent{}, false
 	}
-	e := newPeerEvent(was, is, next.unfit(is))
+	e := eventOf(next, is)
+	e.FromRole, e.From, e.WasSlow, e.WasDrained, e.WasUnfit = was.role, was.health, was.slow, was.drained, old.unfit(was)
 	if is.peer == o.peer {
 		e.Cause = o.cause
 	}

@@ -83,16 +83,22 @@ type Decision struct {
 
 // PeerEvent is a change of one peer.
 type PeerEvent struct {
-	Peer     string    `json:"peer"`
-	Role     Role      `json:"role"`
-	FromRole Role      `json:"from_role"`
-	From     Health    `json:"from"`    // HealthUnknown of a peer that has come
-	To       Health    `json:"to"`      // HealthGone of one that was removed
-	Slow     bool      `json:"slow"`    // its reads take far longer than elsewhere
-	Drained  bool      `json:"drained"` // by the operator
-	Unfit    Why       `json:"unfit"`   // see PeerStatus.Unfit
-	Cause    error     `json:"-"`       // the fault that led to it; nil where none did. In JSON it is a text, "cause"
-	At       time.Time `json:"at,omitzero"`
+	Peer     string `json:"peer"`
+	Role     Role   `json:"role"`
+	FromRole Role   `json:"from_role"`
+	From     Health `json:"from"`    // HealthUnknown of a peer that has come
+	To       Health `json:"to"`      // HealthGone of one that was removed
+	Slow     bool   `json:"slow"`    // its reads take far longer than elsewhere
+	Drained  bool   `json:"drained"` // by the operator
+	Unfit    Why    `json:"unfit"`   // see PeerStatus.Unfit
+
+	// What Slow, Drained and Unfit were before.
+	WasSlow    bool `json:"was_slow"`
+	WasDrained bool `json:"was_drained"`
+	WasUnfit   Why  `json:"was_unfit"`
+
+	Cause error     `json:"-"` // the fault that led to it; nil where none did. In JSON it is a text, "cause"
+	At    time.Time `json:"at,omitzero"`
 }
 
 // MarshalJSON writes the event with its cause as text.
@@ -129,8 +135,8 @@ type PrimaryEvent struct {
 }
 
 // Hooks are told what happens. A nil func is skipped. All but Routed are called in order, by one goroutine of the
-// pool's; where one is slow, up to 256 events wait, and more are discarded and counted (Status.Discarded). They may use the pool, but must
-// not call its Close, which waits for them.
+// pool's; where one is slow, up to 256 events wait, and more are discarded and counted (Status.Discarded). They may use the
+// pool, but must not call its Close, which waits for them.
 type Hooks struct {
 	// PeerChanged is called when a peer's health or role has changed, or it has become slow or quick, fit or unfit to be
 	// read; when it is drained or resumed, added or removed. With nothing changed and a Cause that says what is wrong it is
@@ -183,58 +189,102 @@ func both[E any](first, second func(E)) func(E) {
 
 // SlogHooks returns hooks that log changes of peers: a fall, and a replica that is unfit to be read, as a warning, the
 // rest as information; a suspicion, which most often ends in nothing, for debugging only. A new primary is information,
-// none a warning, a dispute about it an error.
+// none a warning, a dispute about it an error. Every message says one thing, and its attributes say what has changed. The
+// messages are:
+//
+//	multipool: peer changed
+//	multipool: peer added
+//	multipool: peer removed
+//	multipool: peer leads to more than one server
+//	multipool: peer leads to a primary that was replaced
+//	multipool: primary found
+//	multipool: primary changed
+//	multipool: no primary
+//	multipool: another server claims to be the primary
+//	multipool: no other server claims to be the primary any more
+//	multipool: split brain
+//	multipool: what a peer had shown is forgotten
 func SlogHooks(l *slog.Logger) *Hooks {
 	return &Hooks{
-		PeerChanged:    func(e PeerEvent) { logPeer(l, e) },
+		PeerChanged: func(e PeerEvent) {
+			level, message, attrs := peerLine(e)
+			l.LogAttrs(context.Background(), level, message, attrs...)
+		},
 		PrimaryChanged: func(e PrimaryEvent) { logPrimary(l, e) },
 	}
 }
 
-func logPeer(l *slog.Logger, e PeerEvent) {
-	level := slog.LevelInfo
-	var undeclared *undeclaredProxy
-	var stale *staleBehindProxy
-	switch {
-	case errors.As(e.Cause, &undeclared), errors.As(e.Cause, &stale):
-		level = slog.LevelWarn
-	case e.To == HealthSuspect, e.From == HealthSuspect && e.To == HealthUp:
-		level = slog.LevelDebug
-	case e.To == HealthDown, e.To == HealthMisconfigured, e.Unfit != WhyNone:
-		level = slog.LevelWarn
+// peerLine is the line of an event: the peer and its role, and what has changed.
+func peerLine(e PeerEvent) (level slog.Level, message string, attrs []slog.Attr) {
+	attrs = []slog.Attr{slog.String("peer", e.Peer), slog.String("role", e.Role.String())}
+	known := len(attrs)
+	if e.Role != e.FromRole {
+		attrs = append(attrs, slog.String("from_role", e.FromRole.String()))
 	}
-	attrs := []slog.Attr{
-		slog.String("peer", e.Peer), slog.String("role", e.Role.String()),
-		slog.String("from", e.From.String()), slog.String("to", e.To.String()),
+	if e.From != e.To && e.To != HealthGone {
+		attrs = append(attrs, slog.String("from", e.From.String()), slog.String("to", e.To.String()))
 	}
-	if e.Unfit != WhyNone {
+	if e.Slow != e.WasSlow {
+		attrs = append(attrs, slog.Bool("slow", e.Slow))
+	}
+	if e.Drained != e.WasDrained {
+		attrs = append(attrs, slog.Bool("drained", e.Drained))
+	}
+	if e.Unfit != e.WasUnfit {
 		attrs = append(attrs, slog.String("unfit", e.Unfit.String()))
 	}
+	changed := len(attrs) > known
 	if e.Cause != nil {
 		attrs = append(attrs, slog.String("cause", e.Cause.Error()))
 	}
-	l.LogAttrs(context.Background(), level, "multipool: peer changed", attrs...)
-}
-
-func logPrimary(l *slog.Logger, e PrimaryEvent) {
-	level := slog.LevelInfo
+	level, message = slog.LevelInfo, "multipool: peer changed"
+	var undeclared *undeclaredProxy
+	var stale *staleBehindProxy
 	switch {
-	case e.Split, len(e.Rivals) > 0:
-		level = slog.LevelError
-	case e.Primary == "":
+	case errors.As(e.Cause, &undeclared):
+		return slog.LevelWarn, "multipool: peer leads to more than one server", attrs
+	case errors.As(e.Cause, &stale):
+		return slog.LevelWarn, "multipool: peer leads to a primary that was replaced", attrs
+	case e.To == HealthGone:
+		message = "multipool: peer removed"
+	case !changed || e.FromRole == RoleUnknown && e.From == HealthUnknown && e.To == HealthUnknown:
+		message = "multipool: peer added"
+	case e.From != e.To && (e.To == HealthSuspect || e.From == HealthSuspect && e.To == HealthUp):
+		level = slog.LevelDebug
+	case e.From != e.To && (e.To == HealthDown || e.To == HealthMisconfigured), e.Unfit != e.WasUnfit && e.Unfit != WhyNone:
 		level = slog.LevelWarn
 	}
-	attrs := []slog.Attr{
-		slog.String("primary", e.Primary), slog.String("previous", e.Previous), slog.Uint64("timeline", uint64(e.Timeline)),
-	}
-	if len(e.Rivals) > 0 {
-		attrs = append(attrs, slog.Any("rivals", e.Rivals), slog.Bool("split", e.Split))
-	}
-	if e.Next != "" {
-		attrs = append(attrs, slog.String("next", e.Next))
+	return level, message, attrs
+}
+
+// logPrimary writes a line for everything that an event says.
+func logPrimary(l *slog.Logger, e PrimaryEvent) {
+	primary, timeline := slog.String("primary", e.Primary), slog.Uint64("timeline", uint64(e.Timeline))
+	rivals := slog.Any("rivals", e.Rivals)
+	log := func(level slog.Level, message string, attrs ...slog.Attr) {
+		if e.Next != "" {
+			attrs = append(attrs, slog.String("next", e.Next))
+		}
+		l.LogAttrs(context.Background(), level, "multipool: "+message, attrs...)
 	}
 	if e.Forgot != "" {
-		attrs = append(attrs, slog.String("forgot", e.Forgot))
+		log(slog.LevelInfo, "what a peer had shown is forgotten", slog.String("forgot", e.Forgot), primary, timeline)
 	}
-	l.LogAttrs(context.Background(), level, "multipool: primary changed", attrs...)
+	switch {
+	case e.Primary == e.Previous:
+	case e.Primary == "":
+		log(slog.LevelWarn, "no primary", slog.String("previous", e.Previous), timeline)
+	case e.Previous == "":
+		log(slog.LevelInfo, "primary found", primary, timeline)
+	default:
+		log(slog.LevelInfo, "primary changed", primary, slog.String("previous", e.Previous), timeline)
+	}
+	switch {
+	case e.Split:
+		log(slog.LevelError, "split brain", primary, timeline, rivals)
+	case len(e.Rivals) > 0:
+		log(slog.LevelError, "another server claims to be the primary", primary, timeline, rivals)
+	case e.Primary == e.Previous && e.Forgot == "":
+		log(slog.LevelInfo, "no other server claims to be the primary any more", primary, timeline)
+	}
 }

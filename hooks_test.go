@@ -1,8 +1,10 @@
 package multipool
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -119,5 +121,79 @@ func TestAHookThatAReplicaCannotServeYet(t *testing.T) {
 	waitUp(t, p)
 	for range 3 {
 		require.NoError(t, p.QueryRow(ctx, "select 1").Scan(new(int)))
+	}
+}
+
+func TestTheLinesOfSlogHooks(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		event any
+		want  string
+	}{
+		{PeerEvent{Peer: "a", FromRole: RoleUnknown, Role: RoleReplica, From: HealthUnknown, To: HealthUp},
+			`level=INFO msg="multipool: peer changed" peer=a role=replica from_role=unknown from=unknown to=up`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RolePrimary, From: HealthUp, To: HealthUp},
+			`level=INFO msg="multipool: peer changed" peer=a role=primary from_role=replica`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RoleReplica, From: HealthUp, To: HealthSuspect, Cause: errNotHere},
+			`level=DEBUG msg="multipool: peer changed" peer=a role=replica from=up to=suspect cause="the program does not like this server"`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RoleReplica, From: HealthSuspect, To: HealthUp},
+			`level=DEBUG msg="multipool: peer changed" peer=a role=replica from=suspect to=up`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RoleReplica, From: HealthSuspect, To: HealthDown, Cause: errNotHere},
+			`level=WARN msg="multipool: peer changed" peer=a role=replica from=suspect to=down cause="the program does not like this server"`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RoleReplica, From: HealthDown, To: HealthUp},
+			`level=INFO msg="multipool: peer changed" peer=a role=replica from=down to=up`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RoleReplica, From: HealthUp, To: HealthUp, Unfit: WhyBehind},
+			`level=WARN msg="multipool: peer changed" peer=a role=replica unfit=behind`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RoleReplica, From: HealthUp, To: HealthUp, WasUnfit: WhyBehind},
+			`level=INFO msg="multipool: peer changed" peer=a role=replica unfit=none`},
+		{PeerEvent{Peer: "a", FromRole: RolePrimary, Role: RolePrimary, From: HealthUp, To: HealthUp, Unfit: WhyOlderTimeline},
+			`level=WARN msg="multipool: peer changed" peer=a role=primary unfit=older-timeline`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RoleReplica, From: HealthUp, To: HealthUp, Slow: true, Unfit: WhyBehind, WasUnfit: WhyBehind},
+			`level=INFO msg="multipool: peer changed" peer=a role=replica slow=true`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RoleReplica, From: HealthUp, To: HealthUp, WasSlow: true},
+			`level=INFO msg="multipool: peer changed" peer=a role=replica slow=false`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RoleReplica, From: HealthDown, To: HealthDown, Drained: true},
+			`level=INFO msg="multipool: peer changed" peer=a role=replica drained=true`},
+		{PeerEvent{Peer: "a"}, `level=INFO msg="multipool: peer added" peer=a role=unknown`},
+		{PeerEvent{Peer: "a", Role: RoleReplica}, `level=INFO msg="multipool: peer added" peer=a role=replica from_role=unknown`},
+		{PeerEvent{Peer: "a", FromRole: RoleReplica, Role: RoleReplica, From: HealthUp, To: HealthGone},
+			`level=INFO msg="multipool: peer removed" peer=a role=replica`},
+		{PeerEvent{Peer: "a", From: HealthUp, To: HealthUp, Cause: &undeclaredProxy{"a", errNotHere}},
+			`level=WARN msg="multipool: peer leads to more than one server" peer=a role=unknown cause="multipool: peer a: the program does not like this server, as through a pooler or a load balancer: set its Peer.Proxy"`},
+		{PeerEvent{Peer: "a", From: HealthUp, To: HealthUp, Cause: &staleBehindProxy{"a", 1, 2}},
+			`level=WARN msg="multipool: peer leads to a primary that was replaced" peer=a role=unknown cause="multipool: peer a leads to a primary of timeline 1, which has been replaced on timeline 2: what was written there since is lost"`},
+
+		{PrimaryEvent{Primary: "a", Timeline: 1}, `level=INFO msg="multipool: primary found" primary=a timeline=1`},
+		{PrimaryEvent{Primary: "b", Previous: "a", Timeline: 2}, `level=INFO msg="multipool: primary changed" primary=b previous=a timeline=2`},
+		{PrimaryEvent{Primary: "b", Previous: "a", Timeline: 2, Rivals: []string{"a"}},
+			`level=INFO msg="multipool: primary changed" primary=b previous=a timeline=2
+level=ERROR msg="multipool: another server claims to be the primary" primary=b timeline=2 rivals=[a]`},
+		{PrimaryEvent{Primary: "b", Previous: "b", Timeline: 2, Rivals: []string{"a"}},
+			`level=ERROR msg="multipool: another server claims to be the primary" primary=b timeline=2 rivals=[a]`},
+		{PrimaryEvent{Primary: "b", Previous: "b", Timeline: 2},
+			`level=INFO msg="multipool: no other server claims to be the primary any more" primary=b timeline=2`},
+		{PrimaryEvent{Previous: "a", Timeline: 1}, `level=WARN msg="multipool: no primary" previous=a timeline=1`},
+		{PrimaryEvent{Primary: "a", Previous: "a", Timeline: 1, Rivals: []string{"b"}, Split: true},
+			`level=ERROR msg="multipool: split brain" primary=a timeline=1 rivals=[b]`},
+		{PrimaryEvent{Primary: "a", Previous: "a", Timeline: 1, Forgot: "b", Next: "c"},
+			`level=INFO msg="multipool: what a peer had shown is forgotten" forgot=b primary=a timeline=1 next=c`},
+	} {
+		var log bytes.Buffer
+		hooks := SlogHooks(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{
+			Level: slog.LevelDebug,
+			ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+				if a.Key == slog.TimeKey {
+					return slog.Attr{}
+				}
+				return a
+			},
+		})))
+		switch e := tc.event.(type) {
+		case PeerEvent:
+			hooks.PeerChanged(e)
+		case PrimaryEvent:
+			hooks.PrimaryChanged(e)
+		}
+		require.Equal(t, tc.want, strings.TrimSpace(log.String()))
 	}
 }

@@ -562,7 +562,7 @@ func TestHooksHearOfPeersThatComeAndGo(t *testing.T) {
 		for _, e := range heard {
 			said = append(said, e.Peer+" "+e.To.String())
 		}
-		assert.Equal(t, []string{"replica1:5432 gone", "replica1:5432 not yet seen", "replica1:5432 up"}, said)
+		assert.Equal(t, []string{"replica1:5432 gone", "replica1:5432 unknown", "replica1:5432 up"}, said)
 	})
 }
 

@@ -62,3 +62,24 @@ func TestWhatAPoolOfOnePeerHandsOutIsPgxpools(t *testing.T) {
 	_, err = p.Begin(WithModel(ctx, "nobody"))
 	require.ErrorIs(t, err, ErrUnknownName)
 }
+
+// The only server does not answer: a probe that reads Status must not be told that all is well.
+func TestTheStatusOfOneHostThatDoesNotAnswer(t *testing.T) {
+	c := pgtest.Start(t, pgtest.Options{})
+	p := openPool(t, Options{}, c.ConnString())
+	require.NoError(t, p.Ping(testContext(t)))
+	s := p.Status().Peers[0]
+	require.Equal(t, HealthUp, s.Health)
+	require.True(t, s.Serves)
+	require.NoError(t, c.Primary().Kill())
+	require.Error(t, p.Ping(testContext(t)))
+	require.Error(t, p.Ping(testContext(t)))
+	s = p.Status().Peers[0]
+	require.Equal(t, HealthDown, s.Health)
+	require.Equal(t, WhyDown, s.Why)
+	require.False(t, s.Serves)
+	require.NotEmpty(t, s.LastFault)
+	require.NoError(t, c.Primary().Start())
+	require.NoError(t, p.Ping(testContext(t)))
+	require.True(t, p.Status().Peers[0].Serves)
+}

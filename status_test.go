@@ -71,11 +71,12 @@ func TestTheJSONOfWhatHooksAndErrorsSay(t *testing.T) {
 	t.Parallel()
 	requireJSON(t, `{"peer": "a", "reason": "no-replica", "attempt": 2, "kind": "read"}`, Decision{"a", ReasonNoReplica, 2, KindRead})
 	requireJSON(t, `{"peer": "a", "role": "replica", "from_role": "primary", "from": "up", "to": "down", "slow": true, "drained": true,
-		"unfit": "cut-off", "cause": "refused", "at": "2026-12-01T12:00:00.5Z"}`,
+		"unfit": "cut-off", "was_slow": true, "was_drained": true, "was_unfit": "behind", "cause": "refused", "at": "2026-12-01T12:00:00.5Z"}`,
 		PeerEvent{Peer: "a", Role: RoleReplica, FromRole: RolePrimary, From: HealthUp, To: HealthDown, Slow: true, Drained: true, Unfit: WhyCutOff,
+			WasSlow: true, WasDrained: true, WasUnfit: WhyBehind,
 			Cause: errors.New("refused"), At: noon})
 	requireJSON(t, `{"peer": "a", "role": "unknown", "from_role": "unknown", "from": "unknown", "to": "gone", "slow": false,
-		"drained": false, "unfit": "none"}`, PeerEvent{Peer: "a", To: HealthGone})
+		"drained": false, "unfit": "none", "was_slow": false, "was_drained": false, "was_unfit": "none"}`, PeerEvent{Peer: "a", To: HealthGone})
 	requireJSON(t, `{"primary": "b", "previous": "a", "timeline": 2, "rivals": ["a"], "split": true, "next": "c", "forgot": "d",
 		"at": "2026-12-01T12:00:00.5Z"}`,
 		PrimaryEvent{Primary: "b", Previous: "a", Timeline: 2, Rivals: []string{"a"}, Split: true, Next: "c", Forgot: "d", At: noon})
