@@ -10,6 +10,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/sqltext"
 )
 
 // trail is what one call has been through: a value on the caller's stack.
@@ -248,9 +250,9 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 	if r.err != nil {
 		return r.err
 	}
-	n := needUnknown
+	n := sqltext.Unknown
 	if op.hasText() && !p.solo {
-		n = p.needs.of(sql) // an explicit route says where, not that the text does not write
+		n = p.texts.Of(sql) // an explicit route says where, not that the text does not write
 	}
 	in.decide(op, sql, n, r)
 	if p.solo && !in.forced {
@@ -325,7 +327,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 		e = f.end.evidence(ctx, f.err)
 	}
 	v := classify(e)
-	if v.class == classRefused && v.executed == executedInPart && e.recovers && in.op != opRewritten && refusedWhole(in.sql) {
+	if v.class == classRefused && v.executed == executedInPart && e.recovers && in.op != opRewritten && sqltext.RefusedWhole(in.sql) {
 		v.executed = executedNo
 	}
 	if v.class == classClosed && !f.sent && !p.closed.Load() {
@@ -387,7 +389,7 @@ func (p *MultiPool) refused(in *intent, t *trail, f failure) {
 		// Every statement of such sessions fails here; this one's text is not to blame.
 		p.observe(observation{peer: f.at, hostile: f.err})
 	case in.reads && in.sql != "":
-		p.needs.learn(in.sql)
+		p.texts.Learn(in.sql)
 	case !in.reads:
 		f.at.isReplica() // where the role is asked its monitor has been nudged, and asks
 	}
@@ -398,7 +400,7 @@ func (p *MultiPool) mark(ctx context.Context, in *intent, f failure) error {
 	switch {
 	case p.solo, !in.mayWrite(f.end.standby && Role(f.at.role.Load()) != RolePrimary):
 		return f.err
-	case in.reads && in.readText() != "" && !callsOthers(in.sql):
+	case in.reads && in.readText() != "" && !sqltext.MayWrite(in.sql):
 		return f.err
 	}
 	return markUnknown(ctx, f.end, f.err)

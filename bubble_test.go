@@ -540,7 +540,7 @@ func TestASetUpThatAStandbyRefusesLeavesTheReadsOnThePrimary(t *testing.T) {
 			x.read(ctx)
 		}
 		assert.Equal(t, dials, x.replicas[0].Dials()+x.replicas[1].Dials(), "they are not tried again")
-		assert.Zero(t, x.pool.needs.learned())
+		assert.Zero(t, x.pool.texts.Learned())
 		for _, ps := range x.pool.Status().Peers {
 			assert.Zero(t, ps.Trips)
 		}
@@ -621,7 +621,7 @@ func TestAnObjectThatAStandbyDoesNotKnowYetIsReadFromThePrimary(t *testing.T) {
 			require.NoError(t, x.pool.QueryRow(ctx, "select v from fresh").Scan(new(int)))
 			assert.Len(t, x.journal.take(), 2, "once on the primary, and not remembered")
 		}
-		assert.Zero(t, x.pool.needs.learned())
+		assert.Zero(t, x.pool.texts.Learned())
 	})
 }
 

@@ -71,7 +71,10 @@ func cutURL(connString string) (head, rest string, ok bool) {
 	return "", "", false
 }
 
-// keywordPairs takes a keyword/value connection string apart (PostgreSQL documentation, 34.1.1.1).
+// blanks separate what stands in a keyword/value connection string.
+const blanks = " \t\n\r\v\f"
+
+// keywordPairs splits a keyword/value connection string into its pairs (PostgreSQL documentation, 34.1.1.1).
 func keywordPairs(s string) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		for s := s; ; {

@@ -99,8 +99,8 @@ func BenchmarkDecision(b *testing.B) {
 		pools := benchmarkedPools(n)
 		for _, by := range sortedKeys(pools) {
 			p, ctx := pools[by], deep(4)
-			p.needs.of(benchmarkedText)
-			p.needs.of(benchmarkedText)
+			p.texts.Of(benchmarkedText)
+			p.texts.Of(benchmarkedText)
 			b.Run(fmt.Sprintf("by=%s/peers=%d", by, n), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
@@ -134,8 +134,8 @@ func routings(n int) map[string]func() bool {
 		panic(err)
 	}
 	decides := func(p *MultiPool, ctx context.Context) func() bool {
-		p.needs.of(benchmarkedText)
-		p.needs.of(benchmarkedText)
+		p.texts.Of(benchmarkedText)
+		p.texts.Of(benchmarkedText)
 		return func() bool { return decideOnce(ctx, p) }
 	}
 	users := WithModel(deep(4), "users")

@@ -849,7 +849,7 @@ func TestADefaultOfSerializableReadsAtThePrimary(t *testing.T) {
 		require.NoError(t, p.QueryRow(testContext(t), whichPort).Scan(&port))
 		require.Equal(t, int(c.Primary().Port()), port)
 	}
-	assert.Zero(t, p.needs.learned())
+	assert.Zero(t, p.texts.Learned())
 }
 
 func TestHooksTellWhatHappensInOrder(t *testing.T) {

@@ -88,29 +88,35 @@ const (
 	poolPath    = pgxPath + "/pgxpool"
 	puddlePath  = "github.com/jackc/puddle/v2"
 	breakerPath = "github.com/sony/gobreaker/v2"
+	testifyPath = "github.com/stretchr/testify"
+
+	rootPath    = "github.com/pgmultipool/multipool"
+	sqltextPath = rootPath + "/internal/sqltext"
 )
+
+// closed is what each package of internal that decides, and knows no pool, may import besides the standard library, and
+// what it keeps away from in it. The compiler sees to it that they know nothing of the root.
+var closed = map[string]struct{ imports, abstains []string }{
+	"sqltext": {nil, []string{"context", "net", "os", "time"}},
+}
 
 // imports is what each file of this package may import besides the standard library: three rooms, one direction of
 // knowledge. A new file enters here when it enters the house.
 var imports = map[string][]string{
 	// the front
 	"doc.go":        {},
-	"pool.go":       {pgxPath, pgconnPath, poolPath},
-	"attempt.go":    {pgxPath, pgconnPath, poolPath},
+	"pool.go":       {pgxPath, pgconnPath, poolPath, puddlePath, sqltextPath},
+	"attempt.go":    {pgxPath, pgconnPath, poolPath, puddlePath, sqltextPath},
 	"budget.go":     {},
 	"news.go":       {},
 	"options.go":    {pgxPath, pgconnPath, poolPath},
 	"template.go":   {pgxPath, pgconnPath, poolPath},
 	"connstring.go": {pgconnPath},
 	"route.go":      {pgxPath},
-	"intent.go":     {},
+	"intent.go":     {sqltextPath},
 	"pick.go":       {},
 	"why.go":        {},
-	"statement.go":  {},
-	"lexer.go":      {},
-	"words.go":      {},
-	"needs.go":      {},
-	"rows.go":       {pgxPath, pgconnPath, pgtypePath, poolPath},
+	"rows.go":       {pgxPath, pgconnPath, pgtypePath, poolPath, sqltextPath},
 	"tx.go":         {pgxPath, pgconnPath, poolPath},
 	"batch.go":      {pgxPath, pgconnPath, poolPath},
 	"runtx.go":      {pgxPath, pgconnPath, poolPath},
@@ -153,9 +159,9 @@ var imports = map[string][]string{
 	"reserve.go":   {poolPath},
 	"peek.go":      {poolPath},
 	"keepalive.go": {},
-	"observe.go":   {pgxPath, pgconnPath, poolPath},
-	"classify.go":  {pgxPath, pgconnPath},
-	"outcome.go":   {pgxPath, pgconnPath},
+	"observe.go":   {pgxPath, pgconnPath, poolPath, sqltextPath},
+	"classify.go":  {pgxPath, pgconnPath, puddlePath},
+	"outcome.go":   {pgxPath, pgconnPath, sqltextPath},
 	"breaker.go":   {breakerPath},
 	"monitor.go":   {pgxPath, pgconnPath, watchPath},
 	"look.go":      {pgxPath, pgconnPath, watchPath},
@@ -167,28 +173,24 @@ var imports = map[string][]string{
 
 // abstains is what the files that decide keep away from of the standard library: clocks, networks, contexts.
 var abstains = map[string][]string{
-	"topology.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"election.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"identity.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"marks.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"modes.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"roster.go":    {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"pick.go":      {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"why.go":       {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"intent.go":    {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"draw.go":      {"context", "net", "os", "sync", "time"},
-	"load.go":      {"context", "net", "os", "sync", "time"},
-	"balancer.go":  {"context", "net", "os", "sync"},
-	"route.go":     {"net", "os", "sync", "time"},
-	"statement.go": {"context", "net", "os", "sync", "time"},
-	"lexer.go":     {"context", "net", "os", "sync", "time"},
-	"words.go":     {"context", "net", "os", "sync", "time"},
-	"needs.go":     {"context", "net", "os", "time"},
-	"lag.go":       {"context", "net", "os"},
-	"lsn.go":       {"context", "net", "os", "sync", "time"},
-	"errors.go":    {"context", "net", "os", "sync", "time"},
-	"classify.go":  {"os", "sync"},
-	"outcome.go":   {"os", "sync", "time"},
+	"topology.go": {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"election.go": {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"identity.go": {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"marks.go":    {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"modes.go":    {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"roster.go":   {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"pick.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"why.go":      {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"intent.go":   {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"draw.go":     {"context", "net", "os", "sync", "time"},
+	"load.go":     {"context", "net", "os", "sync", "time"},
+	"balancer.go": {"context", "net", "os", "sync"},
+	"route.go":    {"net", "os", "sync", "time"},
+	"lag.go":      {"context", "net", "os"},
+	"lsn.go":      {"context", "net", "os", "sync", "time"},
+	"errors.go":   {"context", "net", "os", "sync", "time"},
+	"classify.go": {"os", "sync"},
+	"outcome.go":  {"os", "sync", "time"},
 }
 
 // knowsNot is what the files that keep the topology do not speak of: who asks for a peer, and how it is talked to.
@@ -238,6 +240,37 @@ func TestEveryFileImportsOnlyWhatItsRoomMay(t *testing.T) {
 		}
 	}
 	require.Empty(t, stale, "lines of files that are gone")
+}
+
+// What the compiler does not close: an internal package imports no other, and what decides reads no clock and no network.
+func TestInternalPackagesImportNeitherTheRootNorOneAnother(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("internal/*/*.go")
+	require.NoError(t, err)
+	missing := maps.Clone(closed)
+	for _, name := range files {
+		pkg, test := filepath.Base(filepath.Dir(name)), strings.HasSuffix(name, "_test.go")
+		rules, is := closed[pkg]
+		tool := slices.Contains([]string{"netfault", "pgfake", "pgtest"}, pkg)
+		if !is && (!tool || test) { // the rest is programs and tests of the whole
+			continue
+		}
+		delete(missing, pkg)
+		file, err := parser.ParseFile(gotoken.NewFileSet(), name, nil, parser.ImportsOnly)
+		require.NoError(t, err)
+		for _, spec := range file.Imports {
+			path, err := strconv.Unquote(spec.Path.Value)
+			require.NoError(t, err)
+			first, _, _ := strings.Cut(path, "/")
+			switch foreign := strings.Contains(first, "."); {
+			case strings.HasPrefix(path, rootPath),
+				is && foreign && !slices.Contains(rules.imports, path) && !(test && strings.HasPrefix(path, testifyPath+"/")),
+				is && !test && slices.Contains(rules.abstains, path):
+				t.Errorf("%s imports %s", name, path)
+			}
+		}
+	}
+	require.Empty(t, missing, "packages that are gone")
 }
 
 // What is known of the peers does not depend on who asks.
@@ -317,6 +350,6 @@ func TestTheModuleRequiresFourModules(t *testing.T) {
 			direct = append(direct, m[1])
 		}
 	}
-	require.ElementsMatch(t, []string{pgxPath, puddlePath, breakerPath, "github.com/stretchr/testify"}, direct)
+	require.ElementsMatch(t, []string{pgxPath, puddlePath, breakerPath, testifyPath}, direct)
 	require.NotContains(t, string(text), "replace ")
 }

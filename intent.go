@@ -1,5 +1,7 @@
 package multipool
 
+import "github.com/pgmultipool/multipool/internal/sqltext"
+
 // operation is the kind of a call.
 type operation uint8
 
@@ -108,9 +110,9 @@ func (in *intent) kind() Kind {
 
 // decide fills in where a call goes: the route first, then the operation, then the text. It is pure: the intent was
 // zero. In place, because it is on every call's way and copies would be a third of its cost.
-func (in *intent) decide(op operation, sql string, n need, r *resolution) {
+func (in *intent) decide(op operation, sql string, n sqltext.Need, r *resolution) {
 	in.op, in.sql, in.retry, in.fresh.max = op, sql, r.route.Retry, r.route.MaxLag
-	in.reads = op.reads() && n != needPrimary
+	in.reads = op.reads() && n != sqltext.PrimaryOnly
 	switch {
 	case r.explicit():
 		in.explicitly(r)
@@ -196,7 +198,7 @@ func (in *intent) after(v verdict, sent, standby bool) step {
 
 // mayWrite reports whether the call may change something in a session of the given kind. A read is one by its text: what
 // it calls may write where writes are accepted, unless the program says that its reads do not. What it calls is looked at
-// when it fails (callsOthers).
+// when it fails (sqltext.MayWrite).
 func (in *intent) mayWrite(standby bool) bool {
 	return !in.op.harmless() && (!in.reads || !standby && in.retry != RetryReads)
 }

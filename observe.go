@@ -8,6 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/sqltext"
 )
 
 // The wire is its connection's tracer: pgx tells it of every statement, whoever sent it and however: through the pool,
@@ -246,8 +248,8 @@ func (w *wire) TraceCopyFromEnd(ctx context.Context, c *pgx.Conn, d pgx.TraceCop
 func (w *wire) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareStartData) context.Context {
 	// A statement that the program prepares is later called by its name, which tells nothing: remember what its text
 	// tells. pgx's own names are digests of texts.
-	if d.Name != "" && !strings.HasPrefix(d.Name, "stmtcache_") && needOf(d.SQL) == needPrimary {
-		w.peer.owner.needs.learn(d.Name)
+	if d.Name != "" && !strings.HasPrefix(d.Name, "stmtcache_") && sqltext.Of(d.SQL) == sqltext.PrimaryOnly {
+		w.peer.owner.texts.Learn(d.Name)
 	}
 	return w.user.TracePrepareStart(ctx, c, d)
 }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgmultipool/multipool/internal/sqltext"
 )
 
 // What an error says of whether the statement took effect. "Not executed" is claimed by the protocol alone, with the
@@ -161,7 +163,7 @@ func (s *sent) takes(text string, args []any) {
 
 // whole reports whether the statement is done as a whole or not at all, whatever ends it.
 func (s *sent) whole() bool {
-	return (!rewrites(s.args) && atomicText(s.text)) || s.text == copyText || strings.EqualFold(s.text, "commit")
+	return (!rewrites(s.args) && sqltext.Atomic(s.text)) || s.text == copyText || strings.EqualFold(s.text, "commit")
 }
 
 // simply reports whether pgx has sent the statement by the simple query protocol, or may have: Exec does so without

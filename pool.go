@@ -11,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/sqltext"
 )
 
 // Pool is [MultiPool] under pgxpool's name, for programs that swap the import of pgxpool for this package.
@@ -51,7 +53,7 @@ type MultiPool struct {
 	route    atomic.Pointer[resolution]
 	hooks    Hooks
 	herald   *herald
-	needs    needs
+	texts    sqltext.Cache // where the texts of calls may run
 	budget   budget
 
 	begun     time.Time // of the pool's clock

@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/sqltext"
 )
 
 // routedPool makes a pool that is connected to nothing and knows its routes.
@@ -240,42 +242,42 @@ func TestIntentOfPutsTheRouteOverTheOperationOverTheText(t *testing.T) {
 	for _, tc := range []struct {
 		name  string
 		op    operation
-		need  need
+		need  sqltext.Need
 		route resolution
 		want  w
 	}{
-		{"a read", opQuery, needReplica, to(TargetAuto), w{place: placeReads, reads: true, reason: ReasonRead}},
-		{"a query nobody has looked at", opQuery, needUnknown, to(TargetAuto), w{place: placeReads, reads: true, reason: ReasonRead}},
-		{"a query that writes", opQuery, needPrimary, to(TargetAuto), w{place: placePrimary, reason: ReasonStatement}},
-		{"a read-only transaction", opReadTx, needUnknown, to(TargetAuto), w{place: placeReads, reads: true, reason: ReasonRead}},
-		{"a transaction", opBegin, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
-		{"an exec", opExec, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
-		{"a batch", opBatch, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
-		{"a copy", opCopy, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
-		{"an acquire", opAcquire, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
-		{"a ping", opPing, needUnknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"a read", opQuery, sqltext.AnyServer, to(TargetAuto), w{place: placeReads, reads: true, reason: ReasonRead}},
+		{"a query nobody has looked at", opQuery, sqltext.Unknown, to(TargetAuto), w{place: placeReads, reads: true, reason: ReasonRead}},
+		{"a query that writes", opQuery, sqltext.PrimaryOnly, to(TargetAuto), w{place: placePrimary, reason: ReasonStatement}},
+		{"a read-only transaction", opReadTx, sqltext.Unknown, to(TargetAuto), w{place: placeReads, reads: true, reason: ReasonRead}},
+		{"a transaction", opBegin, sqltext.Unknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"an exec", opExec, sqltext.Unknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"a batch", opBatch, sqltext.Unknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"a copy", opCopy, sqltext.Unknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"an acquire", opAcquire, sqltext.Unknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
+		{"a ping", opPing, sqltext.Unknown, to(TargetAuto), w{place: placePrimary, reason: ReasonWrite}},
 
-		{"a read to the primary", opQuery, needReplica, to(TargetPrimary), w{place: placePrimary, reads: true, forced: true, reason: ReasonRoute}},
-		{"a read-only transaction to the primary", opReadTx, needUnknown, to(TargetPrimary), w{place: placePrimary, reads: true, forced: true, reason: ReasonRoute}},
-		{"a write to the primary", opExec, needUnknown, to(TargetPrimary), w{place: placePrimary, forced: true, reason: ReasonRoute}},
-		{"a read that insists on a replica", opQuery, needReplica, to(TargetReplica), w{place: placeReplica, reads: true, forced: true, reason: ReasonRoute}},
-		{"a write forced on a replica", opExec, needUnknown, to(TargetReplica), w{place: placeReplica, forced: true, reason: ReasonRoute}},
-		{"a query that writes, forced on a replica", opQuery, needPrimary, to(TargetReplica), w{place: placeReplica, forced: true, reason: ReasonRoute}},
-		{"a read that prefers a replica", opQuery, needReplica, to(TargetPreferReplica), w{place: placeReads, reads: true, forced: true, reason: ReasonRoute}},
-		{"a transaction that prefers a replica", opBegin, needUnknown, to(TargetPreferReplica), w{place: placeReads, forced: true, reason: ReasonRoute}},
-		{"a read anywhere", opQuery, needReplica, to(TargetAny), w{place: placeAny, reads: true, reason: ReasonRead}},
-		{"a read-only transaction anywhere", opReadTx, needUnknown, to(TargetAny), w{place: placeAny, reads: true, reason: ReasonRead}},
-		{"a query that writes, anywhere", opQuery, needPrimary, to(TargetAny), w{place: placePrimary, reason: ReasonStatement}},
-		{"a write anywhere", opExec, needUnknown, to(TargetAny), w{place: placePrimary, reason: ReasonWrite}},
+		{"a read to the primary", opQuery, sqltext.AnyServer, to(TargetPrimary), w{place: placePrimary, reads: true, forced: true, reason: ReasonRoute}},
+		{"a read-only transaction to the primary", opReadTx, sqltext.Unknown, to(TargetPrimary), w{place: placePrimary, reads: true, forced: true, reason: ReasonRoute}},
+		{"a write to the primary", opExec, sqltext.Unknown, to(TargetPrimary), w{place: placePrimary, forced: true, reason: ReasonRoute}},
+		{"a read that insists on a replica", opQuery, sqltext.AnyServer, to(TargetReplica), w{place: placeReplica, reads: true, forced: true, reason: ReasonRoute}},
+		{"a write forced on a replica", opExec, sqltext.Unknown, to(TargetReplica), w{place: placeReplica, forced: true, reason: ReasonRoute}},
+		{"a query that writes, forced on a replica", opQuery, sqltext.PrimaryOnly, to(TargetReplica), w{place: placeReplica, forced: true, reason: ReasonRoute}},
+		{"a read that prefers a replica", opQuery, sqltext.AnyServer, to(TargetPreferReplica), w{place: placeReads, reads: true, forced: true, reason: ReasonRoute}},
+		{"a transaction that prefers a replica", opBegin, sqltext.Unknown, to(TargetPreferReplica), w{place: placeReads, forced: true, reason: ReasonRoute}},
+		{"a read anywhere", opQuery, sqltext.AnyServer, to(TargetAny), w{place: placeAny, reads: true, reason: ReasonRead}},
+		{"a read-only transaction anywhere", opReadTx, sqltext.Unknown, to(TargetAny), w{place: placeAny, reads: true, reason: ReasonRead}},
+		{"a query that writes, anywhere", opQuery, sqltext.PrimaryOnly, to(TargetAny), w{place: placePrimary, reason: ReasonStatement}},
+		{"a write anywhere", opExec, sqltext.Unknown, to(TargetAny), w{place: placePrimary, reason: ReasonWrite}},
 
-		{"a read by name", opQuery, needReplica, named, w{place: placeNamed, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
-		{"a write by name", opExec, needUnknown, named, w{place: placeNamed, forced: true, reason: ReasonRoute, peers: named.peers}},
-		{"a read by name, anywhere", opQuery, needReplica, both(TargetAny), w{place: placeNamed, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
-		{"a read by name, to the primary", opQuery, needReplica, both(TargetPrimary), w{place: placePrimary, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
-		{"a read by name, to a replica", opQuery, needReplica, both(TargetReplica), w{place: placeReplica, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
+		{"a read by name", opQuery, sqltext.AnyServer, named, w{place: placeNamed, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
+		{"a write by name", opExec, sqltext.Unknown, named, w{place: placeNamed, forced: true, reason: ReasonRoute, peers: named.peers}},
+		{"a read by name, anywhere", opQuery, sqltext.AnyServer, both(TargetAny), w{place: placeNamed, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
+		{"a read by name, to the primary", opQuery, sqltext.AnyServer, both(TargetPrimary), w{place: placePrimary, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
+		{"a read by name, to a replica", opQuery, sqltext.AnyServer, both(TargetReplica), w{place: placeReplica, reads: true, forced: true, reason: ReasonRoute, peers: named.peers}},
 
-		{"a read of a model", opQuery, needReplica, byModel, w{place: placePrimary, reads: true, forced: true, reason: ReasonModel}},
-		{"a read of a model that forces nothing", opQuery, needReplica, softModel, w{place: placeAny, reads: true, reason: ReasonRead}},
+		{"a read of a model", opQuery, sqltext.AnyServer, byModel, w{place: placePrimary, reads: true, forced: true, reason: ReasonModel}},
+		{"a read of a model that forces nothing", opQuery, sqltext.AnyServer, softModel, w{place: placeAny, reads: true, reason: ReasonRead}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -338,7 +340,7 @@ func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
 	allOps := []operation{opQuery, opReadTx, opBegin, opExec, opBatch, opCopy, opAcquire, opPing}
 	intentFor := func(op operation, r Retry) intent {
 		res := &resolution{route: Route{Retry: r}}
-		return intentOf(op, "", needUnknown, res)
+		return intentOf(op, "", sqltext.Unknown, res)
 	}
 
 	t.Run("what no other peer can cure ends the call", func(t *testing.T) {
@@ -408,22 +410,22 @@ func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
 		op      operation
-		need    need
+		need    sqltext.Need
 		target  Target
 		retry   Retry
 		verdict verdict
 		standby bool
 		want    step
 	}{
-		{"a read lost on a standby", opQuery, needReplica, 0, 0, lost, true, stepElsewhere},
-		{"... said to be safe", opQuery, needReplica, 0, RetrySafe, lost, true, stepElsewhere},
-		{"a read lost where writes are accepted", opQuery, needReplica, 0, 0, lost, false, stepStop},
-		{"... said to be safe where writes are accepted", opQuery, needReplica, 0, RetrySafe, lost, false, stepStop},
-		{"... promised not to write", opQuery, needReplica, 0, RetryReads, lost, false, stepElsewhere},
-		{"a read that never left", opQuery, needReplica, 0, 0, never, false, stepElsewhere},
-		{"a read routed to a replica and lost there", opQuery, needReplica, TargetReplica, 0, lost, true, stepElsewhere},
-		{"a query that writes, lost", opQuery, needPrimary, 0, RetryReads, lost, false, stepStop},
-		{"a query that writes, lost on a standby", opQuery, needPrimary, 0, RetryReads, lost, true, stepStop},
+		{"a read lost on a standby", opQuery, sqltext.AnyServer, 0, 0, lost, true, stepElsewhere},
+		{"... said to be safe", opQuery, sqltext.AnyServer, 0, RetrySafe, lost, true, stepElsewhere},
+		{"a read lost where writes are accepted", opQuery, sqltext.AnyServer, 0, 0, lost, false, stepStop},
+		{"... said to be safe where writes are accepted", opQuery, sqltext.AnyServer, 0, RetrySafe, lost, false, stepStop},
+		{"... promised not to write", opQuery, sqltext.AnyServer, 0, RetryReads, lost, false, stepElsewhere},
+		{"a read that never left", opQuery, sqltext.AnyServer, 0, 0, never, false, stepElsewhere},
+		{"a read routed to a replica and lost there", opQuery, sqltext.AnyServer, TargetReplica, 0, lost, true, stepElsewhere},
+		{"a query that writes, lost", opQuery, sqltext.PrimaryOnly, 0, RetryReads, lost, false, stepStop},
+		{"a query that writes, lost on a standby", opQuery, sqltext.PrimaryOnly, 0, RetryReads, lost, true, stepStop},
 		{"a write lost", opExec, 0, 0, RetryReads, lost, false, stepStop},
 		{"a write lost on a standby", opExec, 0, 0, RetryReads, lost, true, stepStop},
 		{"a write that never left", opExec, 0, 0, 0, never, false, stepElsewhere},
@@ -431,23 +433,23 @@ func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
 		{"a read-only begin lost", opReadTx, 0, 0, 0, lost, false, stepElsewhere},
 		{"a ping lost", opPing, 0, 0, 0, lost, false, stepElsewhere},
 
-		{"a read refused by a standby", opQuery, needReplica, 0, 0, verdict{classRefused, executedNo}, true, stepPrimary},
+		{"a read refused by a standby", opQuery, sqltext.AnyServer, 0, 0, verdict{classRefused, executedNo}, true, stepPrimary},
 		{"a write refused by a standby", opExec, 0, 0, 0, verdict{classRefused, executedNo}, true, stepPrimary},
 		{"a begin refused by a standby", opBegin, 0, 0, 0, verdict{classRefused, executedNo}, true, stepPrimary},
-		{"... by one that was promoted", opQuery, needReplica, 0, 0, verdict{classRefused, executedNo}, false, stepStop},
+		{"... by one that was promoted", opQuery, sqltext.AnyServer, 0, 0, verdict{classRefused, executedNo}, false, stepStop},
 		{"... where a route insists", opExec, 0, TargetReplica, 0, verdict{classRefused, executedNo}, true, stepStop},
 		{"... where a route prefers", opExec, 0, TargetPreferReplica, 0, verdict{classRefused, executedNo}, true, stepStop},
-		{"... where TargetAny does not insist", opQuery, needReplica, TargetAny, 0, verdict{classRefused, executedNo}, true, stepPrimary},
+		{"... where TargetAny does not insist", opQuery, sqltext.AnyServer, TargetAny, 0, verdict{classRefused, executedNo}, true, stepPrimary},
 
-		{"a read of what is not replayed yet", opQuery, needReplica, 0, 0, verdict{classBehind, executedNo}, true, stepPrimary},
+		{"a read of what is not replayed yet", opQuery, sqltext.AnyServer, 0, 0, verdict{classBehind, executedNo}, true, stepPrimary},
 		{"... by a write", opExec, 0, 0, 0, verdict{classBehind, executedNo}, true, stepStop},
-		{"... where a route insists", opQuery, needReplica, TargetReplica, 0, verdict{classBehind, executedNo}, true, stepStop},
-		{"... on one that was promoted", opQuery, needReplica, 0, 0, verdict{classBehind, executedNo}, false, stepStop},
+		{"... where a route insists", opQuery, sqltext.AnyServer, TargetReplica, 0, verdict{classBehind, executedNo}, true, stepStop},
+		{"... on one that was promoted", opQuery, sqltext.AnyServer, 0, 0, verdict{classBehind, executedNo}, false, stepStop},
 
-		{"a read cancelled by replay", opQuery, needReplica, 0, 0, verdict{classConflict, executedNo}, true, stepElsewhere},
-		{"a read where there is no more room", opQuery, needReplica, 0, 0, verdict{classOverload, executedNo}, false, stepElsewhere},
-		{"a read on a server that shuts down", opQuery, needReplica, 0, 0, verdict{classStarting, executedUnknown}, true, stepElsewhere},
-		{"a read refused by configuration after it was sent", opQuery, needReplica, 0, 0, verdict{classConfig, executedUnknown}, true, stepStop},
+		{"a read cancelled by replay", opQuery, sqltext.AnyServer, 0, 0, verdict{classConflict, executedNo}, true, stepElsewhere},
+		{"a read where there is no more room", opQuery, sqltext.AnyServer, 0, 0, verdict{classOverload, executedNo}, false, stepElsewhere},
+		{"a read on a server that shuts down", opQuery, sqltext.AnyServer, 0, 0, verdict{classStarting, executedUnknown}, true, stepElsewhere},
+		{"a read refused by configuration after it was sent", opQuery, sqltext.AnyServer, 0, 0, verdict{classConfig, executedUnknown}, true, stepStop},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -504,7 +506,7 @@ func intentOn(p *MultiPool, ctx context.Context, op operation, sql string) (in i
 }
 
 // intentOf is what a call under a route wants.
-func intentOf(op operation, sql string, n need, r *resolution) (in intent) {
+func intentOf(op operation, sql string, n sqltext.Need, r *resolution) (in intent) {
 	in.decide(op, sql, n, r)
 	return in
 }

@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/sqltext"
 )
 
 // rowsState is how far the caller of rows has come; the rows themselves are one row ahead.
@@ -100,7 +102,7 @@ func (r *rows) Next() bool {
 func (r *rows) end() {
 	if r.conn != nil && r.writes && r.Rows.Err() != nil {
 		w := wireOf(r.conn.Conn())
-		if w.reads && !rewrites(w.sent.args) && !callsOthers(w.sent.text) {
+		if w.reads && !rewrites(w.sent.args) && !sqltext.MayWrite(w.sent.text) {
 			r.release()
 			return
 		}

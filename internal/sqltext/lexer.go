@@ -1,35 +1,35 @@
-package multipool
+package sqltext
 
 import "strings"
 
-// A token is what the scanner remembers of the last thing it passed.
+// A token is what the scanner remembers of the last thing it has passed.
 type token uint8
 
 const (
 	tokenOther    token = iota
-	tokenName           // an identifier or a key word of no interest
+	tokenName           // an identifier, or a key word that decides nothing
 	tokenQuoted         // "identifier"
 	tokenEscaped        // U&"identifier"
 	tokenDot            // .
 	tokenAt             // @
 	tokenClose          // )
 	tokenAs             // AS, AS MATERIALIZED, AS NOT MATERIALIZED
-	tokenBody           // the same and (
+	tokenBody           // AS (, AS MATERIALIZED (, AS NOT MATERIALIZED (
 	tokenFor            // FOR
 	tokenForNo          // FOR NO
 	tokenForNoKey       // FOR NO KEY
 	tokenForKey         // FOR KEY
 )
 
-// Classes of bytes. The first three are what an identifier may go on with.
+// Classes of bytes. An identifier goes on with the first three.
 const (
-	lexLetter = iota // and underscores, and every byte beyond ASCII ("Identifiers and Key Words", 4.1.1)
+	lexLetter = iota // letters, underscores and all bytes beyond ASCII ("Identifiers and Key Words", 4.1.1)
 	lexDigit
 	lexDollar
 	lexBlank
 	lexOpen
 	lexClose
-	lexComment // - and /, which may begin one
+	lexComment // - and /, which may begin a comment
 	lexString
 	lexQuote
 	lexSemicolon
@@ -67,7 +67,7 @@ var lexClass = func() (t [256]uint8) {
 	return t
 }()
 
-// wordEnd returns the end of the identifier or key word at i, which is i where there is none.
+// wordEnd returns the end of the identifier or key word at i, or i if there is none.
 func wordEnd(sql string, i int) int {
 	if i == len(sql) || lexClass[sql[i]] != lexLetter {
 		return i
@@ -77,7 +77,7 @@ func wordEnd(sql string, i int) int {
 	return i
 }
 
-// skipBlank returns the first place from i on that is neither blank, comment, nor a byte of also.
+// skipBlank returns the first index from i on at which there is neither a blank, nor a comment, nor a byte of also.
 func skipBlank(sql string, i int, also string) int {
 	for i < len(sql) {
 		switch end := skipComment(sql, i); {
@@ -92,8 +92,8 @@ func skipBlank(sql string, i int, also string) int {
 	return i
 }
 
-// skipComment returns the end of the comment at i, which is i where there is none. A carriage return ends a line too, and
-// the comments of C nest ("Comments", 4.1.5).
+// skipComment returns the end of the comment at i, or i if there is none. A carriage return ends a line, too, and C-style
+// comments nest ("Comments", 4.1.5).
 func skipComment(sql string, i int) int {
 	switch {
 	case strings.HasPrefix(sql[i:], "--"):
@@ -118,7 +118,7 @@ func skipComment(sql string, i int) int {
 }
 
 // skipEscapeString returns the end of the string whose E and first quote end at i. In it a backslash escapes the next
-// byte, a quote too ("String Constants with C-Style Escapes", 4.1.2.2).
+// byte, even a quote ("String Constants with C-Style Escapes", 4.1.2.2).
 func skipEscapeString(sql string, i int) int {
 	for i < len(sql) {
 		switch sql[i] {
@@ -141,9 +141,9 @@ func skipEscapeString(sql string, i int) int {
 	return len(sql)
 }
 
-// continuation returns where the string that ended before i goes on, or -1. After a line break it does, and it is still
-// of the same kind: in the second part of an E string a \' ends nothing either ("String Constants", 4.1.2.1; that
-// comments to the end of a line may stand between is in the server's scanner only).
+// continuation returns where the string that ended before i continues, or -1 if it does not. A string continues after a
+// line break, and is still of the same kind: a \' does not end the second part of an E string either ("String
+// Constants", 4.1.2.1; only the server's scanner shows that comments to the end of a line may stand in between).
 func continuation(sql string, i int) int {
 	broken := false
 	for i < len(sql) {
@@ -164,8 +164,8 @@ func continuation(sql string, i int) int {
 	return -1
 }
 
-// skipQuoted returns the end of the identifier whose first quote ends at i, and what stands between the quotes. Two
-// quotes for one inside are left as they are: no name that matters has one.
+// skipQuoted returns the end of the identifier whose first quote ends at i, and the text between the quotes. A doubled
+// quote in it is left as it is: no name that matters has one.
 func skipQuoted(sql string, i int) (end int, name string) {
 	start := i
 	for i < len(sql) {
@@ -183,7 +183,7 @@ func skipQuoted(sql string, i int) (end int, name string) {
 }
 
 // skipDollar returns the end of what the dollar sign at i begins: a dollar-quoted string ("Dollar-Quoted String
-// Constants", 4.1.2.4), a parameter, or nothing but itself. A dollar sign inside an identifier never comes here.
+// Constants", 4.1.2.4), a parameter, or only itself. It is never called for a dollar sign inside an identifier.
 func skipDollar(sql string, i int) int {
 	end := i + 1
 	for end < len(sql) && lexClass[sql[end]] <= lexDigit {

@@ -1,14 +1,11 @@
-package multipool
+package sqltext
 
 import (
 	"fmt"
 	"regexp"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/stretchr/testify/require"
 )
@@ -176,23 +173,23 @@ var localFunctions = strings.Fields(`
 	pg_prewarm autoprewarm_dump_now autoprewarm_start_worker pg_buffercache_evict pg_buffercache_evict_all
 	brin_summarize_new_values brin_summarize_range brin_desummarize_range gin_clean_pending_list`)
 
-func TestNeedOfReads(t *testing.T) {
+func TestOfReads(t *testing.T) {
 	for group, texts := range readTexts {
 		for _, sql := range texts {
-			require.Equal(t, needReplica, needOf(sql), "%s: %q", group, sql)
+			require.Equal(t, AnyServer, Of(sql), "%s: %q", group, sql)
 		}
 	}
 }
 
-func TestNeedOfWrites(t *testing.T) {
+func TestOfWrites(t *testing.T) {
 	for group, texts := range writeTexts {
 		for _, sql := range texts {
-			require.Equal(t, needPrimary, needOf(sql), "%s: %q", group, sql)
+			require.Equal(t, PrimaryOnly, Of(sql), "%s: %q", group, sql)
 		}
 	}
 }
 
-func TestNeedOfLocalFunctions(t *testing.T) {
+func TestOfLocalFunctions(t *testing.T) {
 	calls := []string{
 		"select %s(1)", "select * from %s (1) x", "SELECT pg_catalog.%s(1)", "select pg_catalog . %s\n(1)", "select s.%s/* ' */(1)", "select a, %s -- (\n (1)",
 		`select "%s"(1)`, `select "pg_catalog"."%s" (1)`, `select pg_catalog."%s"/**/(1)`, "with x as materialized (select %s(1)) select * from x",
@@ -202,51 +199,51 @@ func TestNeedOfLocalFunctions(t *testing.T) {
 	for _, name := range localFunctions {
 		for _, call := range calls {
 			sql := fmt.Sprintf(call, name)
-			require.Equal(t, needPrimary, needOf(sql), "%q", sql)
+			require.Equal(t, PrimaryOnly, Of(sql), "%q", sql)
 		}
-		require.Equal(t, needPrimary, needOf("select "+strings.ToUpper(name)+"(1)"), name)
+		require.Equal(t, PrimaryOnly, Of("select "+strings.ToUpper(name)+"(1)"), name)
 		for _, read := range []string{"select %s from t", "select '%s(1)'", `select "x%s"(1)`, "select x%s(1)", "select %s.x(1)", "select %s + (1)", "select 1 -- %s(1)", "select $$%s(1)$$", "select 1 as %s, (2)"} {
 			sql := fmt.Sprintf(read, name)
-			require.Equal(t, needReplica, needOf(sql), "%q", sql)
+			require.Equal(t, AnyServer, Of(sql), "%q", sql)
 		}
-		require.Equal(t, needReplica, needOf(`select "`+strings.ToUpper(name)+`"(1)`), "a quoted name does not fold: %s", name)
+		require.Equal(t, AnyServer, Of(`select "`+strings.ToUpper(name)+`"(1)`), "a quoted name does not fold: %s", name)
 	}
 	// An escaped name may be any, so no such call is a read.
-	require.Equal(t, needPrimary, needOf(`select U&"\0070g_advisory_lock"(1)`))
-	require.Equal(t, needPrimary, needOf(`select pg_catalog.u&"!0070g_notify" /**/ (1)`))
+	require.Equal(t, PrimaryOnly, Of(`select U&"\0070g_advisory_lock"(1)`))
+	require.Equal(t, PrimaryOnly, Of(`select pg_catalog.u&"!0070g_notify" /**/ (1)`))
 }
 
 // allTexts calls f with every text of the tables, and with what it needs.
-func allTexts(f func(sql string, want need)) {
+func allTexts(f func(sql string, want Need)) {
 	for _, texts := range readTexts {
 		for _, sql := range texts {
-			f(sql, needReplica)
+			f(sql, AnyServer)
 		}
 	}
 	for _, texts := range writeTexts {
 		for _, sql := range texts {
-			f(sql, needPrimary)
+			f(sql, PrimaryOnly)
 		}
 	}
 	for _, name := range localFunctions {
-		f("select s."+name+"(1)", needPrimary)
-		f(`select "`+name+`"(1)`, needPrimary)
-		f("select "+name, needReplica)
+		f("select s."+name+"(1)", PrimaryOnly)
+		f(`select "`+name+`"(1)`, PrimaryOnly)
+		f("select "+name, AnyServer)
 	}
 }
 
 // What stands between the tokens, and the case of what is not quoted, do not change a verdict.
-func TestNeedOfIgnoresBlanksCommentsAndCase(t *testing.T) {
+func TestOfIgnoresBlanksCommentsAndCase(t *testing.T) {
 	blanks := []string{" ", "\n", "\t\r\n\f", "/**/", "/* ' /* \" */ ; $$ for update */", "-- ' \" ; $a$\n", "--\r", " /*/**/*/ -- insert\n "}
 	n := 0
-	allTexts(func(sql string, want need) {
+	allTexts(func(sql string, want Need) {
 		toks, open := lexAgain(sql)
 		if open {
 			return
 		}
 		n++
 		for _, b := range blanks {
-			require.Equal(t, want, needOf(b+sql+"\n"+b), "%q around %q", b, sql)
+			require.Equal(t, want, Of(b+sql+"\n"+b), "%q around %q", b, sql)
 			var s strings.Builder
 			for i, tok := range toks {
 				switch {
@@ -262,7 +259,7 @@ func TestNeedOfIgnoresBlanksCommentsAndCase(t *testing.T) {
 					s.WriteString(tok.text)
 				}
 			}
-			require.Equal(t, want, needOf(s.String()), "%q between the tokens of %q: %q", b, sql, s.String())
+			require.Equal(t, want, Of(s.String()), "%q between the tokens of %q: %q", b, sql, s.String())
 		}
 	})
 	require.Greater(t, n, 500)
@@ -279,41 +276,41 @@ func swapCase(s string) string {
 }
 
 // The tables against the second opinion that the fuzzing is held to: it has to be right about what we know.
-func TestNeedOfAgainstReference(t *testing.T) {
-	allTexts(func(sql string, want need) {
-		require.Equal(t, want, needAgain(sql), "%q", sql)
+func TestOfAgainstReference(t *testing.T) {
+	allTexts(func(sql string, want Need) {
+		require.Equal(t, want, ofAgain(sql), "%q", sql)
 	})
 }
 
 func FuzzNeed(f *testing.F) {
-	allTexts(func(sql string, _ need) { f.Add(sql) })
+	allTexts(func(sql string, _ Need) { f.Add(sql) })
 	f.Fuzz(func(t *testing.T, sql string) {
-		got := needOf(sql)
+		got := Of(sql)
 		if len(sql) > 500 {
 			return // the second opinion is slow
 		}
-		require.Equal(t, needAgain(sql), got, "%q", sql)
-		require.Equal(t, got, needOf("/* insert */ -- '\n"+sql), "a comment before it")
-		require.Equal(t, got, needOf("\t\n "+sql), "blanks before it")
+		require.Equal(t, ofAgain(sql), got, "%q", sql)
+		require.Equal(t, got, Of("/* insert */ -- '\n"+sql), "a comment before it")
+		require.Equal(t, got, Of("\t\n "+sql), "blanks before it")
 		toks, open := lexAgain(sql)
 		if open {
 			return
 		}
-		require.Equal(t, got, needOf(sql+"\n/* ; delete from t */ -- ;x"), "a comment after it")
-		require.Equal(t, got, needOf(sql+"\n;; /**/ ;\n"), "semicolons after it")
-		require.Equal(t, needPrimary, needOf(sql+"\nfor no key update"+"\n,for update"), "a locking clause after it")
-		require.Equal(t, needPrimary, needOf(sql+"\n, pg_catalog.pg_advisory_lock(1)"), "a call after it")
-		require.Equal(t, needReplica, needOf("select $fuzz_tag$"+strings.ReplaceAll(sql, "$fuzz_tag$", "")+" $fuzz_tag$"), "quoted")
-		require.Equal(t, needReplica, needOf("select '"+strings.ReplaceAll(sql, "'", "''")+"'"), "quoted")
-		require.Equal(t, needReplica, needOf(`select "`+strings.ReplaceAll(sql, `"`, `""`)+`"`), "quoted")
+		require.Equal(t, got, Of(sql+"\n/* ; delete from t */ -- ;x"), "a comment after it")
+		require.Equal(t, got, Of(sql+"\n;; /**/ ;\n"), "semicolons after it")
+		require.Equal(t, PrimaryOnly, Of(sql+"\nfor no key update"+"\n,for update"), "a locking clause after it")
+		require.Equal(t, PrimaryOnly, Of(sql+"\n, pg_catalog.pg_advisory_lock(1)"), "a call after it")
+		require.Equal(t, AnyServer, Of("select $fuzz_tag$"+strings.ReplaceAll(sql, "$fuzz_tag$", "")+" $fuzz_tag$"), "quoted")
+		require.Equal(t, AnyServer, Of("select '"+strings.ReplaceAll(sql, "'", "''")+"'"), "quoted")
+		require.Equal(t, AnyServer, Of(`select "`+strings.ReplaceAll(sql, `"`, `""`)+`"`), "quoted")
 		if strings.Trim(kinds(toks), "(;") != "" {
-			require.Equal(t, needPrimary, needOf(sql+"\n; select 1"), "a second statement")
+			require.Equal(t, PrimaryOnly, Of(sql+"\n; select 1"), "a second statement")
 		}
 	})
 }
 
 // A scan that looked again at what it passed would take minutes for these.
-func TestNeedOfIsLinear(t *testing.T) {
+func TestOfIsLinear(t *testing.T) {
 	const size = 256 << 10
 	for _, part := range []string{
 		"a", "a ", "1", "1 ", "(", ")", "'", "''", `"`, `""`, "$", "$a", "$a ", "$a$", "$a$b", "$1", "$1a", "$aa$ $aa", "/", "/*", "*/", "/**/", "-", "- ", "--", "--\n", "--\r", ".", "@", ";", ";a",
@@ -322,15 +319,15 @@ func TestNeedOfIsLinear(t *testing.T) {
 		for _, head := range []string{"", "with x as (", "select E'a'", "select /*"} {
 			sql := head + strings.Repeat(part, size/len(part))
 			began := time.Now()
-			needOf(sql)
+			Of(sql)
 			require.Less(t, time.Since(began), 3*time.Second, "%q and many %q", head, part)
 		}
 	}
 }
 
-func TestNeedOfAllocatesNothing(t *testing.T) {
-	allTexts(func(sql string, _ need) {
-		require.Zero(t, testing.AllocsPerRun(50, func() { needOf(sql) }), "%q", sql)
+func TestOfAllocatesNothing(t *testing.T) {
+	allTexts(func(sql string, _ Need) {
+		require.Zero(t, testing.AllocsPerRun(50, func() { Of(sql) }), "%q", sql)
 	})
 }
 
@@ -442,8 +439,8 @@ var (
 		strings.Join(localFunctions, "|") + `)) \( `)
 )
 
-// needAgain is needOf by other means.
-func needAgain(sql string) need {
+// ofAgain is Of by other means.
+func ofAgain(sql string) Need {
 	toks, _ := lexAgain(sql)
 	words, names := " ", " " // names has function names alone: quoted ones do not fold
 	for i, tok := range toks {
@@ -465,7 +462,7 @@ func needAgain(sql string) need {
 			words += "; "
 			names += "; "
 			if i > 0 && regexp.MustCompile(`[^;( ]`).MatchString(strings.TrimSuffix(words, "; ")) && regexp.MustCompile(`[^;]`).MatchString(kinds(toks[i:])) {
-				return needPrimary
+				return PrimaryOnly
 			}
 		default:
 			words += tok.text + " "
@@ -473,11 +470,11 @@ func needAgain(sql string) need {
 		}
 	}
 	if localCall.MatchString(names) {
-		return needPrimary
+		return PrimaryOnly
 	}
 	first := firstWord.FindStringSubmatch(strings.TrimPrefix(words, " "))
 	if first != nil && first[2] != "" {
-		return needPrimary
+		return PrimaryOnly
 	}
 	for { // twice, as matches share a blank
 		s := labels.ReplaceAllString(words, ". x ")
@@ -488,13 +485,13 @@ func needAgain(sql string) need {
 		words = s
 	}
 	if lockingClause.MatchString(words) {
-		return needPrimary
+		return PrimaryOnly
 	}
 	if first == nil {
-		return needReplica
+		return AnyServer
 	}
 	if strings.Contains(words, " into ") || first[1] == "with" && (cteWrite.MatchString(words) || looseWrite.MatchString(words)) {
-		return needPrimary
+		return PrimaryOnly
 	}
 	if first[1] == "with" {
 		main := strings.TrimLeft(words, " (;")
@@ -505,10 +502,10 @@ func needAgain(sql string) need {
 			main = main[:i] // one of those before the first word
 		}
 		if strings.IndexByte(main, '(') < 0 && regexp.MustCompile(`0\] (?:insert|update|delete|merge) `).MatchString(main) {
-			return needPrimary
+			return PrimaryOnly
 		}
 	}
-	return needReplica
+	return AnyServer
 }
 
 func kinds(toks []tokenAgain) (s string) {
@@ -541,298 +538,6 @@ func lowerASCII(s string) string {
 	return string(b)
 }
 
-func TestNeedsSecondSighting(t *testing.T) {
-	var n needs
-	require.Equal(t, needReplica, n.of("select 1"))
-	texts, _ := n.size()
-	require.Zero(t, texts, "a text seen once is not kept")
-	require.Equal(t, needReplica, n.of("select 1"))
-	texts, bytes := n.size()
-	require.Equal(t, []int{1, 8}, []int{texts, bytes})
-	require.Equal(t, needReplica, n.of("select 1"))
-
-	require.Equal(t, needPrimary, n.of("delete from t"))
-	require.Equal(t, needPrimary, n.of("delete from t"))
-	require.Equal(t, needPrimary, n.of("delete from t"))
-	texts, bytes = n.size()
-	require.Equal(t, []int{2, 21}, []int{texts, bytes})
-	require.Zero(t, n.learned())
-}
-
-func TestNeedsLearn(t *testing.T) {
-	long := "select f($1) -- " + strings.Repeat("x", maxNeedText)
-	for name, sql := range map[string]string{"short": "select f($1)", "empty": "", "long": long, "as long as is kept": long[:maxNeedText]} {
-		for _, before := range []int{0, 1, 2, 3} {
-			var n needs
-			for range before {
-				require.Equal(t, needReplica, n.of(sql), name)
-			}
-			n.learn(sql)
-			require.Equal(t, needPrimary, n.of(sql), "%s, at once after %d", name, before)
-			n.learn(sql)
-			require.Equal(t, needPrimary, n.of(sql), name)
-			require.Equal(t, 1, n.learned(), name)
-			texts, bytes := n.size()
-			require.Equal(t, 1, texts, name)
-			if len(sql) > maxNeedText {
-				require.Zero(t, bytes, "only the hash of a long text is kept")
-			} else {
-				require.Equal(t, len(sql), bytes)
-			}
-			require.Equal(t, needReplica, n.of(sql+" "), "another text")
-			if sql != "" {
-				require.Equal(t, needReplica, n.of("S"+sql[1:]), "another text of the same length")
-			}
-			require.Equal(t, needReplica, n.of("select 1"), "another text")
-		}
-	}
-	var n needs
-	n.learn("delete from t")
-	require.Zero(t, n.learned(), "nothing to learn where the text says so")
-}
-
-// A text is kept as a copy: it may be a part of a large buffer.
-func TestNeedsKeepsACopy(t *testing.T) {
-	var n needs
-	sql := strings.Clone("select f($1)")
-	n.learn(sql)
-	_, e := n.table.Load().find(hashNeed(sql), sql)
-	require.Equal(t, sql, e.text)
-	require.NotSame(t, unsafe.StringData(sql), unsafe.StringData(e.text))
-}
-
-func TestNeedsLongTextsAreScannedEachTime(t *testing.T) {
-	var n needs
-	long := "select '" + strings.Repeat("x", maxNeedText) + "'"
-	for range 3 {
-		require.Equal(t, needReplica, n.of(long))
-		require.Equal(t, needPrimary, n.of(long+" for update"))
-	}
-	texts, _ := n.size()
-	require.Zero(t, texts)
-
-	// Those that were learned are told apart by their hashes, also where they are of one length and meet in the table.
-	for i := range 30 {
-		n.learn(fmt.Sprintf("select f(%4d) %s", i, long))
-	}
-	for i := range 1000 {
-		want := needReplica
-		if i < 30 {
-			want = needPrimary
-		}
-		require.Equal(t, want, n.of(fmt.Sprintf("select f(%4d) %s", i, long)))
-	}
-}
-
-func TestNeedsBounds(t *testing.T) {
-	within := func(n *needs) {
-		t.Helper()
-		texts, bytes := n.size()
-		require.LessOrEqual(t, texts, maxNeedTexts)
-		require.LessOrEqual(t, bytes, maxNeedBytes)
-		require.LessOrEqual(t, n.learned(), texts)
-		inTable, inBytes, learned, steps := 0, 0, 0, 0
-		slots := n.table.Load().slots
-		for i := range slots {
-			if e := slots[i].Load(); e != nil {
-				inTable++
-				steps += int((uint64(i) - e.hash) & uint64(len(slots)-1))
-				inBytes += len(e.text)
-				if e.learned {
-					learned++
-				}
-			}
-		}
-		require.Equal(t, []int{inTable, inBytes, learned}, []int{texts, bytes, n.learned()}, "what is counted is what there is")
-		require.LessOrEqual(t, steps, 2*inTable+100, "a search is short: one step in a table of which half is empty")
-		require.LessOrEqual(t, 2*inTable, len(slots), "half of the slots are empty")
-		require.LessOrEqual(t, len(slots), 4*maxNeedTexts)
-	}
-	for name, pad := range map[string]string{"many": "", "large": strings.Repeat("x", 1000)} {
-		count := 8 * maxNeedTexts
-		if pad != "" {
-			count = 8 * maxNeedBytes / len(pad)
-		}
-		t.Run(name+" seen once", func(t *testing.T) {
-			var n needs
-			for i := range count {
-				require.Equal(t, needReplica, n.of(fmt.Sprint("select ", i, pad)))
-			}
-			require.Nil(t, n.table.Load(), "none is kept")
-		})
-		t.Run(name+" seen twice", func(t *testing.T) {
-			var n needs
-			n.learn("select f()")
-			peak := 0
-			for i := range count {
-				sql := fmt.Sprint("select ", i, pad)
-				n.of(sql)
-				require.Equal(t, needReplica, n.of(sql))
-				if i%997 == 0 {
-					within(&n)
-				}
-				texts, bytes := n.size()
-				peak = max(peak, 1000*texts/maxNeedTexts, 1000*bytes/maxNeedBytes)
-			}
-			within(&n)
-			require.Greater(t, peak, 990, "the bounds are used")
-			require.Equal(t, 1, n.learned())
-			require.Equal(t, needPrimary, n.of("select f()"), "what was learned outlives what was scanned")
-		})
-		t.Run(name+" learned", func(t *testing.T) {
-			var n needs
-			for i := range count {
-				sql := fmt.Sprint("select f(", i, ")", pad)
-				n.learn(sql)
-				require.Equal(t, needPrimary, n.of(sql))
-				if i%997 == 0 {
-					within(&n)
-				}
-			}
-			within(&n)
-			require.GreaterOrEqual(t, max(2*n.learned()+2, 2*n.bytes/maxNeedBytes*maxNeedTexts), maxNeedTexts, "half of it stays")
-		})
-	}
-	t.Run("learned and too long", func(t *testing.T) {
-		var n needs
-		pad := strings.Repeat("x", maxNeedText)
-		for i := range 10_000 {
-			n.learn(fmt.Sprint("select f(", i, ")", pad))
-		}
-		within(&n)
-	})
-}
-
-// When it is full, what was learned keeps half of it and no more; so each time makes room for as much again.
-func TestNeedsShrink(t *testing.T) {
-	var n needs
-	for i := range maxNeedTexts - 100 {
-		n.learn(fmt.Sprint("select f(", i, ")"))
-	}
-	for i := range 100 {
-		sql := fmt.Sprint("select ", i)
-		n.of(sql)
-		n.of(sql)
-	}
-	texts, _ := n.size()
-	require.Equal(t, maxNeedTexts, texts)
-	require.Equal(t, maxNeedTexts-100, n.learned())
-	n.of("select 'one more'")
-	n.of("select 'one more'")
-	texts, _ = n.size()
-	require.Equal(t, maxNeedTexts/2+1, texts)
-	require.Equal(t, maxNeedTexts/2, n.learned())
-}
-
-// A text that one goroutine has learned is known to every call that begins later; a verdict never turns back; and the
-// race detector has nothing to say.
-func TestNeedsConcurrently(t *testing.T) {
-	var (
-		n       needs
-		wg      sync.WaitGroup
-		learned atomic.Int64 // texts below are learned
-		stop    atomic.Bool
-	)
-	text := func(i int64) string { return fmt.Sprint("select f(", i, ")") }
-	for r := range 4 {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			for i := 0; !stop.Load(); i++ {
-				n.of(fmt.Sprint("select ", r, i/2)) // seen twice
-				if k := learned.Load(); k > 0 {
-					if n.of(text(k-1)) != needPrimary {
-						t.Error("a learned text is not known to another goroutine")
-						return
-					}
-				}
-				n.of(text(learned.Load())) // the next one
-				n.size()
-			}
-		}()
-	}
-	for i := range int64(maxNeedTexts / 4) { // few enough never to be dropped
-		n.learn(text(i))
-		if n.of(text(i)) != needPrimary {
-			t.Error("a learned text is not known at once")
-		}
-		learned.Store(i + 1)
-	}
-	stop.Store(true)
-	wg.Wait()
-	for i := range int64(maxNeedTexts / 4) {
-		require.Equal(t, needPrimary, n.of(text(i)))
-	}
-	require.Equal(t, maxNeedTexts/4, n.learned())
-}
-
-func TestNeedsAllocatesNothing(t *testing.T) {
-	var n needs
-	scanned, learned, unknown := "select a, b, c from t where d = $1", "select f($1)", "select 'never kept: the lock is taken'"
-	n.of(scanned)
-	n.of(scanned)
-	n.learn(learned)
-	texts, _ := n.size()
-	require.Equal(t, 2, texts)
-	require.Zero(t, testing.AllocsPerRun(100, func() { n.of(scanned) }))
-	require.Zero(t, testing.AllocsPerRun(100, func() { n.of(learned) }))
-
-	// Nor does a reader wait: with the lock taken, it answers.
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	require.Zero(t, testing.AllocsPerRun(100, func() { n.of(scanned); n.of(learned); n.of(unknown) }))
-}
-
-const text162 = `select o.id, o.created_at, o.total, c.name, count(*) from orders o join customers c on c.id = o.customer_id where o.state = $1 and c.region in ('a', 'b') limit $2`
-
-func BenchmarkNeeds(b *testing.B) {
-	for _, size := range []int{30, 80, 200, 2000} {
-		b.Run(fmt.Sprint("known/", size), func(b *testing.B) {
-			var n needs
-			for i := range 200 {
-				n.learn(fmt.Sprint("select f(", i, ")"))
-			}
-			sql := ("select " + strings.Repeat("column_a, ", 300))[:size]
-			n.of(sql)
-			n.of(sql)
-			for b.Loop() {
-				n.of(sql)
-			}
-		})
-	}
-	b.Run("unknown/162", func(b *testing.B) {
-		var n needs
-		n.mu.Lock() // so it stays unknown
-		b.SetBytes(int64(len(text162)))
-		for b.Loop() {
-			n.of(text162)
-		}
-	})
-	b.Run("scan/162", func(b *testing.B) {
-		b.SetBytes(int64(len(text162)))
-		for b.Loop() {
-			needOf(text162)
-		}
-	})
-	b.Run("scan/4096", func(b *testing.B) {
-		sql := strings.Repeat(text162+" union all ", 25)[:4096]
-		b.SetBytes(int64(len(sql)))
-		for b.Loop() {
-			needOf(sql)
-		}
-	})
-	b.Run("learn", func(b *testing.B) {
-		var n needs
-		texts := make([]string, 20_000)
-		for i := range texts {
-			texts[i] = fmt.Sprint("select f(", i, ")")
-		}
-		for i := 0; b.Loop(); i++ {
-			n.learn(texts[i%len(texts)])
-		}
-	})
-}
-
 func TestAReadThatCallsNothingOfTheProgramsIsNoWrite(t *testing.T) {
 	t.Parallel()
 	for _, sql := range []string{
@@ -840,7 +545,7 @@ func TestAReadThatCallsNothingOfTheProgramsIsNoWrite(t *testing.T) {
 		"with x as (select 1) select * from x", "select pg_catalog.count(*) from t", "select PG_CATALOG . count(*) from t", "values (1), (2)", "(select 1)",
 		"select numeric(10, 2) '1'", "select 1", "-- name: GetThing :one\nSELECT count(*) from t -- all\nwhere a in (1)", "select coalesce(a, (b), NOW()) from t group by rollup (a)",
 	} {
-		require.False(t, callsOthers(sql), sql)
+		require.False(t, MayWrite(sql), sql)
 	}
 	for _, sql := range []string{
 		"select place_order($1)", "select app.count(1)", "select app . count(1)", "select my_pg_catalog.count(1)", `select "place_order"($1)`, "select * from place_order ()",
@@ -848,7 +553,7 @@ func TestAReadThatCallsNothingOfTheProgramsIsNoWrite(t *testing.T) {
 		"place_order", "", "explain analyze update t set n = n + 1", "select place_order /* the id */ (7)",
 		"select place_order -- all\n(7)", "select orders$replace(7)", "execute place_order(7)",
 	} {
-		require.True(t, callsOthers(sql), sql)
+		require.True(t, MayWrite(sql), sql)
 	}
 }
 
@@ -856,20 +561,6 @@ func TestALongLineIsReadOnce(t *testing.T) {
 	t.Parallel()
 	sql := "select * from t where (a, b) in ((1, 2)" + strings.Repeat(", (1, 2)", 1<<17) + ")"
 	begun := time.Now()
-	require.False(t, callsOthers(sql))
+	require.False(t, MayWrite(sql))
 	require.Less(t, time.Since(begun), 5*time.Second, "a megabyte; a minute if each parenthesis read the line")
-}
-
-// learned returns how many texts are remembered because a standby refused them.
-func (n *needs) learned() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.refused
-}
-
-// size returns how many texts are remembered, and their length.
-func (n *needs) size() (texts, bytes int) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.texts, n.bytes
 }

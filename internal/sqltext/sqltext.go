@@ -1,50 +1,57 @@
-package multipool
+// Package sqltext tells from the text of a statement where it may run, and remembers it.
+//
+// The MultiPool asks a Cache before every call that has a text, and tells the Cache when a standby has refused one. The
+// other questions are asked after something has failed: whether the text is done as a whole (Atomic), whether a read may
+// have written (MayWrite), whether a refusal means that nothing was done (RefusedWhole).
+//
+// The package knows neither servers nor connections. Any bytes will do as a text.
+package sqltext
 
 import "strings"
 
-// A need is what a statement's text says about where it may run.
-type need uint8
+// A Need is what a statement's text says about where it may run.
+type Need uint8
 
 const (
-	needUnknown need = iota // nobody has looked yet
-	needReplica             // a read: any server may run it
-	needPrimary             // a standby refuses it, or would do the wrong thing without a word
+	Unknown     Need = iota // the text has not been looked at
+	AnyServer               // a read
+	PrimaryOnly             // a standby refuses it, or silently does the wrong thing
 )
 
-// needOf reads the text of a statement and says where it may run: needReplica or needPrimary, never needUnknown.
+// Of returns where the statement may run: AnyServer or PrimaryOnly, never Unknown.
 //
 // It is a scanner, not a parser. A statement is a read unless its text shows otherwise:
 //
 //   - its first word starts a command that a standby cannot run, or that leaves state in a session;
 //   - it has a locking clause (FOR UPDATE, FOR NO KEY UPDATE, FOR SHARE, FOR KEY SHARE);
 //   - it is a SELECT or WITH that holds INTO, or a WITH that holds INSERT, UPDATE, DELETE or MERGE;
-//   - more than blanks, comments and semicolons follow a semicolon;
+//   - anything except blanks, comments and semicolons follows a semicolon;
 //   - it calls a function that acts on the server it runs on (see actsLocally).
 //
-// The errors are of different weight. A read taken for a write only loses its locality. A write taken for a read is
-// refused by the standby and then remembered (see needs). But nothing refuses pg_advisory_lock on a standby, so
-// whatever may be a call of such a function counts as one. What the text does not show, no scanner sees: a function of
-// the user's that takes the lock inside, or a query in a string that is executed there.
+// The two possible errors differ in weight. A read taken for a write runs on the primary, where it need not. A write
+// taken for a read is refused by the standby, and the Cache then learns it. But nothing refuses pg_advisory_lock on a
+// standby, so whatever may be a call of such a function counts as one. No scanner sees what the text does not show: a
+// function of the user's that takes such a lock, or a query in a string that the server executes.
 //
-// The lexical rules are those of the PostgreSQL documentation, "Lexical Structure", with standard_conforming_strings
-// on, its default and what pgx insists on where it quotes. A text that ends inside a quote or a comment ends the scan
-// there: no server runs it. It allocates nothing, takes time linear in len(sql), and any bytes will do.
-func needOf(sql string) need {
+// The lexical rules are those of the PostgreSQL documentation, "Lexical Structure", with standard_conforming_strings on,
+// which is the default and which pgx insists on where it quotes. A text that ends inside a quote or a comment ends the
+// scan there: no server runs it. Of allocates nothing and takes time linear in len(sql).
+func Of(sql string) Need {
 	i := skipBlank(sql, 0, "(;")
 	var selects, with bool
 	switch commandOf(sql[i:wordEnd(sql, i)]) {
 	case commandWrites:
-		return needPrimary
+		return PrimaryOnly
 	case commandSelect:
 		selects = true
 	case commandWith:
 		selects, with = true, true
 	}
 	var (
-		prev  = tokenOther // what stands before i, blanks and comments aside
-		name  string       // the identifier, where prev is tokenName or tokenQuoted
+		prev  = tokenOther // the token before i, blanks and comments excepted
+		name  string       // the identifier, if prev is tokenName or tokenQuoted
 		depth int          // of parentheses, not counting those before the first word
-		loose bool         // where a statement begins is not to be told any more
+		loose bool         // it can no longer be told where a statement begins
 	)
 	for i < len(sql) {
 		switch lexClass[sql[i]] {
@@ -70,24 +77,24 @@ func needOf(sql string) need {
 			}
 			k := keywordOf(word)
 			if prev == tokenDot || prev == tokenAt || prev == tokenAs && k != keywordMaterialized {
-				k = keywordNone // a column's name, pgx's named argument, or a label: any word will do there
+				k = keywordNone // a column, one of pgx's named arguments, or a label: any word may be one
 			}
 			body := false
 			if with {
-				// After AS ( there is a common table expression, after the last ) the statement itself. Inside another there
-				// may be a WITH of its own, and behind one SEARCH and CYCLE with names to their ends.
+				// A common table expression follows AS (, and the statement itself follows the last ). An expression may hold
+				// a WITH of its own, and may be followed by SEARCH and CYCLE, which take names.
 				loose = loose || k == keywordWith && prev == tokenBody || k == keywordCycle && prev == tokenClose
 				body = loose || prev == tokenBody || prev == tokenClose && depth == 0
 			}
 			next, writes := readKeyword(k, prev, body)
 			if writes || k == keywordInto && selects {
-				return needPrimary
+				return PrimaryOnly
 			}
 			prev, name = next, word
 
 		case lexOpen:
 			if callsLocally(prev, name) {
-				return needPrimary
+				return PrimaryOnly
 			}
 			if prev == tokenAs {
 				prev = tokenBody
@@ -111,10 +118,10 @@ func needOf(sql string) need {
 			i++
 
 		case lexString:
-			// Two quotes for one inside, and the strings that B, N, U& and X begin, read as strings side by side.
+			// A doubled quote inside a string, and a string after B, N, U& or X, scan as strings side by side.
 			end := strings.IndexByte(sql[i+1:], '\'')
 			if end < 0 {
-				return needReplica
+				return AnyServer
 			}
 			prev = tokenOther
 			i += end + 2
@@ -135,9 +142,9 @@ func needOf(sql string) need {
 
 		case lexSemicolon:
 			if skipBlank(sql, i, ";") < len(sql) {
-				return needPrimary
+				return PrimaryOnly
 			}
-			return needReplica
+			return AnyServer
 
 		case lexDot:
 			prev = tokenDot
@@ -152,11 +159,11 @@ func needOf(sql string) need {
 			i++
 		}
 	}
-	return needReplica
+	return AnyServer
 }
 
-// readKeyword returns what a word leaves behind for the next, and whether it makes the statement a write. body says
-// that a statement may begin at the word: elsewhere INSERT and its like are good names for columns.
+// readKeyword returns the token that a word makes, and whether the word makes the statement a write. body says that a
+// statement may begin at the word: elsewhere INSERT, UPDATE, DELETE and MERGE may be names of columns.
 func readKeyword(k keyword, prev token, body bool) (next token, writes bool) {
 	switch k {
 	case keywordAs, keywordMaterialized:
@@ -184,7 +191,7 @@ func readKeyword(k keyword, prev token, body bool) (next token, writes bool) {
 	return tokenName, false
 }
 
-// callsLocally reports whether a parenthesis behind the token makes a call that is bound to the primary.
+// callsLocally reports whether a parenthesis after the token makes a call that is bound to the primary.
 func callsLocally(prev token, name string) bool {
 	switch prev {
 	case tokenName:
@@ -192,13 +199,13 @@ func callsLocally(prev token, name string) bool {
 	case tokenQuoted:
 		return actsLocally(name, false)
 	}
-	return prev == tokenEscaped // U&"\0070g_..." may spell any name, and nobody writes a read like that
+	return prev == tokenEscaped // U&"\0070g_..." may spell any name, and no program writes a read like that
 }
 
-// atomicText reports whether a text is one statement that is done as a whole or not at all: it begins with a command
-// that cannot commit on its way, as CALL and DO can, and has no semicolon but at its end. Doubt says no: a semicolon in
-// a string, the name of a prepared statement.
-func atomicText(sql string) bool {
+// Atomic reports whether the text is one statement that takes effect as a whole or not at all: it begins with a command
+// that cannot commit midway, as CALL and DO can, and has no semicolon except at its end. In doubt it returns false: for
+// a semicolon in a string, or the name of a prepared statement.
+func Atomic(sql string) bool {
 	switch verbOf(sql) {
 	case "delete", "insert", "merge", "select", "table", "truncate", "update", "values", "with":
 		return !holdsMore(sql)
@@ -206,7 +213,7 @@ func atomicText(sql string) bool {
 	return false
 }
 
-// verbOf returns the word that a text begins with, in lower case.
+// verbOf returns the first word of a text, in lower case.
 func verbOf(sql string) string {
 	i := skipBlank(sql, 0, "(")
 	return strings.ToLower(sql[i:wordEnd(sql, i)])
@@ -217,17 +224,16 @@ func holdsMore(sql string) bool {
 	return strings.Contains(strings.TrimRight(sql[skipBlank(sql, 0, "("):], ";"+blanks), ";")
 }
 
-// callsOthers reports whether a text that is a read may call something that writes: a name with an open parenthesis
-// behind it that is neither a word of the language nor a function of PostgreSQL's that is known to read only; and any
-// text that does not begin as a query does, as the name of a prepared statement, or an EXPLAIN ANALYZE. Strings and
-// comments are not skipped: doubt says yes. It is asked of reads that a server which accepts writes has lost, not
-// before.
-func callsOthers(sql string) bool {
+// MayWrite reports whether a text that Of takes for a read may still write. It may if it does not begin as a query does
+// (the name of a prepared statement, EXPLAIN ANALYZE), or if it holds a name before an open parenthesis that is neither
+// a word of the language nor a function of PostgreSQL's that is known only to read. Strings and comments are not
+// skipped: in doubt it returns true. It is asked only of a read that was lost on a server that accepts writes.
+func MayWrite(sql string) bool {
 	begin := skipBlank(sql, 0, "(;")
 	if !queryWords[strings.ToLower(sql[begin:wordEnd(sql, begin)])] {
 		return true
 	}
-	commented := false // this line holds what may be a comment
+	commented := false // the current line may hold a comment
 	for i := begin; i < len(sql); i++ {
 		switch sql[i] {
 		case '\n', '\r':
@@ -243,11 +249,11 @@ func callsOthers(sql string) bool {
 	return false
 }
 
-// readsOnly reports whether a parenthesis behind the text is for certain no call of what may write.
+// readsOnly reports whether a parenthesis after the text is certainly no call of a function that may write.
 func readsOnly(before string) bool {
 	text := strings.TrimRight(before, blanks)
 	if blank := before[len(text):]; strings.HasSuffix(text, "*/") || strings.ContainsAny(blank, "\n\r") && endsInComment(text) {
-		return false // what stands before the comment?
+		return false // the word may stand before the comment
 	}
 	begin := len(text)
 	for begin > 0 && lexClass[text[begin-1]] <= lexDollar {
@@ -260,21 +266,22 @@ func readsOnly(before string) bool {
 	return readWords[word] || word == "" && !strings.HasSuffix(text, `"`)
 }
 
-// endsInCatalog reports whether the last word of a text is the name of PostgreSQL's own schema.
+// endsInCatalog reports whether the last word of a text is pg_catalog, PostgreSQL's own schema.
 func endsInCatalog(text string) bool {
 	text = strings.TrimRight(text, blanks)
 	begin := len(text) - len("pg_catalog")
 	return begin >= 0 && strings.EqualFold(text[begin:], "pg_catalog") && (begin == 0 || lexClass[text[begin-1]] > lexDollar)
 }
 
-// endsInComment reports whether the last line of a text holds what may be a comment.
+// endsInComment reports whether the last line of a text may hold a comment.
 func endsInComment(text string) bool {
 	return strings.Contains(text[strings.LastIndexAny(text, "\n\r")+1:], "--")
 }
 
-// refusedWhole reports whether a text that a standby refuses has done nothing: it is one command, and none that commits on
-// its way, as CALL and DO can, or that may be any other, as the name of a prepared statement.
-func refusedWhole(sql string) bool {
+// RefusedWhole reports whether a text that a standby has refused has done nothing: it is a single command, and neither
+// one that can commit midway, as CALL and DO can, nor one that may stand for another, as the name of a prepared
+// statement.
+func RefusedWhole(sql string) bool {
 	switch word := verbOf(sql); word {
 	case "call", "do", "execute":
 		return false

@@ -1,11 +1,12 @@
-package multipool
+package sqltext
 
 import "strings"
 
 // queryWords are the words with which a query begins.
 var queryWords = wordSet("select show table values with")
 
-// readWords are the words that may stand before a parenthesis in a text that only reads.
+// readWords are the words that may stand before a parenthesis in a text that only reads: words of the language, and
+// functions of PostgreSQL's that only read.
 var readWords = wordSet(`
 	all and any array as between by case cast char character check coalesce cross cube current date decimal distinct else end
 	except exists extract false filter float from full group grouping having ilike in inner intersect interval is isnull join
@@ -35,7 +36,7 @@ func wordSet(words string) map[string]bool {
 	return set
 }
 
-// A command is the kind of statement that a first word begins.
+// A command is a kind of statement, as its first word shows it.
 type command uint8
 
 const (
@@ -45,9 +46,9 @@ const (
 	commandWrites
 )
 
-// commandOf reads the first word of a statement. A word that begins no command may be the name of a prepared statement,
-// which pgx takes in the place of a text; VALUES, TABLE, SHOW and EXPLAIN are reads (an EXPLAIN ANALYZE that writes is
-// refused by a standby).
+// commandOf returns the kind of statement that the word begins. A word that begins no command may be the name of a
+// prepared statement, which pgx takes instead of a text. VALUES, TABLE, SHOW and EXPLAIN are reads: a standby refuses an
+// EXPLAIN ANALYZE that writes.
 func commandOf(word string) command {
 	var buf [12]byte
 	if len(word) > len(buf) {
@@ -69,14 +70,14 @@ func commandOf(word string) command {
 		"listen", "lock", "notify", "unlisten",
 		// transactions
 		"abort", "begin", "commit", "end", "prepare", "release", "rollback", "savepoint", "start",
-		// the state of a session: a standby takes them, but what Exec left in a session is on the primary
+		// the state of a session: a standby takes them, but the state that Exec left is in a session of the primary
 		"close", "deallocate", "declare", "discard", "execute", "fetch", "move", "reset", "set":
 		return commandWrites
 	}
 	return commandReads
 }
 
-// A keyword is a word of the grammar that decides something after the first word.
+// A keyword is a word of the grammar that decides something although it is not the first.
 type keyword uint8
 
 const (
@@ -94,7 +95,8 @@ const (
 	keywordWith
 )
 
-// keywordOf looks at the length and the first letter before it compares: most words of a statement are names.
+// keywordOf returns the keyword that the word is. It looks at the length and the first letter before it compares, as most
+// words of a statement are names.
 func keywordOf(word string) keyword {
 	k, lower := keywordNone, ""
 	switch c := word[0] | 0x20; len(word) {
@@ -145,7 +147,7 @@ func keywordOf(word string) keyword {
 		}
 	}
 	for i := range len(lower) {
-		if word[i]|0x20 != lower[i] { // right for letters, and lower is letters
+		if word[i]|0x20 != lower[i] { // right for letters, and lower has nothing else
 			return keywordNone
 		}
 	}
@@ -164,13 +166,13 @@ func fold(b []byte, word string) {
 }
 
 // actsLocally reports whether a call of the function is bound to the primary, whatever its schema. Most of these
-// succeed on a standby and do the wrong thing there: they lock, signal, reset or write on a server that a draw has
-// chosen. The others are refused there, some with errors that do not say why, and are listed to save the way. What only
-// looks at its server (pg_stat_activity, pg_read_file, pg_is_in_recovery) is a read.
+// functions succeed on a standby and do the wrong thing there: they lock, signal, reset or write on a server that was
+// chosen by chance. A standby refuses the others, some with errors that do not say why; they are listed to save the
+// round trip. A function that only looks at its server (pg_stat_get_activity, pg_read_file, pg_is_in_recovery) reads.
 //
-// An unquoted name folds to lower case, a quoted one is taken as it is ("Identifiers and Key Words", 4.1.1).
+// folds says that the name was not quoted: it folds to lower case ("Identifiers and Key Words", 4.1.1).
 func actsLocally(name string, folds bool) bool {
-	var buf [63]byte // a longer name is cut by the server, and no name below is as long
+	var buf [63]byte // the server cuts a longer name, and no name below is as long
 	if len(name) < 5 || len(name) > len(buf) {
 		return false
 	}
@@ -195,7 +197,7 @@ func actsLocally(name string, folds bool) bool {
 		"lo_export", "lo_import", "pg_logfile_rotate",
 		// its cache
 		"autoprewarm_dump_now", "autoprewarm_start_worker", "pg_prewarm",
-		// its snapshots, which another connection is to import
+		// its snapshots, which another connection imports
 		"pg_export_snapshot",
 		// its backups, log positions and replication slots
 		"pg_backup_start", "pg_backup_stop", "pg_start_backup", "pg_stop_backup",
@@ -213,9 +215,9 @@ func actsLocally(name string, folds bool) bool {
 		return true
 	}
 	for _, p := range [...]string{
-		"dblink",               // leaves for another server, with who knows what
+		"dblink",               // runs a query of any kind on another server
 		"pg_advisory_",         // excludes nobody on a standby
-		"pg_buffercache_evict", // of one, a relation, all
+		"pg_buffercache_evict", // one, of a relation, all
 		"pg_file_",             // adminpack: write, rename, unlink, sync
 		"pg_log_",              // backend_memory_contexts, standby_snapshot
 		"pg_logical_slot_",     // get and peek: the slot is on one server
