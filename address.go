@@ -29,6 +29,9 @@ type lookupError struct{ err error }
 func (e *lookupError) Error() string { return e.err.Error() }
 func (e *lookupError) Unwrap() error { return e.err }
 
+// FailedLocally makes it a pgfault.LocalError.
+func (*lookupError) FailedLocally() {}
+
 // unknown reports whether the name service knows that there is no such name.
 func (e *lookupError) unknown() bool {
 	var dns *net.DNSError

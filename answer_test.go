@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmultipool/multipool/internal/pgfake"
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // Errors that come before the command tag of a write, or after it, in a bubble: what is done and what the caller is told
@@ -62,28 +64,47 @@ func (a answer) response(message string) *pgfake.Response {
 	return &pgfake.Response{Err: &e}
 }
 
-// claim is what the table says of a statement that the answer has come for.
-func (a answer) claim(simple, batch bool) executed {
-	for _, o := range outcomes {
-		code := a.err.Code
-		if code == "23514" {
-			code = "23505" // any error of the statement
+// claims is the first table of docs/outcomes.md, by the answer. internal/pgfault holds it to the code.
+var claims = sync.OnceValue(func() map[string][]pgfault.Outcome {
+	page, err := os.ReadFile("docs/outcomes.md")
+	if err != nil {
+		panic(err)
+	}
+	words := map[string]pgfault.Outcome{"no": pgfault.NotExecuted, "unknown": pgfault.Unknown, "its own word": pgfault.InPart}
+	rows := map[string][]pgfault.Outcome{}
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(strings.Trim(line, "| \n"), " | ")
+		if _, is := words[cells[len(cells)-1]]; !is || len(cells) != 6 {
+			continue
 		}
-		switch {
-		case o.err.Code != code:
-		case batch:
-			return o.batch
-		case simple && a.tagged:
-			return o.simpleTagged
-		case simple:
-			return o.simple
-		case a.tagged:
-			return o.extendedTagged
-		default:
-			return o.extended
+		for _, cell := range cells[1:] {
+			rows[cells[0]] = append(rows[cells[0]], words[cell])
 		}
 	}
-	panic("the table lacks " + a.err.Code)
+	return rows
+})
+
+// claim is what the table says of a statement that the answer has come for.
+func (a answer) claim(simple, batch bool) pgfault.Outcome {
+	row := claims()[map[string]string{
+		"23514": "an error of the statement", "40001": "a deferred constraint, a serialization failure",
+		"57014": "57014, query_canceled", "57P01": "57P01, admin_shutdown",
+	}[a.err.Code]]
+	if len(row) == 0 {
+		panic("the table lacks " + a.err.Code)
+	}
+	switch {
+	case batch:
+		return row[4]
+	case simple && a.tagged:
+		return row[3]
+	case simple:
+		return row[2]
+	case a.tagged:
+		return row[1]
+	default:
+		return row[0]
+	}
 }
 
 // xacts has a fake tell the numbers of transactions, and what became of them.
@@ -241,19 +262,19 @@ func meets(t *testing.T, ctx context.Context, x *fakes, w insertion, a answer) {
 	fatal := a.err.Severity == "FATAL"
 	claim := a.claim(w.simple, w.batch)
 	if w.copies && fatal {
-		if neverSent(err) { // the session had ended before the copy was handed over whole
+		if pgfault.NeverSent(err) { // the session had ended before the copy was handed over whole
 			assert.False(t, marked, "%v", err)
 			assert.Zero(t, done)
 			return
 		}
-		claim = executedUnknown // pgx drops a copy's tag with the connection
+		claim = pgfault.Unknown // pgx drops a copy's tag with the connection
 	}
-	again := claim == executedNo && (fatal && !w.meetsCommit() || w.settles && (fatal || a.err.Code == "40001"))
+	again := claim == pgfault.NotExecuted && (fatal && !w.meetsCommit() || w.settles && (fatal || a.err.Code == "40001"))
 	switch {
-	case w.settles && claim == executedUnknown, again:
+	case w.settles && claim == pgfault.Unknown, again:
 		require.NoError(t, err, "the server was asked, or it was sent again")
 		assert.Equal(t, 1, done)
-	case claim == executedUnknown:
+	case claim == pgfault.Unknown:
 		require.ErrorIs(t, err, ErrOutcomeUnknown)
 		assert.LessOrEqual(t, done, 1)
 	default:

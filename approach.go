@@ -14,6 +14,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // approach is the making of one connection of a pool that follows. A pool returns the error of a connect to its caller
@@ -326,11 +328,7 @@ func (a *approach) knock(ctx context.Context, e entry) (net.Conn, error) {
 	conn, err := a.dialHost(ctx, host, port)
 	now.dialled = err == nil
 	if err != nil && a.base.Err() == nil {
-		v := verdict{class: classPeer}
-		if failedHere(err) {
-			v.class = classHere
-		}
-		a.to.report(now.generation, v, err)
+		a.to.report(now.generation, pgfault.Dial(err), err)
 	}
 	return conn, err
 }
@@ -421,7 +419,7 @@ func (a *approach) judge(err error) (last error) {
 		last = failure
 		v.peer.knocks.ended(failure)
 		if v.dialled {
-			v.peer.report(v.generation, verdictOf(failure), failure)
+			v.peer.report(v.generation, pgfault.Check(failure), failure)
 		}
 	}
 	return last
@@ -436,7 +434,7 @@ func (a *approach) outcome(last error) error {
 		return none
 	case a.failed != nil:
 		return a.failed
-	case !verdictOf(last).blamesPeer():
+	case !pgfault.Check(last).BlamesServer():
 		return last
 	}
 	f := a.follower

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgmultipool/multipool/internal/pgfault"
 	"github.com/pgmultipool/multipool/internal/sqltext"
 )
 
@@ -151,7 +152,7 @@ func (in *intent) findsLost(t *trail, w *wire) bool {
 }
 
 // errLapsed is of a peer that has lost the office for which it was chosen. Nothing has been sent to it.
-var errLapsed = errors.New("multipool: the peer is not the primary any more")
+var errLapsed = pgfault.Unavailable("multipool: the peer is not the primary any more")
 
 // errGone is of a connection that was found to be lost before the call was sent.
 var errGone = fmt.Errorf("multipool: the connection was lost: %w", io.EOF)
@@ -159,16 +160,16 @@ var errGone = fmt.Errorf("multipool: the connection was lost: %w", io.EOF)
 // try runs a call on a connection. Where the call succeeds, run has seen to the connection: released it, or given it to
 // the result. Where it fails, or panics, the connection is released here, after what it tells of its session has been
 // taken: a moment later it is somebody else's.
-func try[T any](conn *pgxpool.Conn, w *wire, run func(*pgxpool.Conn, *wire) (T, error)) (result T, end ending, err error) {
+func try[T any](conn *pgxpool.Conn, w *wire, run func(*pgxpool.Conn, *wire) (T, error)) (result T, end pgfault.Ending, err error) {
 	failed := true
 	defer releaseIf(&failed, conn)
 	result, err = run(conn, w)
 	if err == nil {
 		failed = false
-		return result, ending{}, nil
+		return result, pgfault.Ending{}, nil
 	}
 	end = w.ending()
-	if end.recovers = w.recovers(err); end.recovers {
+	if end.Recovers = w.recovers(err); end.Recovers {
 		w.leftBehind(conn.Conn())
 	}
 	return result, end, err
@@ -185,28 +186,29 @@ func releaseIf(failed *bool, conn *pgxpool.Conn) {
 type failure struct {
 	at   *peer
 	err  error
-	sent bool   // a connection had taken the call
-	end  ending // ... and what it tells
-}
-
-// withheld reports that a pooler took the call and no server did: it was as little sent as one that found no connection.
-func (f *failure) withheld() bool {
-	var answer *pgconn.PgError
-	return errors.As(f.err, &answer) && withheld(answer)
+	sent bool           // a connection had taken the call
+	end  pgfault.Ending // ... and what it tells
 }
 
 // astray reports whether a call that wants the primary has met a standby at the address of one: no server has executed it, so it
 // goes on for as long as it may wait, as one that has found no connection does.
-func (p *MultiPool) astray(in *intent, v verdict, f failure) bool {
-	return f.end.recovers && v.class == classRefused && v.executed == executedNo &&
+func (p *MultiPool) astray(in *intent, v pgfault.Verdict, f failure) bool {
+	return f.end.Recovers && v.Class == pgfault.Refused && v.Outcome == pgfault.NotExecuted &&
 		in.place == placePrimary && in.op != opCopy && in.retry != RetryNever && p.config.Mode != ModeOrdered
 }
 
 // crashed reports that the statement's connection was lost without a word: the statement may be the cause.
 func (f *failure) crashed() bool {
-	var answer *pgconn.PgError
-	unsent := neverSent(f.err) || errors.Is(f.err, pgconn.ErrConnClosed)
-	return f.end.lost && !unsent && !(errors.As(f.err, &answer) && ofServer(answer))
+	unsent := pgfault.NeverSent(f.err) || errors.Is(f.err, pgconn.ErrConnClosed)
+	return f.end.Lost && !unsent && !pgfault.AnsweredByServer(f.err)
+}
+
+// verdict judges the failure. seenAs is the role that its peer is known by.
+func (f *failure) verdict(ctx context.Context, seenAs Role) pgfault.Verdict {
+	if f.sent {
+		return pgfault.Statement(ctx, f.err, f.end)
+	}
+	return pgfault.Acquire(ctx, f.err, seenAs == RoleReplica)
 }
 
 // poisonous reports whether a read has lost its connection on two servers that both live, nothing having been known against
@@ -322,26 +324,23 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 		return false
 	}
 	seenAs := Role(f.at.role.Load())
-	e := evidence{err: f.err, ctx: ctx, phase: phaseAcquire, standby: seenAs == RoleReplica}
-	if f.sent {
-		e = f.end.evidence(ctx, f.err)
+	recovers := f.sent && f.end.Recovers
+	v := f.verdict(ctx, seenAs)
+	if v.Class == pgfault.Refused && v.Outcome == pgfault.InPart && recovers && in.op != opRewritten && sqltext.RefusedWhole(in.sql) {
+		v.Outcome = pgfault.NotExecuted
 	}
-	v := classify(e)
-	if v.class == classRefused && v.executed == executedInPart && e.recovers && in.op != opRewritten && sqltext.RefusedWhole(in.sql) {
-		v.executed = executedNo
+	if v.Class == pgfault.Closed && !f.sent && !p.closed.Load() {
+		v.Class = pgfault.Server // the peer was removed after it had been chosen
 	}
-	if v.class == classClosed && !f.sent && !p.closed.Load() {
-		v.class = classPeer // the peer was removed after it had been chosen
-	}
-	standby := f.end.standby && seenAs != RolePrimary || e.recovers
+	standby := f.end.Standby && seenAs != RolePrimary || recovers
 	astray := p.astray(in, v, f)
 	next := in.after(v, f.sent && !astray, standby)
 	if next == stepStop {
 		return false
 	}
-	rerouted := next == stepPrimary && in.place != placePrimary // once per call, and what a replica refuses was not done
-	if f.sent && !f.withheld() && !astray && !rerouted {
-		if v.class == classPeer && f.crashed() {
+	rerouted := next == stepPrimary && in.place != placePrimary              // once per call, and what a replica refuses was not done
+	if f.sent && !pgfault.PoolerHasNoServer(f.err) && !astray && !rerouted { // what a pooler has not forwarded was not sent
+		if v.Class == pgfault.Server && f.crashed() {
 			if p.poisonous(ctx, t, f.at) {
 				return false
 			}
@@ -355,13 +354,13 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 	}
 	t.tried.add(f.at)
 	t.last, t.reason = f.err, ReasonRetry
-	t.waits = v.passes() || t.outdated(f.err)
-	if v.class == classRefused {
+	t.waits = v.Transient() || t.outdated(f.err)
+	if v.Class == pgfault.Refused {
 		p.refused(in, t, f)
 	}
 	if next == stepPrimary {
 		in.place, t.reason = placePrimary, ReasonRefused
-		in.reads = in.reads && v.class == classBehind // what a standby refuses writes
+		in.reads = in.reads && v.Class == pgfault.Behind // what a standby refuses writes
 	}
 	return true
 }
@@ -385,7 +384,7 @@ func (p *MultiPool) refused(in *intent, t *trail, f failure) {
 	t.waits = true
 	switch {
 	case !f.sent:
-	case refusesSession(f.err):
+	case pgfault.SessionRefused(f.err):
 		// Every statement of such sessions fails here; this one's text is not to blame.
 		p.observe(observation{peer: f.at, hostile: f.err})
 	case in.reads && in.sql != "":
@@ -398,7 +397,7 @@ func (p *MultiPool) refused(in *intent, t *trail, f failure) {
 // mark returns the error as the caller gets it: a write that may have run says so.
 func (p *MultiPool) mark(ctx context.Context, in *intent, f failure) error {
 	switch {
-	case p.solo, !in.mayWrite(f.end.standby && Role(f.at.role.Load()) != RolePrimary):
+	case p.solo, !in.mayWrite(f.end.Standby && Role(f.at.role.Load()) != RolePrimary):
 		return f.err
 	case in.reads && in.readText() != "" && !sqltext.MayWrite(in.sql):
 		return f.err

@@ -6,6 +6,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // batchResults are pgx's with the connection released at their end.
@@ -35,9 +37,9 @@ func (b *batchResults) mark(err error) error {
 }
 
 // ending is what the connection tells; after Close it is somebody else's, and the batch has its verdict.
-func (b *batchResults) ending() ending {
+func (b *batchResults) ending() pgfault.Ending {
 	if b.conn == nil {
-		return ending{}
+		return pgfault.Ending{}
 	}
 	return b.wire.ending()
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmultipool/multipool/internal/netfault"
+	"github.com/pgmultipool/multipool/internal/pgfault"
 	"github.com/pgmultipool/multipool/internal/pgtest"
 )
 
@@ -289,7 +290,7 @@ func TestBlips(t *testing.T) {
 		switch {
 		case !c.write && !c.begun:
 			return "a read: " + c.String()
-		case c.write && !(inFlight && (c.unknown() || c.sentOnce && neverSent(c.err))):
+		case c.write && !(inFlight && (c.unknown() || c.sentOnce && pgfault.NeverSent(c.err))):
 			return "a write: " + c.String()
 		}
 		return ""

@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/puddle/v2"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 var (
@@ -124,10 +126,6 @@ func (e *NoPeerError) Error() string {
 	return b.String()
 }
 
-// tlsRefused is pgconn's text, for which it has no type or value. Under sslmode=prefer it stands beside what the connection
-// without TLS has met, which is the cause.
-const tlsRefused = "server refused TLS connection"
-
 // gist is the text of an error beside the name of its peer. Of a pgconn.ConnectError, which tells user, database and address of
 // every try, it is what the tries have met, each cause once.
 func gist(err error) string {
@@ -150,7 +148,7 @@ func gist(err error) string {
 		}
 	}
 	if len(causes) > 1 {
-		causes = slices.DeleteFunc(causes, func(text string) bool { return strings.HasSuffix(text, tlsRefused) })
+		causes = slices.DeleteFunc(causes, func(text string) bool { return strings.HasSuffix(text, pgfault.TLSRefused) })
 	}
 	return strings.Join(causes, "; ")
 }

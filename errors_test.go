@@ -1,6 +1,7 @@
 package multipool
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -217,4 +218,11 @@ func TestAModelErrorNamesTheModelAndKeepsItsCause(t *testing.T) {
 	err := error(&modelError{"audit", unknownName("peer", "q", []string{"a", "b"})})
 	require.ErrorIs(t, err, ErrUnknownName)
 	require.Equal(t, `multipool: unknown name: peer "q" (known: a, b), in model "audit"`, err.Error())
+}
+
+// serverError is an error as a server sends it.
+func serverError(severity, code, routine, message string) *pgconn.PgError {
+	return &pgconn.PgError{
+		Severity: severity, SeverityUnlocalized: severity, Code: code, File: "postgres.c", Routine: cmp.Or(routine, "errfinish"), Message: message,
+	}
 }

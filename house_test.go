@@ -2,11 +2,16 @@ package multipool
 
 import (
 	"context"
+	"errors"
 	"go/ast"
+	"go/importer"
 	"go/parser"
 	gotoken "go/token"
+	"go/types"
+	"io"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -91,12 +96,14 @@ const (
 	testifyPath = "github.com/stretchr/testify"
 
 	rootPath    = "github.com/pgmultipool/multipool"
+	faultPath   = rootPath + "/internal/pgfault"
 	sqltextPath = rootPath + "/internal/sqltext"
 )
 
 // closed is what each package of internal that decides, and knows no pool, may import besides the standard library, and
 // what it keeps away from in it. The compiler sees to it that they know nothing of the root.
 var closed = map[string]struct{ imports, abstains []string }{
+	"pgfault": {[]string{pgxPath, pgconnPath, puddlePath}, []string{"os", "sync"}},
 	"sqltext": {nil, []string{"context", "net", "os", "time"}},
 }
 
@@ -105,26 +112,26 @@ var closed = map[string]struct{ imports, abstains []string }{
 var imports = map[string][]string{
 	// the front
 	"doc.go":        {},
-	"pool.go":       {pgxPath, pgconnPath, poolPath, puddlePath, sqltextPath},
-	"attempt.go":    {pgxPath, pgconnPath, poolPath, puddlePath, sqltextPath},
+	"pool.go":       {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath},
+	"attempt.go":    {pgconnPath, poolPath, puddlePath, sqltextPath, faultPath},
 	"budget.go":     {},
 	"news.go":       {},
 	"options.go":    {pgxPath, pgconnPath, poolPath},
 	"template.go":   {pgxPath, pgconnPath, poolPath},
 	"connstring.go": {pgconnPath},
 	"route.go":      {pgxPath},
-	"intent.go":     {sqltextPath},
+	"intent.go":     {sqltextPath, faultPath},
 	"pick.go":       {},
 	"why.go":        {},
 	"rows.go":       {pgxPath, pgconnPath, pgtypePath, poolPath, sqltextPath},
-	"tx.go":         {pgxPath, pgconnPath, poolPath},
-	"batch.go":      {pgxPath, pgconnPath, poolPath},
-	"runtx.go":      {pgxPath, pgconnPath, poolPath},
-	"receipt.go":    {pgxPath, pgconnPath, poolPath},
+	"tx.go":         {pgxPath, poolPath, faultPath},
+	"batch.go":      {pgxPath, pgconnPath, poolPath, faultPath},
+	"runtx.go":      {pgxPath, pgconnPath, faultPath},
+	"receipt.go":    {pgxPath, poolPath, faultPath},
 	"router.go":     {pgxPath, pgconnPath, poolPath},
-	"follow.go":     {pgxPath, poolPath},
-	"call.go":       {},
-	"approach.go":   {pgxPath, pgconnPath},
+	"follow.go":     {pgxPath, poolPath, puddlePath},
+	"call.go":       {puddlePath},
+	"approach.go":   {pgxPath, pgconnPath, faultPath},
 	"drain.go":      {},
 	"live.go":       {},
 	"discover.go":   {pgxPath, poolPath},
@@ -132,7 +139,7 @@ var imports = map[string][]string{
 	"herald.go":     {},
 	"status.go":     {poolPath},
 	"labels.go":     {},
-	"errors.go":     {pgconnPath, puddlePath},
+	"errors.go":     {pgconnPath, puddlePath, faultPath},
 
 	// the middle
 	"topology.go": {},
@@ -148,24 +155,23 @@ var imports = map[string][]string{
 	"lsn.go":      {},
 
 	// the back
-	"peer.go":      {pgxPath, pgconnPath, poolPath},
+	"peer.go":      {poolPath, faultPath},
 	"compose.go":   {pgxPath, pgconnPath, poolPath},
 	"given.go":     {pgconnPath, protoPath, poolPath},
 	"address.go":   {pgconnPath},
-	"wire.go":      {pgxPath, pgconnPath, poolPath},
+	"wire.go":      {pgxPath, pgconnPath, faultPath},
 	"sockets.go":   {},
 	"cancel.go":    {pgconnPath},
 	"seats.go":     {},
 	"reserve.go":   {poolPath},
 	"peek.go":      {poolPath},
 	"keepalive.go": {},
-	"observe.go":   {pgxPath, pgconnPath, poolPath, sqltextPath},
-	"classify.go":  {pgxPath, pgconnPath, puddlePath},
-	"outcome.go":   {pgxPath, pgconnPath, sqltextPath},
+	"observe.go":   {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath},
+	"outcome.go":   {pgxPath, sqltextPath, faultPath},
 	"breaker.go":   {breakerPath},
-	"monitor.go":   {pgxPath, pgconnPath, watchPath},
-	"look.go":      {pgxPath, pgconnPath, watchPath},
-	"move.go":      {pgxPath, pgconnPath},
+	"monitor.go":   {pgxPath, pgconnPath, faultPath},
+	"look.go":      {pgxPath, pgconnPath, watchPath, faultPath},
+	"move.go":      {pgxPath, pgconnPath, faultPath},
 	"watch.go":     {},
 	"twin.go":      {pgxPath, pgconnPath},
 	"latency.go":   {},
@@ -188,9 +194,8 @@ var abstains = map[string][]string{
 	"route.go":    {"net", "os", "sync", "time"},
 	"lag.go":      {"context", "net", "os"},
 	"lsn.go":      {"context", "net", "os", "sync", "time"},
-	"errors.go":   {"context", "net", "os", "sync", "time"},
-	"classify.go": {"os", "sync"},
-	"outcome.go":  {"os", "sync", "time"},
+	"errors.go":   {"context", "net", "os", "sync", "time", faultPath},
+	"outcome.go":  {"net", "os", "sync", "time"},
 }
 
 // knowsNot is what the files that keep the topology do not speak of: who asks for a peer, and how it is talked to.
@@ -264,13 +269,72 @@ func TestInternalPackagesImportNeitherTheRootNorOneAnother(t *testing.T) {
 			first, _, _ := strings.Cut(path, "/")
 			switch foreign := strings.Contains(first, "."); {
 			case strings.HasPrefix(path, rootPath),
-				is && foreign && !slices.Contains(rules.imports, path) && !(test && strings.HasPrefix(path, testifyPath+"/")),
+				is && !test && foreign && !slices.Contains(rules.imports, path),
 				is && !test && slices.Contains(rules.abstains, path):
 				t.Errorf("%s imports %s", name, path)
 			}
 		}
 	}
 	require.Empty(t, missing, "packages that are gone")
+}
+
+// Only internal/pgfault reads SQLSTATEs: a second place that does would judge an error by rules of its own.
+func TestNoFileOfTheRootReadsASQLSTATE(t *testing.T) {
+	t.Parallel()
+	var found []string
+	info := houseTypes(t)
+	code, _, _ := types.LookupFieldOrMethod(info.pgError, true, nil, "Code")
+	require.NotNil(t, code)
+	for expr, selection := range info.Selections {
+		if selection.Obj() == code || selection.Obj().Name() == "SQLState" {
+			found = append(found, info.fset.Position(expr.Pos()).String())
+		}
+	}
+	require.Empty(t, found, "questions for internal/pgfault")
+}
+
+// houseInfo is what the type checker knows of the package, tests excepted.
+type houseInfo struct {
+	types.Info
+	fset    *gotoken.FileSet
+	pgError types.Type // pgconn.PgError
+}
+
+// houseTypes checks the types of the package, with the dependencies as the go command has compiled them.
+func houseTypes(t *testing.T) houseInfo {
+	t.Helper()
+	list := exec.Command("go", "list", "-export", "-deps", "-f", "{{.ImportPath}}={{.Export}}={{if not .DepOnly}}{{join .GoFiles \",\"}}{{end}}", ".")
+	list.Stderr = os.Stderr
+	out, err := list.Output()
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Skip("needs the go command")
+	}
+	require.NoError(t, err)
+	compiled := map[string]string{}
+	info := houseInfo{Info: types.Info{Selections: map[*ast.SelectorExpr]*types.Selection{}}, fset: gotoken.NewFileSet()}
+	var files []*ast.File
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Split(strings.TrimSpace(line), "=")
+		compiled[fields[0]] = fields[1]
+		for name := range strings.SplitSeq(fields[2], ",") {
+			if name != "" {
+				file, err := parser.ParseFile(info.fset, name, nil, parser.SkipObjectResolution)
+				require.NoError(t, err)
+				files = append(files, file)
+			}
+		}
+	}
+	require.NotEmpty(t, files)
+	config := types.Config{Importer: importer.ForCompiler(info.fset, "gc", func(path string) (io.ReadCloser, error) { return os.Open(compiled[path]) })}
+	root, err := config.Check(rootPath, info.fset, files, &info.Info)
+	require.NoError(t, err)
+	for _, pkg := range root.Imports() {
+		if pkg.Path() == pgconnPath {
+			info.pgError = pkg.Scope().Lookup("PgError").Type()
+		}
+	}
+	require.NotNil(t, info.pgError)
+	return info
 }
 
 // What is known of the peers does not depend on who asks.

@@ -1,6 +1,9 @@
 package multipool
 
-import "github.com/pgmultipool/multipool/internal/sqltext"
+import (
+	"github.com/pgmultipool/multipool/internal/pgfault"
+	"github.com/pgmultipool/multipool/internal/sqltext"
+)
 
 // operation is the kind of a call.
 type operation uint8
@@ -157,16 +160,16 @@ const (
 
 // after decides what follows a failed attempt. sent says that a connection had taken the call, standby that its
 // session's last word was in_hot_standby=on and that the peer has not been seen promoted since. It is pure.
-func (in *intent) after(v verdict, sent, standby bool) step {
+func (in *intent) after(v pgfault.Verdict, sent, standby bool) step {
 	switch {
-	case v.class == classCaller, v.class == classClosed:
+	case v.Class == pgfault.Caller, v.Class == pgfault.Closed:
 		return stepStop
-	case !sent && (v.class == classApplication || v.class == classBehind):
+	case !sent && (v.Class == pgfault.Application || v.Class == pgfault.Behind):
 		if in.reads {
 			return stepElsewhere // a hook of the program's has refused the peer; another may suit it
 		}
 		return stepStop
-	case v.class == classApplication:
+	case v.Class == pgfault.Application:
 		return stepStop
 	}
 	if !sent {
@@ -176,19 +179,19 @@ func (in *intent) after(v verdict, sent, standby bool) step {
 	if in.onlyOnce() || in.retry == RetryNever {
 		return stepStop // pgx marks a sent batch, and a copy's source has been read
 	}
-	switch v.class {
-	case classRefused:
-		if in.forced || !standby || v.executed != executedNo {
+	switch v.Class {
+	case pgfault.Refused:
+		if in.forced || !standby || v.Outcome != pgfault.NotExecuted {
 			return stepStop
 		}
 		return stepPrimary
-	case classBehind:
+	case pgfault.Behind:
 		if in.forced || !standby || !in.reads {
 			return stepStop
 		}
 		return stepPrimary
-	case classConflict, classOverload, classPeer, classStarting:
-		again := v.executed == executedNo || in.op.harmless() || (in.reads && (standby || in.retry == RetryReads))
+	case pgfault.Conflict, pgfault.Overload, pgfault.Server, pgfault.Starting:
+		again := v.Outcome == pgfault.NotExecuted || in.op.harmless() || (in.reads && (standby || in.retry == RetryReads))
 		if again {
 			return stepElsewhere
 		}

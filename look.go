@@ -12,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgconn/ctxwatch"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // hookError is an error of the program's own BeforeConnect: it says nothing about the server.
@@ -19,10 +21,6 @@ type hookError struct{ err error }
 
 func (e *hookError) Error() string { return e.err.Error() }
 func (e *hookError) Unwrap() error { return e.err }
-
-// notServed are the errors of a server that does not offer what the full look asks: undefined_function,
-// insufficient_privilege, feature_not_supported.
-var notServed = []string{"42883", "42501", "0A000"}
 
 // sight is what a look sees. What the server does not tell is zero.
 type sight struct {
@@ -281,7 +279,6 @@ func (m *monitor) askFor(ctx context.Context, pg *pgconn.PgConn, d depth, send s
 		s := sight{asked: m.peer.owner.clock(), full: sql == looks[modesty]}
 		r := send(ctx, pg, sql)
 		s.came = m.peer.owner.clock()
-		var pgErr *pgconn.PgError
 		switch {
 		case r.Err == nil:
 			err := s.read(r.Rows)
@@ -289,17 +286,15 @@ func (m *monitor) askFor(ctx context.Context, pg *pgconn.PgConn, d depth, send s
 			said := reportedRole(pg)
 			m.peer.hearsay.Store(err == nil && said != RoleUnknown && said != s.role)
 			return s, err
-		case refusesSession(r.Err):
+		case pgfault.SessionRefused(r.Err):
 			s.role = RoleReplica // it refuses every statement of the kind, and only a standby does
 			return s, nil
-		case !errors.As(r.Err, &pgErr):
-			return sight{}, r.Err
-		case pgErr.Code == notPrerequisite && !promoted:
+		case pgfault.WrongState(r.Err) && !promoted:
 			promoted = true
-		case slices.Contains(notServed, pgErr.Code) && !s.full:
+		case pgfault.Unsupported(r.Err) && !s.full:
 			m.wordy.Store(true)
 			d = depthFull
-		case slices.Contains(notServed, pgErr.Code) && int(modesty) < len(looks)-1:
+		case pgfault.Unsupported(r.Err) && int(modesty) < len(looks)-1:
 			m.modesty.CompareAndSwap(modesty, modesty+1)
 		default:
 			return sight{}, r.Err
@@ -358,13 +353,9 @@ func (p *prepared) send(ctx context.Context, sql string) *pgconn.Result {
 
 // saysNoPrepared reports whether a server has refused to prepare a statement, or does not know what was prepared.
 func saysNoPrepared(err error) bool {
-	var pgErr *pgconn.PgError
 	var refused unpreparedError
-	return errors.As(err, &pgErr) && (errors.As(err, &refused) || pgErr.Code == "26000") // invalid_sql_statement_name
+	return pgfault.Answered(err) && errors.As(err, &refused) || pgfault.NotPrepared(err)
 }
-
-// notPrerequisite is object_not_in_prerequisite_state: "recovery is in progress", or is not.
-const notPrerequisite = "55000"
 
 // read takes a look's row in, as text.
 func (s *sight) read(rows [][][]byte) (err error) {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgmultipool/multipool/internal/pgfake"
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // A machine draws faults at random from a seed and lets them loose on a real pool of in-memory peers, under callers of
@@ -131,10 +134,10 @@ type machine struct {
 	mu       sync.Mutex
 	trace    []string
 	failures []string
-	applied  map[int64]int       // how often an insert took effect
-	excused  map[int64]bool      // reads whose connection was cut behind their rows
-	batched  map[int64]bool      // the inserts of a batch, and whether it is one of two
-	claims   map[string]executed // what the table says of a statement that was answered with this message
+	applied  map[int64]int              // how often an insert took effect
+	excused  map[int64]bool             // reads whose connection was cut behind their rows
+	batched  map[int64]bool             // the inserts of a batch, and whether it is one of two
+	claims   map[string]pgfault.Outcome // what the table says of a statement that was answered with this message
 	xacts    xacts
 	live     map[*machineCall]context.CancelFunc // calls that a command may cancel
 	writes   []*machineCall                      // all that have ended
@@ -177,7 +180,7 @@ type machineCallKey struct{}
 
 func newMachine(seed uint64) *machine {
 	return &machine{
-		seed: seed, applied: map[int64]int{}, excused: map[int64]bool{}, batched: map[int64]bool{}, claims: map[string]executed{},
+		seed: seed, applied: map[int64]int{}, excused: map[int64]bool{}, batched: map[int64]bool{}, claims: map[string]pgfault.Outcome{},
 		live: map[*machineCall]context.CancelFunc{},
 	}
 }
@@ -350,7 +353,7 @@ func (m *machine) answer(f *faultyPeer, s pgfake.Statement, batch bool) *pgfake.
 	switch {
 	case s.InTx && !commit: // pgx's own, never marked
 	case copies && a.err.Severity == "FATAL":
-		m.claims[message] = executedUnknown // pgx drops a copy's tag with the connection
+		m.claims[message] = pgfault.Unknown // pgx drops a copy's tag with the connection
 	default:
 		m.claims[message] = a.claim(s.Simple, batch)
 	}
@@ -777,7 +780,7 @@ func (m *machine) judge(c *machineCall) {
 	}
 	m.mu.Lock()
 	delete(m.live, c)
-	poisonous := c.read && c.sent >= 2 && c.err != nil && isTransport(c.err) // it may be what crashes its servers
+	poisonous := c.read && c.sent >= 2 && c.err != nil && lostConnection(c.err) // it may be what crashes its servers
 	excused := c.excused || m.excused[c.id] || c.cancelled.Load() || poisonous
 	unaffected := !excused && (c.read && m.safeReplica || !c.read && m.safePrimary)
 	m.sum.Attempts = max(m.sum.Attempts, c.attempts)
@@ -819,6 +822,13 @@ func (m *machine) judge(c *machineCall) {
 	}
 }
 
+// lostConnection reports an error of a connection itself.
+func lostConnection(err error) bool {
+	var netErr net.Error // a syscall.Errno is one, too
+	lost := []error{errPeerDown, pgconn.ErrConnClosed, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed}
+	return errors.As(err, &netErr) || slices.ContainsFunc(lost, func(e error) bool { return errors.Is(err, e) })
+}
+
 // compare holds the error of a write that was answered against the table of docs/outcomes.md.
 func (m *machine) compare(c *machineCall) (needlessly, silently bool) {
 	var answered *pgconn.PgError
@@ -830,10 +840,10 @@ func (m *machine) compare(c *machineCall) (needlessly, silently bool) {
 		return false, false
 	}
 	unknown := errors.Is(c.err, ErrOutcomeUnknown)
-	if needlessly = unknown && claim != executedUnknown; needlessly {
+	if needlessly = unknown && claim != pgfault.Unknown; needlessly {
 		m.sum.NeedlesslyUnknown++
 	}
-	return needlessly, !unknown && claim == executedUnknown
+	return needlessly, !unknown && claim == pgfault.Unknown
 }
 
 // state is what the peers carry, for a failure's text.

@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // monitor watches one peer from a goroutine of its own: a look now and then while the peer is well, a probe at once
@@ -286,7 +288,7 @@ func (m *monitor) listen(ctx context.Context) {
 		switch {
 		case m.conn.IsClosed():
 			m.conn = nil
-			if verdictOf(err).blamesPeer() {
+			if pgfault.Check(err).BlamesServer() {
 				m.peer.suspect(err)
 			} else {
 				<-ctx.Done()
@@ -321,7 +323,7 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	default:
 		err = m.regular(ctx)
 	}
-	m.held, m.patient = err == errHeld, err != nil && verdictOf(err).class == classConfig
+	m.held, m.patient = err == errHeld, err != nil && pgfault.Check(err).Class == pgfault.Config
 	switch {
 	case err == nil:
 		m.failures = 0
@@ -396,12 +398,12 @@ func (m *monitor) regular(ctx context.Context) error {
 		// The first look, or the last connection has ended: to connect takes its time, and nobody waits for it.
 		m.answers = m.peer.answers.Load()
 		seen, err := m.fresh(looking, m.connectTimeout())
-		switch v, known := verdictOf(err), Health(m.peer.health.Load()) != HealthUnknown; {
+		switch v, known := pgfault.Check(err), Health(m.peer.health.Load()) != HealthUnknown; {
 		case err == nil || ctx.Err() != nil:
 		case looking.Err() != nil:
 			return m.probe(ctx)
-		case known && v.passes(): // there may be other witnesses
-			if v.blamesPeer() {
+		case known && v.Transient(): // there may be other witnesses
+			if v.BlamesServer() {
 				m.peer.accuse(err)
 			}
 			return m.probe(ctx)
@@ -423,7 +425,7 @@ func (m *monitor) regular(ctx context.Context) error {
 		return ctx.Err()
 	}
 	m.hangUp()
-	if looking.Err() == nil && verdictOf(err).blamesPeer() {
+	if looking.Err() == nil && pgfault.Check(err).BlamesServer() {
 		m.peer.accuse(err)
 	}
 	return m.probe(ctx)
@@ -513,7 +515,7 @@ func (m *monitor) askAround(ctx context.Context, patience time.Duration) (sight,
 		end()
 		<-own
 	}
-	draining := session != nil && verdictOf(dial.err).class == classStarting
+	draining := session != nil && pgfault.Check(dial.err).Class == pgfault.Starting
 	if dial.err == nil || session == nil || draining || !kept {
 		hangUp(old) // it would hold a shutdown up
 		kept = false
@@ -528,7 +530,7 @@ func (m *monitor) askAround(ctx context.Context, patience time.Duration) (sight,
 		m.conn = old
 	}
 	m.peer.faults.note(dial.err)
-	session.undialled = verdictOf(dial.err).class != classHere
+	session.undialled = pgfault.Check(dial.err).Class != pgfault.Local
 	return *session, nil
 }
 
@@ -557,7 +559,7 @@ func (m *monitor) recover(ctx context.Context) error {
 		m.peer.faults.note(failure)
 		m.unanswered()
 		was := HealthDown
-		if verdictOf(failure).class == classConfig {
+		if pgfault.Check(failure).Class == pgfault.Config {
 			was = HealthMisconfigured // it is back, and refuses us: callers are told at once, not after their wait
 		}
 		m.peer.owner.observe(observation{peer: m.peer, health: was, cause: failure})
@@ -626,24 +628,23 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 	if m.queues(err) {
 		return err
 	}
-	v := verdictOf(err)
-	var answer *pgconn.PgError
+	v := pgfault.Check(err)
 	var hook *hookError
 	var lookup *lookupError
 	switch unseen := Health(p.health.Load()) == HealthUnknown; {
-	case v.class == classHere && !unseen && !(errors.As(err, &lookup) && lookup.unknown()):
+	case v.Class == pgfault.Local && !unseen && !(errors.As(err, &lookup) && lookup.unknown()):
 		p.rise(observation{cause: err}, false) // as below; calls find out on the connections that there are
-	case v.class == classConfig, errors.As(err, &hook) && unseen:
+	case v.Class == pgfault.Config, errors.As(err, &hook) && unseen:
 		m.fall(HealthMisconfigured, err)
 	case errors.As(err, &hook):
 		p.rise(observation{cause: err}, false) // the server was not asked, so nothing is known against it
-	case v.class == classStarting:
+	case v.Class == pgfault.Starting:
 		to := HealthStarting
 		if seen.undialled || Health(p.health.Load()) == HealthDraining && p.sockets.used() {
 			to = HealthDraining // a server that starts has no sessions
 		}
 		m.fall(to, err)
-	case !v.blamesPeer() && errors.As(err, &answer):
+	case !v.BlamesServer() && pgfault.Answered(err):
 		// The server has answered, if only that it is full: it lives, and those who hold connections go on.
 		p.rise(observation{cause: err}, false)
 	default:
@@ -724,22 +725,22 @@ func jittered(d time.Duration) time.Duration {
 
 // backoff is the pause after a failed look.
 func (m *monitor) backoff(err error) time.Duration {
-	v := verdictOf(err)
+	v := pgfault.Check(err)
 	switch {
 	case err == errHeld:
 		return m.hold - min(m.peer.breaker.openFor(), m.hold) + time.Millisecond
-	case v.class == classStarting && time.Since(m.failing) <= eagerTime:
+	case v.Class == pgfault.Starting && time.Since(m.failing) <= eagerTime:
 		return jittered(retryStart)
-	case v.class == classStarting: // as where hot standby is disabled
+	case v.Class == pgfault.Starting: // as where hot standby is disabled
 		pause := maxRetry
 		if m.peer.owner.anybodyServes() {
 			pause = max(m.interval, maxRetry)
 		}
 		return jittered(pause)
-	case v.class == classConfig:
+	case v.Class == pgfault.Config:
 		pause := min(firstRetry<<min(m.failures-1, 8), maxRetry)
 		switch {
-		case triesPassword(err): // knocking fast with a wrong one locks accounts
+		case pgfault.CountsAsWrongPassword(err): // knocking fast with a wrong one locks accounts
 			pause = maxRetry << min(m.failures-1, 8)
 		case time.Since(m.failing) > eagerTime:
 			pause = m.interval

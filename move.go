@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // An address may lead to another server than it did: a service, a virtual address, a proxy's port. Sessions stay where they
@@ -182,7 +184,7 @@ func (p *peer) introduce(ctx context.Context, pg *pgconn.PgConn) (*sight, error)
 	defer cancel()
 	seen, err := p.monitor.ask(within, pg)
 	switch {
-	case err != nil && verdictOf(err).class == classOverload:
+	case err != nil && pgfault.Check(err).Class == pgfault.Overload:
 		return nil, err
 	case err != nil:
 		return nil, fmt.Errorf("%w: %v", errUntold, err) // without its type: whatever it is, no call was sent
@@ -229,8 +231,8 @@ func (p *peer) tellNewer(seen sight) {
 }
 
 var (
-	errUntold = errors.New("multipool: a new session does not tell which server it has met")
-	errLed    = errors.New("multipool: a new session has met a server that is not the primary any more")
+	errUntold = pgfault.Unavailable("multipool: a new session does not tell which server it has met")
+	errLed    = pgfault.Unavailable("multipool: a new session has met a server that is not the primary any more")
 
 	errSeveral = errors.New("sessions there lead to several servers")
 	errRepeats = errors.New("sessions there report another role than the server has")
@@ -283,7 +285,7 @@ func (e *undeclaredProxy) Error() string {
 func (w *wire) recovers(err error) bool {
 	p := w.peer
 	switch {
-	case p.solo, !p.asksRole(), !refusedBecauseOfRole(err):
+	case p.solo, !p.asksRole(), !pgfault.RefusedByStandby(err):
 		return false
 	case w.standby && Role(p.role.Load()) == RoleReplica:
 		return true

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgmultipool/multipool/internal/pgfault"
 	"github.com/pgmultipool/multipool/internal/sqltext"
 )
 
@@ -161,23 +162,23 @@ func (w *wire) end(ctx context.Context, err error) {
 		}
 		return
 	}
-	v := classify(evidence{err: err, ctx: ctx, phase: phaseRun, standby: w.standby})
+	v := pgfault.Statement(ctx, err, pgfault.Ending{Standby: w.standby})
 	w.reportOnce(v, err)
-	if w.peer.asksRole() && w.pg.TxStatus() == 'E' && refusedBecauseOfRole(err) {
+	if w.peer.asksRole() && w.pg.TxStatus() == 'E' && pgfault.RefusedByStandby(err) {
 		w.peer.monitor.mistrust() // elsewhere the session is asked: see recovers
 	}
-	if v.class == classCaller && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if v.Class == pgfault.Caller && errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		w.peer.doubt()
 	}
 }
 
 // reportOnce reports a statement's fault: pgx tells of one at its preparation and again at its end, and ends a batch
 // twice.
-func (w *wire) reportOnce(v verdict, err error) {
-	if w.reported && v.blamesPeer() {
+func (w *wire) reportOnce(v pgfault.Verdict, err error) {
+	if w.reported && v.BlamesServer() {
 		return
 	}
-	w.reported = v.blamesPeer()
+	w.reported = v.BlamesServer()
 	w.peer.report(w.generation, v, err)
 }
 
@@ -257,7 +258,7 @@ func (w *wire) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePr
 func (w *wire) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareEndData) {
 	// An error here reaches the end of the statement that needed it, but for a copy's, which pgx ends with nothing.
 	if d.Err != nil && !w.peer.solo && !w.gone {
-		w.reportOnce(classify(evidence{err: d.Err, ctx: ctx, phase: phaseRun, standby: w.standby}), d.Err)
+		w.reportOnce(pgfault.Statement(ctx, d.Err, pgfault.Ending{Standby: w.standby}), d.Err)
 	}
 	w.user.TracePrepareEnd(ctx, c, d)
 }
@@ -290,7 +291,7 @@ func (w *wire) TraceConnectEnd(ctx context.Context, d pgx.TraceConnectEndData) {
 		w.peer.knocks.ended(nil)
 	default:
 		w.peer.knocks.ended(d.Err)
-		v := classify(evidence{err: d.Err, ctx: ctx, phase: phaseAcquire})
+		v := pgfault.Acquire(ctx, d.Err, false)
 		w.peer.report(w.generation, v, d.Err)
 	}
 	w.config, w.own = nil, nil
@@ -457,8 +458,7 @@ func (w *wire) connected(pg *pgconn.PgConn) {
 
 // hostile notes that the program's own set-up of a connection cannot run on a standby: the peer leaves the reads.
 func (w *wire) hostile(err error) {
-	var pgErr *pgconn.PgError
-	if w.standby && !w.peer.solo && errors.As(err, &pgErr) && refusedByStandby(pgErr) {
+	if w.standby && !w.peer.solo && pgfault.RefusedByStandby(err) {
 		w.peer.owner.observe(observation{peer: w.peer, hostile: err})
 	}
 }

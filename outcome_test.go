@@ -5,111 +5,35 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
-// outcomes is the table of docs/outcomes.md: what is claimed of one statement, by what answers for it, the protocol and
-// whether its command tag had come.
-var outcomes = []struct {
-	answer string
-	err    *pgconn.PgError
-	lost   bool
-	// One statement that is done as a whole, under the extended and the simple protocol, before its tag and after it; and
-	// what may commit on its way, before any tag.
-	extended, extendedTagged, simple, simpleTagged, batch executed
-}{
-	{"an error of the statement", serverError("ERROR", "23505", "_bt_check_unique", ""), false,
-		executedNo, executedNo, executedNo, executedUnknown, executedInPart},
-	{"a deferred constraint, a serialization failure", serverError("ERROR", "40001", "PreCommit_CheckForSerializationFailure", ""), false,
-		executedNo, executedNo, executedNo, executedUnknown, executedInPart},
-	{"an error, and then the connection is lost", serverError("ERROR", "53200", "AllocSetAlloc", ""), true,
-		executedUnknown, executedUnknown, executedUnknown, executedUnknown, executedUnknown},
-	{"57014, query_canceled", serverError("ERROR", "57014", "ProcessInterrupts", ""), false,
-		executedNo, executedUnknown, executedNo, executedUnknown, executedUnknown},
-	{"57P01, admin_shutdown", serverError("FATAL", "57P01", "ProcessInterrupts", ""), true,
-		executedNo, executedUnknown, executedNo, executedUnknown, executedUnknown},
-	{"25P04, transaction_timeout", serverError("FATAL", "25P04", "ProcessInterrupts", ""), true,
-		executedNo, executedUnknown, executedNo, executedUnknown, executedUnknown},
-	{"57P02, crash_shutdown", serverError("FATAL", "57P02", "quickdie", ""), true,
-		executedUnknown, executedUnknown, executedUnknown, executedUnknown, executedUnknown},
-	{"57P05, 25P03: the session was idle", serverError("FATAL", "57P05", "ProcessInterrupts", ""), true,
-		executedNo, executedUnknown, executedNo, executedUnknown, executedNo},
-	{"another FATAL", serverError("FATAL", "53200", "AllocSetAlloc", ""), true,
-		executedUnknown, executedUnknown, executedUnknown, executedUnknown, executedUnknown},
-	{"PANIC", serverError("PANIC", "53100", "XLogWrite", ""), true,
-		executedUnknown, executedUnknown, executedUnknown, executedUnknown, executedUnknown},
-	{"PgBouncer: server login has been failing, query_wait_timeout", poolerError("query_wait_timeout"), true,
-		executedNo, executedNo, executedNo, executedNo, executedUnknown},
-	{"PgBouncer: anything else", poolerError("server conn crashed?"), true,
-		executedUnknown, executedUnknown, executedUnknown, executedUnknown, executedUnknown},
-	{"a proxy's own word", &pgconn.PgError{Severity: "ERROR", Code: "XX000", File: "pool_stream.c", Message: "unable to read data from DB node 2"}, false,
-		executedUnknown, executedUnknown, executedUnknown, executedUnknown, executedUnknown},
-}
-
-var executedNames = map[executed]string{executedNo: "no", executedUnknown: "unknown", executedInPart: "its own word"}
-
-func TestOutcomesAreClaimedByProtocol(t *testing.T) {
-	t.Parallel()
-	live := context.Background()
-	for _, o := range outcomes {
-		t.Run(o.answer, func(t *testing.T) {
-			for _, tc := range []struct {
-				end  ending
-				want executed
-			}{
-				{ending{}, o.extended},
-				{ending{tagged: true}, o.extendedTagged},
-				{ending{simple: true}, o.simple},
-				{ending{simple: true, tagged: true}, o.simpleTagged},
-				{ending{batch: true}, o.batch},
-				{ending{batch: true, simple: true}, o.batch},
-			} {
-				tc.end.lost = o.lost
-				for _, err := range []error{o.err, fmt.Errorf("scanning: %w", o.err)} {
-					require.Equal(t, executedNames[tc.want], executedNames[classify(tc.end.evidence(live, err)).executed], "%+v", tc.end)
-					marked := markUnknown(live, tc.end, err)
-					require.Equal(t, tc.want == executedUnknown, errors.Is(marked, ErrOutcomeUnknown), "%+v", tc.end)
-					require.ErrorIs(t, marked, err)
-				}
-			}
-		})
-	}
-}
-
-// The table of the documentation is this one.
-func TestOutcomesAreDocumented(t *testing.T) {
-	t.Parallel()
-	page, err := os.ReadFile("docs/outcomes.md")
-	require.NoError(t, err)
-	for _, o := range outcomes {
-		row := fmt.Sprintf("| %s | %s | %s | %s | %s | %s |", o.answer, executedNames[o.extended], executedNames[o.extendedTagged],
-			executedNames[o.simple], executedNames[o.simpleTagged], executedNames[o.batch])
-		require.True(t, strings.Contains(string(page), row), "docs/outcomes.md lacks the row\n%s", row)
-	}
-}
-
-func TestWithoutAnAnswerOnlyWhatWasNeverSentIsKnown(t *testing.T) {
+func TestAnErrorOfUnknownOutcomeIsMarkedAndNoOther(t *testing.T) {
 	t.Parallel()
 	live := context.Background()
 	for _, tc := range []struct {
-		err  error
-		end  ending
-		want executed
+		err    error
+		end    pgfault.Ending
+		marked bool
 	}{
-		{io.ErrUnexpectedEOF, ending{lost: true}, executedUnknown},
-		{io.ErrUnexpectedEOF, ending{lost: true, batch: true}, executedUnknown},
-		{errors.New("cannot encode $1"), ending{}, executedNo},
-		{errors.New("cannot encode $1"), ending{batch: true}, executedInPart},
-		{errors.New("received unexpected message"), ending{lost: true}, executedUnknown},
-		{pgx.ErrTxCommitRollback, ending{lost: true, tagged: true, simple: true}, executedNo},
+		{serverError("ERROR", "23505", "_bt_check_unique", ""), pgfault.Ending{}, false},
+		{serverError("ERROR", "23505", "_bt_check_unique", ""), pgfault.Ending{Simple: true, Tagged: true}, true},
+		{serverError("ERROR", "23505", "_bt_check_unique", ""), pgfault.Ending{Batch: true}, false},
+		{serverError("FATAL", "57P01", "ProcessInterrupts", ""), pgfault.Ending{Lost: true}, false},
+		{serverError("FATAL", "57P01", "ProcessInterrupts", ""), pgfault.Ending{Lost: true, Tagged: true}, true},
+		{io.ErrUnexpectedEOF, pgfault.Ending{Lost: true}, true},
+		{errors.New("cannot encode $1"), pgfault.Ending{}, false},
 	} {
-		require.Equal(t, tc.want, classify(tc.end.evidence(live, tc.err)).executed, "%v, %+v", tc.err, tc.end)
+		for _, err := range []error{tc.err, fmt.Errorf("scanning: %w", tc.err)} {
+			marked := markUnknown(live, tc.end, err)
+			require.Equal(t, tc.marked, errors.Is(marked, ErrOutcomeUnknown), "%v, %+v", err, tc.end)
+			require.ErrorIs(t, marked, err)
+		}
 	}
 }
 

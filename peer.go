@@ -8,8 +8,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // peer is one server: its pool, its breaker, its counters. It has an identity, not an index: snapshots point at it.
@@ -191,7 +192,7 @@ func (p *peer) take(ctx context.Context, n int32, in *intent, t *trail) (*pgxpoo
 // may be as large as its role's limit.
 func (p *peer) draw(ctx context.Context) (*pgxpool.Conn, error) {
 	c, err := p.drawInTurn(ctx)
-	for pause := 2 * time.Millisecond; err != nil && isFull(err) && p.monitor.yield(); pause *= 2 {
+	for pause := 2 * time.Millisecond; err != nil && pgfault.TooManyConnections(err) && p.monitor.yield(); pause *= 2 {
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -322,23 +323,23 @@ func (p *peer) isReplica() {
 
 // report takes in how a statement or a dial ended. Only what blames the peer, and is of the present generation, counts:
 // the first such fault makes the peer suspect and its monitor probe it at once; the breaker counts them all.
-func (p *peer) report(generation uint64, v verdict, err error) {
+func (p *peer) report(generation uint64, v pgfault.Verdict, err error) {
 	if p.owner.topology.Load() == nil {
 		return // the pool is being made; its monitors begin with a look
 	}
 	switch {
-	case v.class == classConfig:
+	case v.Class == pgfault.Config:
 		p.faults.note(err)
 		p.monitor.nudge()
-	case isFull(err):
+	case pgfault.TooManyConnections(err):
 		p.monitor.yield()
-	case v.class == classStarting && generation == p.generation.Load():
+	case v.Class == pgfault.Starting && generation == p.generation.Load():
 		// The server lives, and says so: whether it comes or goes is for the probe to find out. Its sessions go on.
 		p.faults.note(err)
 		p.suspect(err)
 		return
 	}
-	if !v.blamesPeer() || generation != p.generation.Load() || errors.Is(err, errPeerDown) {
+	if !v.BlamesServer() || generation != p.generation.Load() || errors.Is(err, errPeerDown) {
 		return
 	}
 	p.faults.note(err)
@@ -355,10 +356,10 @@ func (p *peer) met(err error) {
 		return
 	}
 	p.faults.note(err)
-	switch v := verdictOf(err); {
-	case v.class == classConfig:
+	switch v := pgfault.Check(err); {
+	case v.Class == pgfault.Config:
 		p.health.Store(int32(HealthMisconfigured))
-	case v.blamesPeer():
+	case v.BlamesServer():
 		p.health.Store(int32(HealthDown))
 	}
 }
@@ -513,8 +514,7 @@ func (p *peer) close(also func()) {
 		_, err = p.monitor.ask(ctx, c.PgConn()) // a pooler welcomes us whether or not there is a server
 	}
 	hangUp(c)
-	var answer *pgconn.PgError
-	if err == nil || failedHere(err) || errors.As(err, &answer) && verdictOf(err).class != classPeer {
+	if err == nil || pgfault.IsLocal(err) || pgfault.Answered(err) && pgfault.Check(err).Class != pgfault.Server {
 		p.sockets.cut(useNone, true) // what a caller left behind; the rest goes on
 	} else {
 		p.sockets.cut(useHeld, true)
@@ -612,8 +612,8 @@ func (k *knocks) wait(ctx, era context.Context) error {
 const maxHandshakes = 4
 
 var (
-	errPeerDown = errors.New("multipool: the peer is down")
-	errUnmade   = errors.New("multipool: a connection takes long to be made")
+	errPeerDown = pgfault.Unavailable("multipool: the peer is down")
+	errUnmade   = pgfault.Unavailable("multipool: a connection takes long to be made")
 	// pgx cancels what was running on a connection that it gives up. A COMMIT cannot be taken back; what the cancel would
 	// end is its wait for a synchronous standby (PostgreSQL documentation, 27.2.8.3), and so its safety.
 	errCommitting = errors.New("multipool: a COMMIT is not cancelled")

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgmultipool/multipool/internal/pgfault"
 	"github.com/pgmultipool/multipool/internal/sqltext"
 )
 
@@ -341,7 +342,7 @@ func timedRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 	}
 	r, err := queryRows(ctx, c, w, sql, args, one)
 	switch {
-	case err != nil && w.anew && metStale(err) && !w.pg.IsClosed():
+	case err != nil && w.anew && pgfault.Stale(err) && !w.pg.IsClosed():
 		return queryRows(ctx, c, w, sql, args, one)
 	case timed && err == nil:
 		w.peer.latency.note(time.Since(begun))

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgmultipool/multipool/internal/pgfault"
 	"github.com/pgmultipool/multipool/internal/pgtest"
 )
 
@@ -373,8 +374,8 @@ func TestPoolersThatAreFullAreNotAtFault(t *testing.T) {
 			var refused atomic.Int64
 			readers := keep(60, func(ctx context.Context) error {
 				err := s.pool.QueryRow(WithPreferReplica(ctx), "select pg_sleep(0.1)").Scan(new(any))
-				switch classify(evidence{err: err, ctx: ctx, phase: phaseRun}).class {
-				case classOverload, classCaller:
+				switch pgfault.Statement(ctx, err, pgfault.Ending{}).Class {
+				case pgfault.Overload, pgfault.Caller:
 					refused.Add(1)
 					return nil
 				}

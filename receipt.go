@@ -2,13 +2,12 @@ package multipool
 
 import (
 	"context"
-	"errors"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // receipt is what a transaction's outcome can be asked by.
@@ -40,14 +39,12 @@ func (tx *Tx) receipt(ctx context.Context, o pgx.TxOptions, standby bool) (recei
 		return s, nil
 	}
 	row, err := tx.wire.ask(ctx, whoAmI)
-	var pgErr *pgconn.PgError
 	switch {
 	case err == nil:
 		s.xid, s.system, s.timeline, s.redo, s.known = row[0], row[1], row[2], row[3], true
-	case !errors.As(err, &pgErr):
-	case pgErr.Code == "25P02": // in_failed_sql_transaction
+	case pgfault.InFailedTransaction(err):
 		return s, nil // f has swallowed an error: the COMMIT will say so
-	case slices.Contains(notServed, pgErr.Code):
+	case pgfault.Unsupported(err):
 		s.peer.noReceipts.Store(int64(s.peer.owner.clock() + noReceiptsFor))
 		return s, &noReceiptError{err}
 	}
@@ -120,8 +117,7 @@ func (w *wire) statusOf(ctx context.Context, s receipt) (txStatus, error) {
 		return statusUnknown, nil
 	}
 	row, err := w.ask(ctx, whatBecame, []byte(s.xid))
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && pgErr.Code == "22023" {
+	if pgfault.InvalidParameter(err) {
 		return statusAborted, nil // "in the future": the server knows of no such transaction any more, so it is lost
 	}
 	if err != nil {

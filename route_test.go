@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgmultipool/multipool/internal/pgfault"
 	"github.com/pgmultipool/multipool/internal/sqltext"
 )
 
@@ -345,14 +346,14 @@ func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
 
 	t.Run("what no other peer can cure ends the call", func(t *testing.T) {
 		t.Parallel()
-		for _, c := range []class{classApplication, classCaller, classClosed} {
+		for _, c := range []pgfault.Class{pgfault.Application, pgfault.Caller, pgfault.Closed} {
 			for _, op := range allOps {
 				for _, sent := range []bool{false, true} {
 					in := intentFor(op, RetryReads)
-					if c == classApplication && in.reads && !sent {
+					if c == pgfault.Application && in.reads && !sent {
 						continue // a hook has refused the peer
 					}
-					require.Equal(t, stepStop, in.after(verdict{c, executedNo}, sent, true), "class %d, operation %d", c, op)
+					require.Equal(t, stepStop, in.after(judged(c, pgfault.NotExecuted), sent, true), "class %d, operation %d", c, op)
 				}
 			}
 		}
@@ -360,25 +361,25 @@ func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
 
 	t.Run("a read for which a hook has refused the peer goes elsewhere, and nothing else does", func(t *testing.T) {
 		t.Parallel()
-		for _, c := range []class{classApplication, classBehind} {
+		for _, c := range []pgfault.Class{pgfault.Application, pgfault.Behind} {
 			for _, op := range allOps {
 				want := stepStop
 				if op.reads() {
 					want = stepElsewhere
 				}
 				in := intentFor(op, RetryNever)
-				require.Equal(t, want, in.after(verdict{c, executedNo}, false, true), "class %d, operation %d", c, op)
+				require.Equal(t, want, in.after(judged(c, pgfault.NotExecuted), false, true), "class %d, operation %d", c, op)
 			}
 		}
 	})
 
 	t.Run("what was not sent is free to go elsewhere", func(t *testing.T) {
 		t.Parallel()
-		for _, c := range []class{classPeer, classStarting, classConfig, classOverload, classRefused, classConflict} {
+		for _, c := range []pgfault.Class{pgfault.Server, pgfault.Starting, pgfault.Config, pgfault.Overload, pgfault.Refused, pgfault.Conflict} {
 			for _, op := range allOps {
 				for _, r := range []Retry{RetryInherit, RetrySafe, RetryReads, RetryNever} {
 					in := intentFor(op, r)
-					require.Equal(t, stepElsewhere, in.after(verdict{c, executedNo}, false, false), "class %d, operation %d", c, op)
+					require.Equal(t, stepElsewhere, in.after(judged(c, pgfault.NotExecuted), false, false), "class %d, operation %d", c, op)
 				}
 			}
 		}
@@ -387,10 +388,10 @@ func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
 	t.Run("a batch and a copy go on only when acquiring failed", func(t *testing.T) {
 		t.Parallel()
 		for _, op := range []operation{opBatch, opCopy} {
-			for c := classApplication; c <= classBehind; c++ {
+			for c := pgfault.Application; c <= pgfault.Behind; c++ {
 				for _, standby := range []bool{false, true} {
 					in := intentFor(op, RetryReads)
-					require.Equal(t, stepStop, in.after(verdict{c, executedNo}, true, standby), "class %d, operation %d", c, op)
+					require.Equal(t, stepStop, in.after(judged(c, pgfault.NotExecuted), true, standby), "class %d, operation %d", c, op)
 				}
 			}
 		}
@@ -398,22 +399,22 @@ func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
 
 	t.Run("nothing that was sent is sent again under RetryNever", func(t *testing.T) {
 		t.Parallel()
-		for c := classApplication; c <= classBehind; c++ {
+		for c := pgfault.Application; c <= pgfault.Behind; c++ {
 			for _, op := range allOps {
 				in := intentFor(op, RetryNever)
-				require.Equal(t, stepStop, in.after(verdict{c, executedNo}, true, true), "class %d, operation %d", c, op)
+				require.Equal(t, stepStop, in.after(judged(c, pgfault.NotExecuted), true, true), "class %d, operation %d", c, op)
 			}
 		}
 	})
 
-	lost, never := verdict{classPeer, executedUnknown}, verdict{classPeer, executedNo}
+	lost, never := judged(pgfault.Server, pgfault.Unknown), judged(pgfault.Server, pgfault.NotExecuted)
 	for _, tc := range []struct {
 		name    string
 		op      operation
 		need    sqltext.Need
 		target  Target
 		retry   Retry
-		verdict verdict
+		verdict pgfault.Verdict
 		standby bool
 		want    step
 	}{
@@ -433,23 +434,23 @@ func TestAfterDecidesWhatFollowsAFailure(t *testing.T) {
 		{"a read-only begin lost", opReadTx, 0, 0, 0, lost, false, stepElsewhere},
 		{"a ping lost", opPing, 0, 0, 0, lost, false, stepElsewhere},
 
-		{"a read refused by a standby", opQuery, sqltext.AnyServer, 0, 0, verdict{classRefused, executedNo}, true, stepPrimary},
-		{"a write refused by a standby", opExec, 0, 0, 0, verdict{classRefused, executedNo}, true, stepPrimary},
-		{"a begin refused by a standby", opBegin, 0, 0, 0, verdict{classRefused, executedNo}, true, stepPrimary},
-		{"... by one that was promoted", opQuery, sqltext.AnyServer, 0, 0, verdict{classRefused, executedNo}, false, stepStop},
-		{"... where a route insists", opExec, 0, TargetReplica, 0, verdict{classRefused, executedNo}, true, stepStop},
-		{"... where a route prefers", opExec, 0, TargetPreferReplica, 0, verdict{classRefused, executedNo}, true, stepStop},
-		{"... where TargetAny does not insist", opQuery, sqltext.AnyServer, TargetAny, 0, verdict{classRefused, executedNo}, true, stepPrimary},
+		{"a read refused by a standby", opQuery, sqltext.AnyServer, 0, 0, judged(pgfault.Refused, pgfault.NotExecuted), true, stepPrimary},
+		{"a write refused by a standby", opExec, 0, 0, 0, judged(pgfault.Refused, pgfault.NotExecuted), true, stepPrimary},
+		{"a begin refused by a standby", opBegin, 0, 0, 0, judged(pgfault.Refused, pgfault.NotExecuted), true, stepPrimary},
+		{"... by one that was promoted", opQuery, sqltext.AnyServer, 0, 0, judged(pgfault.Refused, pgfault.NotExecuted), false, stepStop},
+		{"... where a route insists", opExec, 0, TargetReplica, 0, judged(pgfault.Refused, pgfault.NotExecuted), true, stepStop},
+		{"... where a route prefers", opExec, 0, TargetPreferReplica, 0, judged(pgfault.Refused, pgfault.NotExecuted), true, stepStop},
+		{"... where TargetAny does not insist", opQuery, sqltext.AnyServer, TargetAny, 0, judged(pgfault.Refused, pgfault.NotExecuted), true, stepPrimary},
 
-		{"a read of what is not replayed yet", opQuery, sqltext.AnyServer, 0, 0, verdict{classBehind, executedNo}, true, stepPrimary},
-		{"... by a write", opExec, 0, 0, 0, verdict{classBehind, executedNo}, true, stepStop},
-		{"... where a route insists", opQuery, sqltext.AnyServer, TargetReplica, 0, verdict{classBehind, executedNo}, true, stepStop},
-		{"... on one that was promoted", opQuery, sqltext.AnyServer, 0, 0, verdict{classBehind, executedNo}, false, stepStop},
+		{"a read of what is not replayed yet", opQuery, sqltext.AnyServer, 0, 0, judged(pgfault.Behind, pgfault.NotExecuted), true, stepPrimary},
+		{"... by a write", opExec, 0, 0, 0, judged(pgfault.Behind, pgfault.NotExecuted), true, stepStop},
+		{"... where a route insists", opQuery, sqltext.AnyServer, TargetReplica, 0, judged(pgfault.Behind, pgfault.NotExecuted), true, stepStop},
+		{"... on one that was promoted", opQuery, sqltext.AnyServer, 0, 0, judged(pgfault.Behind, pgfault.NotExecuted), false, stepStop},
 
-		{"a read cancelled by replay", opQuery, sqltext.AnyServer, 0, 0, verdict{classConflict, executedNo}, true, stepElsewhere},
-		{"a read where there is no more room", opQuery, sqltext.AnyServer, 0, 0, verdict{classOverload, executedNo}, false, stepElsewhere},
-		{"a read on a server that shuts down", opQuery, sqltext.AnyServer, 0, 0, verdict{classStarting, executedUnknown}, true, stepElsewhere},
-		{"a read refused by configuration after it was sent", opQuery, sqltext.AnyServer, 0, 0, verdict{classConfig, executedUnknown}, true, stepStop},
+		{"a read cancelled by replay", opQuery, sqltext.AnyServer, 0, 0, judged(pgfault.Conflict, pgfault.NotExecuted), true, stepElsewhere},
+		{"a read where there is no more room", opQuery, sqltext.AnyServer, 0, 0, judged(pgfault.Overload, pgfault.NotExecuted), false, stepElsewhere},
+		{"a read on a server that shuts down", opQuery, sqltext.AnyServer, 0, 0, judged(pgfault.Starting, pgfault.Unknown), true, stepElsewhere},
+		{"a read refused by configuration after it was sent", opQuery, sqltext.AnyServer, 0, 0, judged(pgfault.Config, pgfault.Unknown), true, stepStop},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -509,4 +510,8 @@ func intentOn(p *MultiPool, ctx context.Context, op operation, sql string) (in i
 func intentOf(op operation, sql string, n sqltext.Need, r *resolution) (in intent) {
 	in.decide(op, sql, n, r)
 	return in
+}
+
+func judged(c pgfault.Class, o pgfault.Outcome) pgfault.Verdict {
+	return pgfault.Verdict{Class: c, Outcome: o}
 }

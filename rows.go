@@ -203,7 +203,7 @@ func (r *rows) again() (next *rows, more bool, err error) {
 	w := wireOf(r.conn.Conn())
 	call, been := w.row, w.been
 	f := failure{at: w.peer, err: r.Rows.Err(), sent: true, end: w.ending()}
-	f.end.recovers = w.recovers(f.err)
+	f.end.Recovers = w.recovers(f.err)
 	w.row = rowCall{}
 	r.end() // what comes next may need the connection's place
 	return f.at.owner.queryAgain(call, been, f)

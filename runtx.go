@@ -8,6 +8,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // RunTx runs f in a transaction and commits it; where f returns an error, or panics, it rolls back. The transaction goes
@@ -74,26 +76,25 @@ type runEnd struct {
 	readOnly   bool // by its options
 	lost       bool // its connection was gone before COMMIT was sent
 	committing bool // COMMIT was sent
-	commit     ending
+	commit     pgfault.Ending
 }
 
 // next decides what follows. It is pure but for reading ctx.
 func (e runEnd) next(ctx context.Context) runStep {
-	told := e.commit.evidence(ctx, e.err)
-	told.standby = e.standby
-	v := classify(told)
-	var pgErr *pgconn.PgError
+	told := e.commit
+	told.Standby = e.standby
+	v := pgfault.Statement(ctx, e.err, told)
 	var noReceipts *noReceiptError
 	switch {
-	case e.committing && v.executed == executedUnknown:
+	case e.committing && v.Outcome == pgfault.Unknown:
 		return runUnknown
-	case !errors.As(e.err, &pgErr):
-	case v.class == classConflict:
+	case !pgfault.Answered(e.err):
+	case v.Class == pgfault.Conflict:
 		return runOnPrimary
-	case v.class == classRefused && !e.readOnly, pgErr.Code == "40001", pgErr.Code == "40P01", errors.As(e.err, &noReceipts):
+	case v.Class == pgfault.Refused && !e.readOnly, pgfault.LostToAnother(e.err), errors.As(e.err, &noReceipts):
 		return runAgain
 	}
-	if e.lost && v.blamesPeer() || e.committing && (v.blamesPeer() || v.class == classCaller) {
+	if e.lost && v.BlamesServer() || e.committing && (v.BlamesServer() || v.Class == pgfault.Caller) {
 		return runAgain // before COMMIT was sent, or before it was done
 	}
 	return runStop
@@ -132,7 +133,7 @@ func (p *MultiPool) runOnce(ctx context.Context, o pgx.TxOptions, f func(pgx.Tx)
 // astray rolls a transaction back that was refused as by a standby, and reports whether it has met one at the address of a
 // primary.
 func (tx *Tx) astray(ctx context.Context, err error) bool {
-	if tx.conn == nil || !tx.wire.peer.asksRole() || !refusedBecauseOfRole(err) {
+	if tx.conn == nil || !tx.wire.peer.asksRole() || !pgfault.RefusedByStandby(err) {
 		return false
 	}
 	_ = tx.pgxTx.Rollback(ctx)
@@ -163,8 +164,7 @@ func (p *MultiPool) learnFrom(ctx context.Context, tx *Tx, end runEnd) runStep {
 		return runStop // f has ended it
 	}
 	forced := p.routeOf(ctx).explicit()
-	var pgErr *pgconn.PgError
-	refused := errors.As(end.err, &pgErr) && refusedByStandby(pgErr)
+	refused := pgfault.RefusedByStandby(end.err)
 	switch {
 	case forced && refused:
 		return runStop // a write forced on a replica shows the server's own error

@@ -20,6 +20,7 @@ import (
 
 	"github.com/pgmultipool/multipool/internal/netfault"
 	"github.com/pgmultipool/multipool/internal/pgfake"
+	"github.com/pgmultipool/multipool/internal/pgfault"
 	"github.com/pgmultipool/multipool/internal/pgtest"
 )
 
@@ -29,7 +30,7 @@ func TestARunIsRepeatedOnlyWhereItIsCertainlyNotCommitted(t *testing.T) {
 	serverError := func(code string) error {
 		return fmt.Errorf("f: %w", serverError("ERROR", code, "", ""))
 	}
-	tagged := ending{simple: true, tagged: true}
+	tagged := pgfault.Ending{Simple: true, Tagged: true}
 	done, cancel := context.WithCancel(context.Background())
 	cancel()
 	for _, tc := range []struct {
@@ -54,15 +55,15 @@ func TestARunIsRepeatedOnlyWhereItIsCertainlyNotCommitted(t *testing.T) {
 		{"lost before COMMIT", nil, runEnd{err: io.ErrUnexpectedEOF, lost: true}, runAgain},
 		{"lost before COMMIT, as COMMIT finds", nil, runEnd{err: pgconn.ErrConnClosed, lost: true}, runAgain},
 		{"lost in COMMIT", nil, runEnd{err: io.ErrUnexpectedEOF, committing: true}, runUnknown},
-		{"terminated in COMMIT, before it was done", nil, runEnd{err: fatal("57P01", "ProcessInterrupts"), committing: true, commit: ending{simple: true, lost: true}}, runAgain},
+		{"terminated in COMMIT, before it was done", nil, runEnd{err: fatal("57P01", "ProcessInterrupts"), committing: true, commit: pgfault.Ending{Simple: true, Lost: true}}, runAgain},
 		{"... after it", nil, runEnd{err: fatal("57P01", "ProcessInterrupts"), committing: true, commit: tagged}, runUnknown},
-		{"cancelled in COMMIT, before it was done", nil, runEnd{err: serverError("57014"), committing: true, commit: ending{simple: true}}, runStop},
+		{"cancelled in COMMIT, before it was done", nil, runEnd{err: serverError("57014"), committing: true, commit: pgfault.Ending{Simple: true}}, runStop},
 		{"... after it", nil, runEnd{err: serverError("57014"), committing: true, commit: tagged}, runUnknown},
-		{"terminated in a CommitQuery that may be anything", nil, runEnd{err: fatal("57P01", "ProcessInterrupts"), committing: true, commit: ending{simple: true, lost: true, batch: true}}, runUnknown},
-		{"given up in COMMIT without the server's word", nil, runEnd{err: errors.New("unexpected message"), committing: true, commit: ending{lost: true}}, runUnknown},
-		{"ended in COMMIT for want of memory", nil, runEnd{err: fatal("53200", "MemoryContextAlloc"), committing: true, commit: ending{lost: true}}, runUnknown},
+		{"terminated in a CommitQuery that may be anything", nil, runEnd{err: fatal("57P01", "ProcessInterrupts"), committing: true, commit: pgfault.Ending{Simple: true, Lost: true, Batch: true}}, runUnknown},
+		{"given up in COMMIT without the server's word", nil, runEnd{err: errors.New("unexpected message"), committing: true, commit: pgfault.Ending{Lost: true}}, runUnknown},
+		{"ended in COMMIT for want of memory", nil, runEnd{err: fatal("53200", "MemoryContextAlloc"), committing: true, commit: pgfault.Ending{Lost: true}}, runUnknown},
 		{"an error in COMMIT for want of space", nil, runEnd{err: serverError("53100"), committing: true}, runStop},
-		{"the same, and then the connection is lost", nil, runEnd{err: serverError("53100"), committing: true, commit: ending{lost: true}}, runUnknown},
+		{"the same, and then the connection is lost", nil, runEnd{err: serverError("53100"), committing: true, commit: pgfault.Ending{Lost: true}}, runUnknown},
 		{"f's own deadline", nil, runEnd{err: context.DeadlineExceeded, lost: true}, runStop},
 		{"the caller has gone", done, runEnd{err: context.Canceled, lost: true}, runStop},
 		{"the caller has gone in COMMIT", done, runEnd{err: io.ErrUnexpectedEOF, committing: true}, runUnknown},

@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // pgxTx is embedded under a name that is not exported.
@@ -88,7 +90,7 @@ func (tx *Tx) Rollback(ctx context.Context) error {
 }
 
 // commit is Commit without the mark, and returns what the connection tells after it.
-func (tx *Tx) commit(ctx context.Context) (end ending, err error) {
+func (tx *Tx) commit(ctx context.Context) (end pgfault.Ending, err error) {
 	err = tx.send(ctx)
 	end = tx.wire.ending() // now: a moment later the connection is somebody else's
 	tx.release()

@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
 // wire is ours of one connection: made with it, found from it, gone with it. Whatever belongs to a connection hangs
@@ -118,10 +120,10 @@ func (w *wire) newRows() *rows {
 }
 
 // ending is what the connection tells after a statement.
-func (w *wire) ending() ending {
-	return ending{
-		standby: w.standby, lost: w.pg.IsClosed(),
-		batch: !w.sent.whole(), tagged: w.sent.tagged, simple: w.sent.simply(w.mode),
+func (w *wire) ending() pgfault.Ending {
+	return pgfault.Ending{
+		Standby: w.standby, Lost: w.pg.IsClosed(),
+		Batch: !w.sent.whole(), Tagged: w.sent.tagged, Simple: w.sent.simply(w.mode),
 	}
 }
 
