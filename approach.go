@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgmultipool/multipool/internal/pgfault"
+	"github.com/pgmultipool/multipool/internal/quota"
 )
 
 // approach is the making of one connection of a pool that follows. A pool returns the error of a connect to its caller
@@ -369,7 +370,7 @@ func (a *approach) validate(ctx context.Context, pg *pgconn.PgConn) error {
 		return err
 	}
 	a.wire.at.Store(at)
-	if a.follower.kind != poolPrimary || q.owner.config.Mode == ModeOrdered || q.asked || pg.ParameterStatus("in_hot_standby") != "on" {
+	if a.follower.kind != quota.Primary || q.owner.config.Mode == ModeOrdered || q.asked || pg.ParameterStatus("in_hot_standby") != "on" {
 		return nil
 	}
 	if a.wire.generation == q.generation.Load() {

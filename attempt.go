@@ -348,7 +348,7 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 				in.place = placeReads // the primary last
 			}
 		}
-		if t.resent++; t.resent > maxResent || !p.budget.take() {
+		if t.resent++; t.resent > maxResent || !p.budget.Take(time.Now(), p.readsSoFar()) {
 			return false
 		}
 	}

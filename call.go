@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"sync"
+
+	"github.com/pgmultipool/multipool/internal/quota"
 )
 
 // call is one Acquire of a pool that follows: the context under which it runs, and what it holds until it has a
@@ -15,7 +17,7 @@ type call struct {
 	follower *follower
 
 	mu     sync.Mutex // a connection's making may outlive its call
-	at     *peer      // where it has a turn and counts for the load; nil: nowhere
+	at     *peer      // where it has a permit and counts for the load; nil: nowhere
 	guest  bool       // ... and a place among the reads that fell back to the primary
 	left   bool
 	failed error
@@ -51,7 +53,7 @@ func (c *call) fail(err error) {
 	c.end()
 }
 
-// enter waits for a peer and for a turn there.
+// enter waits for a peer and for a permit there.
 func (c *call) enter() error {
 	f := c.follower
 	if f.owner.closed.Load() {
@@ -70,7 +72,7 @@ func (c *call) enter() error {
 	}
 }
 
-// take waits for a turn at a peer while the pool has a use for it; errPeerDown: it has none any more.
+// take waits for a permit of a peer while the pool has a use for it; errPeerDown: it has none any more.
 func (c *call) take(q *peer, top *topology) error {
 	f := c.follower
 	q.load.out.Add(1)
@@ -80,7 +82,7 @@ func (c *call) take(q *peer, top *topology) error {
 		err = q.awaitPlace(c, q.guests, (*topology).hasReplica)
 	}
 	if err == nil {
-		err = q.awaitTurn(c, f.kind, func(top *topology) bool { return f.keeps(top, q) })
+		err = q.awaitPermit(c, f.kind, func(top *topology) bool { return f.keeps(top, q) })
 		if err != nil && guest {
 			<-q.guests
 		}
@@ -102,7 +104,7 @@ func (c *call) take(q *peer, top *topology) error {
 
 // guestAt reports whether the call is, at a peer, a read that has fallen back to the primary and leaves its reserve alone.
 func (c *call) guestAt(q *peer, top *topology) bool {
-	return q.guests != nil && top.fallback && c.follower.kind == poolReplicas
+	return q.guests != nil && top.fallback && c.follower.kind == quota.Replicas
 }
 
 // move takes the call to another peer if all that it has to have there is to be had at once.
@@ -113,10 +115,10 @@ func (c *call) move(q *peer, top *topology) bool {
 		return true
 	}
 	guest := c.guestAt(q, top)
-	if c.left || guest && !q.guests.try() {
+	if c.left || guest && !q.guests.Try() {
 		return false
 	}
-	if !q.turns.try(c.follower.kind) {
+	if !q.permits.Try(c.follower.kind) {
 		if guest {
 			<-q.guests
 		}
@@ -128,7 +130,7 @@ func (c *call) move(q *peer, top *topology) bool {
 	return true
 }
 
-// where is the peer at which the call has its turn, nil if it has none.
+// where is the peer at which the call has its permit, nil if it has none.
 func (c *call) where() *peer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -150,8 +152,8 @@ func (c *call) letGo() {
 	c.quit()
 }
 
-func depart(q *peer, k poolKind, guest bool) {
-	q.turns.give(k)
+func depart(q *peer, k quota.Pool, guest bool) {
+	q.permits.Release(k)
 	q.load.out.Add(-1)
 	if guest {
 		<-q.guests
@@ -162,7 +164,7 @@ func depart(q *peer, k poolKind, guest bool) {
 func (c *call) handOver(w *wire) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := outCall + outTurn + outOnce
+	out := outCall + outPermit + outOnce
 	if c.guest {
 		out += outGuest
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/quota"
 )
 
 // Primary returns a pgxpool for code that wants the concrete type and keeps it: every connection that it hands out is
@@ -36,7 +38,7 @@ import (
 //
 // Close of the MultiPool closes it, and waits for its connections; after that it is a closed pool. In a pool of one peer
 // it is that peer's own pool.
-func (p *MultiPool) PrimaryPool() *pgxpool.Pool { return p.followers.get(p, poolPrimary) }
+func (p *MultiPool) PrimaryPool() *pgxpool.Pool { return p.followers.get(p, quota.Primary) }
 
 // Replicas is [MultiPool.PrimaryPool] for reads: its connections are spread over the healthy replicas, and are the
 // primary's, but for Options.WriteReserve, where no replica can serve, as Query's are. A new connection goes to the
@@ -45,13 +47,13 @@ func (p *MultiPool) PrimaryPool() *pgxpool.Pool { return p.followers.get(p, pool
 // replica that has just come back is owed a tenth of its share at first and all of it after ten seconds.
 //
 // What it hands out are sessions that cannot write, but where the primary stands in.
-func (p *MultiPool) ReplicaPool() *pgxpool.Pool { return p.followers.get(p, poolReplicas) }
+func (p *MultiPool) ReplicaPool() *pgxpool.Pool { return p.followers.get(p, quota.Replicas) }
 
 // WaitForPrimary returns nil once there is a primary that takes writes, at once if there is. It waits until ctx ends,
 // whatever Options.Wait and MaxWaiting say; its error then matches [ErrNoPrimary] and the context's. A closed pool
 // answers [ErrClosedPool]. A pool of one peer, which nobody watches, asks its server until it is no standby.
 func (p *MultiPool) WaitForPrimary(ctx context.Context) error {
-	in := wantsOf(poolPrimary)
+	in := wantsOf(quota.Primary)
 	var t trail
 	p.waits(&p.attending)
 	defer p.attending.Add(-1)
@@ -91,7 +93,7 @@ type followers struct {
 }
 
 // get returns a pool that follows, and makes it if it is not there yet.
-func (f *followers) get(p *MultiPool, k poolKind) *pgxpool.Pool {
+func (f *followers) get(p *MultiPool, k quota.Pool) *pgxpool.Pool {
 	if p.solo {
 		return p.peers()[0].pool
 	}
@@ -143,14 +145,14 @@ func (f *followers) reset() {
 // reads the topology and publishes nothing.
 type follower struct {
 	owner   *MultiPool
-	kind    poolKind
+	kind    quota.Pool
 	intent  intent
 	user    *pgxpool.Config // the program's hooks
 	pool    *pgxpool.Pool
 	surplus atomic.Pointer[peer] // has one connection too many; nil: none has
 }
 
-func newFollower(p *MultiPool, k poolKind) *follower {
+func newFollower(p *MultiPool, k quota.Pool) *follower {
 	f := &follower{owner: p, kind: k, intent: wantsOf(k), user: p.peers()[0].config}
 	for _, q := range p.peers() {
 		q.shared.Store(true)
@@ -164,8 +166,8 @@ func newFollower(p *MultiPool, k poolKind) *follower {
 }
 
 // wantsOf is what the calls of a pool that follows want.
-func wantsOf(k poolKind) intent {
-	if k == poolReplicas {
+func wantsOf(k quota.Pool) intent {
+	if k == quota.Replicas {
 		return intent{op: opReadTx, place: placeReads, reads: true, reason: ReasonRead}
 	}
 	return intent{op: opAcquire, place: placePrimary, reason: ReasonWrite}
@@ -180,7 +182,7 @@ func (f *follower) compose() *pgxpool.Config {
 		c.ConnConfig = f.owner.config.Config.ConnConfig.Copy() // of all hosts, for who copies it: the approach has its own
 	}
 	if c.ConnConfig.ValidateConnect == nil && f.owner.config.Mode == ModeReplicated {
-		c.ConnConfig.ValidateConnect = f.kind.check()
+		c.ConnConfig.ValidateConnect = checkOf(f.kind)
 	}
 	c.ConnConfig.Tracer = &followTracer{poolTracer: newPoolTracer(f.owner, f.user.ConnConfig.Tracer), follower: f}
 	c.BeforeConnect = f.beforeConnect
@@ -190,11 +192,11 @@ func (f *follower) compose() *pgxpool.Config {
 	return c
 }
 
-// maxConns is room for the connections of all peers, and of more that there may be some day: the seats bound it in truth.
+// maxConns is room for the connections of all peers, and of more that there may be some day: the slots are the true bound.
 func (f *follower) maxConns() int32 {
 	most, all := int64(1), int64(0)
 	for _, q := range f.owner.peers() {
-		limit := int64(q.seats.limit)
+		limit := int64(q.slots.Limit)
 		most, all = max(most, limit), all+limit
 	}
 	return int32(min(max(all, maxDiscovered*most), math.MaxInt32))
@@ -209,7 +211,7 @@ func (f *follower) keeps(top *topology, q *peer) bool {
 		return true
 	}
 	m := top.member(q)
-	return f.kind == poolReplicas && m != nil && m.health == HealthSuspect && m.role == RoleReplica
+	return f.kind == quota.Replicas && m != nil && m.health == HealthSuspect && m.role == RoleReplica
 }
 
 // seek returns the peer that a call, or a connection, is to go to, and waits for one where there is none. Before it waits it has
@@ -244,7 +246,7 @@ func (f *follower) forConn(top *topology, tried *tried) (chosen *peer) {
 		if tried.has(q) {
 			continue
 		}
-		has := float64(q.seats.of(f.kind)+1) / float64(max(q.load.share.Load(), 1))
+		has := float64(q.slots.Of(f.kind)+1) / float64(max(q.load.share.Load(), 1))
 		switch {
 		case has < least:
 			chosen, least, alike = q, has, 1
@@ -260,7 +262,7 @@ func (f *follower) forConn(top *topology, tried *tried) (chosen *peer) {
 // run closes what is idle of peers that the pool has no use for any more, until the owner closes.
 func (f *follower) run() {
 	var tick <-chan time.Time
-	if f.kind == poolReplicas {
+	if f.kind == quota.Replicas {
 		ticker := time.NewTicker(watchTick)
 		defer ticker.Stop()
 		tick = ticker.C
@@ -287,7 +289,7 @@ func (f *follower) run() {
 // in use is judged when it is released.
 func (f *follower) sweep(top *topology, before []*peer) {
 	for _, q := range slices.Concat(f.owner.peers(), before) { // one may have been removed
-		if (q.seats.of(f.kind) > 0 || contains(before, q)) && !f.keeps(top, q) {
+		if (q.slots.Of(f.kind) > 0 || contains(before, q)) && !f.keeps(top, q) {
 			for _, c := range f.pool.AcquireAllIdle(sweeping{context.Background()}) {
 				c.Release()
 			}
@@ -305,12 +307,12 @@ func (f *follower) overfull(top *topology) (most *peer) {
 	list := f.candidates(top)
 	conns, shares := 0.0, 0.0
 	for _, q := range list {
-		conns += float64(q.seats.of(f.kind))
+		conns += float64(q.slots.Of(f.kind))
 		shares += float64(q.load.share.Load())
 	}
 	over, under := 0.0, 0.0
 	for _, q := range list {
-		more := float64(q.seats.of(f.kind)) - conns*float64(q.load.share.Load())/shares
+		more := float64(q.slots.Of(f.kind)) - conns*float64(q.load.share.Load())/shares
 		if more > over {
 			most, over = q, more
 		}
@@ -323,7 +325,7 @@ func (f *follower) overfull(top *topology) (most *peer) {
 }
 
 // prepareConn has the last word on a connection that is to be handed out: its peer must be one of the pool's, and its
-// call moves there with its turn.
+// call moves there with its permit.
 func (f *follower) prepareConn(say func(context.Context, *pgx.Conn) (bool, error)) func(context.Context, *pgx.Conn) (bool, error) {
 	return func(ctx context.Context, conn *pgx.Conn) (bool, error) {
 		w := wireOf(conn)
@@ -338,7 +340,7 @@ func (f *follower) prepareConn(say func(context.Context, *pgx.Conn) (bool, error
 		}
 		c, _ := ctx.(*call)
 		if c != nil && !c.move(w.peer, top) {
-			return false, nil // no room for the call there: somebody is about to want its seat
+			return false, nil // no room for the call there: somebody is about to want its slot
 		}
 		ok, err := w.claim(ctx, conn, say)
 		if ok && err == nil && c != nil {
@@ -361,7 +363,7 @@ type followTracer struct {
 	follower *follower
 }
 
-// TraceAcquireStart waits for a peer and a turn there, under the caller's own context: behind the pool nothing knows
+// TraceAcquireStart waits for a peer and a permit there, under the caller's own context: behind the pool nothing knows
 // that. Where there is none to be had the call goes on with a context that has ended, with the error.
 func (t *followTracer) TraceAcquireStart(ctx context.Context, pool *pgxpool.Pool, d pgxpool.TraceAcquireStartData) context.Context {
 	ctx = t.tellAcquire(ctx, pool, d)

@@ -24,6 +24,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmultipool/multipool/internal/pgtest"
+	"github.com/pgmultipool/multipool/internal/quota"
 )
 
 // The pools that follow, on real servers.
@@ -225,7 +226,7 @@ func TestMaxConnsHoldsForEachServer(t *testing.T) {
 			over = time.Now()
 		}
 		require.True(t, overs < 50 || time.Since(over) < 500*time.Millisecond, "%d sessions", n)
-		require.LessOrEqual(t, p.peers()[0].seats.total(), int32(most))
+		require.LessOrEqual(t, p.peers()[0].slots.Taken(), int32(most))
 		at = max(at, n)
 	}
 	ownCalls, failed := own.dismiss()
@@ -259,7 +260,7 @@ func TestReplicasAreEvenAgainAfterARestart(t *testing.T) {
 	spread := func() (low, high int32) {
 		low = 100
 		for _, q := range p.peers()[1:] {
-			n := q.seats.of(poolReplicas)
+			n := q.slots.Of(quota.Replicas)
 			low, high = min(low, n), max(high, n)
 		}
 		return low, high
@@ -285,7 +286,7 @@ func TestReplicasAreEvenAgainAfterARestart(t *testing.T) {
 		t.Logf("%d x %s", n, text)
 	}
 	assert.LessOrEqual(t, errors, 8, "what was in flight there")
-	assert.Zero(t, p.peers()[0].seats.of(poolReplicas), "the primary was spared")
+	assert.Zero(t, p.peers()[0].slots.Of(quota.Replicas), "the primary was spared")
 }
 
 func TestPasswordsOfAFollowingPoolAreEachServersOwn(t *testing.T) {
@@ -307,10 +308,4 @@ func TestPasswordsOfAFollowingPoolAreEachServersOwn(t *testing.T) {
 	require.NoError(t, c.Standbys()[0].Promote())
 	_, err = p.PrimaryPool().Exec(testContext(t), "insert into t values (1)")
 	require.NoError(t, err)
-}
-
-func (s *seats) total() int32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.sum()
 }

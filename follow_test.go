@@ -15,12 +15,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmultipool/multipool/internal/pgfake"
+	"github.com/pgmultipool/multipool/internal/quota"
 )
 
 // serverOf tells by which peer a connection of a pool is served.
 func serverOf(c *pgxpool.Conn) string { return wireOf(c.Conn()).peer.name }
 
-// atRest tests that nobody holds a turn, and that there is a seat for each connection and no other.
+// atRest tests that no call holds a permit, and that there is a slot for every connection and no other.
 func (x *fakes) atRest() {
 	x.t.Helper()
 	settled()
@@ -28,20 +29,14 @@ func (x *fakes) atRest() {
 		conns, looks := 0, 0 // of monitors that have given their own connections up: each has a turn while it is under way
 		q.sockets.wires(func(w *wire) {
 			conns++
-			if out := w.out.Load(); out&outTurn != 0 && out&outCall == 0 {
+			if out := w.out.Load(); out&outPermit != 0 && out&outCall == 0 {
 				looks++
 			}
 		})
-		q.seats.mu.Lock()
-		assert.EqualValues(x.t, conns, q.seats.sum(), "%s: seats", q.name)
-		assert.Zero(x.t, q.seats.wants, "%s: who wants a seat", q.name)
-		q.seats.mu.Unlock()
-		q.turns.mu.Lock()
-		assert.EqualValues(x.t, looks, q.turns.sum(), "%s: turns", q.name)
-		for k := range poolKinds {
-			assert.Empty(x.t, q.turns.queue[k], "%s: who waits for a turn", q.name)
-		}
-		q.turns.mu.Unlock()
+		assert.EqualValues(x.t, conns, q.slots.Taken(), "%s: slots", q.name)
+		assert.Zero(x.t, q.slots.Waiting(), "%s: connections that wait for a slot", q.name)
+		assert.EqualValues(x.t, looks, q.permits.InUse(), "%s: permits", q.name)
+		assert.Zero(x.t, q.permits.Waiting(), "%s: calls that wait for a permit", q.name)
 		assert.Zero(x.t, q.load.busy(), "%s: load", q.name)
 		assert.Empty(x.t, q.guests, "%s: guests", q.name)
 		assert.Empty(x.t, q.dials, "%s: handshakes", q.name)
@@ -485,7 +480,7 @@ func TestReplicasAreSpreadAndEvenedOut(t *testing.T) {
 		spread := func() map[string]int {
 			out := map[string]int{}
 			for _, q := range x.pool.peers() {
-				if n := q.seats.of(poolReplicas); n > 0 {
+				if n := q.slots.Of(quota.Replicas); n > 0 {
 					out[q.name] = int(n)
 				}
 			}
@@ -830,7 +825,7 @@ func TestNothingIsLostCountOfWhateverHappens(t *testing.T) {
 					p.StartupError("")
 				}
 				for _, q := range x.pool.peers() {
-					assert.LessOrEqual(t, q.seats.total(), int32(3))
+					assert.LessOrEqual(t, q.slots.Taken(), int32(3))
 				}
 				time.Sleep(500 * time.Millisecond)
 			}
@@ -1077,29 +1072,6 @@ func TestAWaitIsNotTakenFromTheConnectTimeout(t *testing.T) {
 		assert.Equal(t, before.Trips, x.peer("primary").Trips)
 		x.atRest()
 	})
-}
-
-func TestNobodyStarvesWhereThreePoolsShareOneConnection(t *testing.T) {
-	all := turns{limit: 1}
-	require.Nil(t, all.ask(poolOwn))
-	var called [poolKinds]<-chan struct{}
-	for k := range poolKinds {
-		called[k] = all.ask(k)
-	}
-	served, at := map[poolKind]int{}, poolOwn
-	for range 300 {
-		all.give(at)
-		for k, turn := range called {
-			select {
-			case <-turn:
-				at = poolKind(k)
-				served[at]++
-				called[k] = all.ask(at)
-			default:
-			}
-		}
-	}
-	assert.Equal(t, map[poolKind]int{poolOwn: 100, poolPrimary: 100, poolReplicas: 100}, served)
 }
 
 // With pgx before 5.13 database/sql executed it three times.

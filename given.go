@@ -10,6 +10,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/quota"
 )
 
 // What Config gives out is for pgx and pgxpool: they send every run-time parameter to the server, and connect to the first
@@ -83,9 +85,10 @@ func preferReplica(ctx context.Context, pg *pgconn.PgConn) error {
 	return pgconn.ValidateConnectTargetSessionAttrsPreferStandby(ctx, pg)
 }
 
-// check chooses the server of a connection that the program makes itself, from a copy of the pool's configuration.
-func (k poolKind) check() pgconn.ValidateConnectFunc {
-	if k == poolReplicas {
+// checkOf returns what chooses the server of a connection that the program makes itself, from a copy of the configuration of
+// the pool that follows.
+func checkOf(k quota.Pool) pgconn.ValidateConnectFunc {
+	if k == quota.Replicas {
 		return preferReplica
 	}
 	return wantPrimary

@@ -97,6 +97,7 @@ const (
 
 	rootPath    = "github.com/pgmultipool/multipool"
 	faultPath   = rootPath + "/internal/pgfault"
+	quotaPath   = rootPath + "/internal/quota"
 	sqltextPath = rootPath + "/internal/sqltext"
 )
 
@@ -104,6 +105,7 @@ const (
 // what it keeps away from in it. The compiler sees to it that they know nothing of the root.
 var closed = map[string]struct{ imports, abstains []string }{
 	"pgfault": {[]string{pgxPath, pgconnPath, puddlePath}, []string{"os", "sync"}},
+	"quota":   {nil, []string{"context", "net", "os"}},
 	"sqltext": {nil, []string{"context", "net", "os", "time"}},
 }
 
@@ -112,9 +114,8 @@ var closed = map[string]struct{ imports, abstains []string }{
 var imports = map[string][]string{
 	// the front
 	"doc.go":        {},
-	"pool.go":       {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath},
+	"pool.go":       {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath, quotaPath},
 	"attempt.go":    {pgconnPath, poolPath, puddlePath, sqltextPath, faultPath},
-	"budget.go":     {},
 	"news.go":       {},
 	"options.go":    {pgxPath, pgconnPath, poolPath},
 	"template.go":   {pgxPath, pgconnPath, poolPath},
@@ -129,9 +130,9 @@ var imports = map[string][]string{
 	"runtx.go":      {pgxPath, pgconnPath, faultPath},
 	"receipt.go":    {pgxPath, poolPath, faultPath},
 	"router.go":     {pgxPath, pgconnPath, poolPath},
-	"follow.go":     {pgxPath, poolPath, puddlePath},
-	"call.go":       {puddlePath},
-	"approach.go":   {pgxPath, pgconnPath, faultPath},
+	"follow.go":     {pgxPath, poolPath, quotaPath},
+	"call.go":       {quotaPath},
+	"approach.go":   {pgxPath, pgconnPath, faultPath, quotaPath},
 	"drain.go":      {},
 	"live.go":       {},
 	"discover.go":   {pgxPath, poolPath},
@@ -155,15 +156,15 @@ var imports = map[string][]string{
 	"lsn.go":      {},
 
 	// the back
-	"peer.go":      {poolPath, faultPath},
+	"peer.go":      {poolPath, faultPath, quotaPath},
 	"compose.go":   {pgxPath, pgconnPath, poolPath},
-	"given.go":     {pgconnPath, protoPath, poolPath},
+	"given.go":     {pgconnPath, protoPath, poolPath, quotaPath},
 	"address.go":   {pgconnPath},
-	"wire.go":      {pgxPath, pgconnPath, faultPath},
-	"sockets.go":   {},
+	"wire.go":      {pgxPath, pgconnPath, faultPath, quotaPath},
+	"sockets.go":   {quotaPath},
 	"cancel.go":    {pgconnPath},
-	"seats.go":     {},
-	"reserve.go":   {poolPath},
+	"slots.go":     {quotaPath},
+	"reserve.go":   {poolPath, quotaPath},
 	"peek.go":      {poolPath},
 	"keepalive.go": {},
 	"observe.go":   {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath},

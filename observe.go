@@ -350,7 +350,7 @@ func ownTracer(t pgx.QueryTracer) pgx.QueryTracer {
 
 func (t *poolTracer) TraceRelease(pool *pgxpool.Pool, d pgxpool.TraceReleaseData) {
 	if w := wireOf(d.Conn); w != nil && pool == t.pool {
-		if w.peer.shared.Load() && w.peer.seats.wanted() {
+		if w.peer.shared.Load() && w.peer.slots.Waiting() > 0 {
 			farewell(d.Conn)
 		}
 		w.released()
@@ -420,7 +420,7 @@ func (w *wire) released() {
 	closed, hook := w.pg.IsClosed(), w.peer.config.AfterRelease != nil
 	rest := useNone
 	if hook || closed && w.peer.shared.Load() {
-		rest = useNew // the program has it, or pgx is cleaning up behind it: it has its seat until it is closed
+		rest = useNew // the program has it, or pgx is cleaning up behind it: it has its slot until it is closed
 	}
 	for use := w.use.Load(); use != useCut && !w.use.CompareAndSwap(use, rest); {
 		use = w.use.Load()

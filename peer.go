@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgmultipool/multipool/internal/pgfault"
+	"github.com/pgmultipool/multipool/internal/quota"
 )
 
 // peer is one server: its pool, its breaker, its counters. It has an identity, not an index: snapshots point at it.
@@ -42,8 +43,8 @@ type peer struct {
 	knocks     knocks
 	number     int32                 // tells it from the pool's other peers, also from those that were
 	sighted    atomic.Pointer[sight] // by the last look that told which server it is
-	guests     places                // for reads that fell back to the primary; nil: no limit
-	writers    places                // for writes that may wait for a standby; nil: no limit
+	guests     quota.Bulkhead        // for reads that fell back to the primary; nil: no limit
+	writers    quota.Bulkhead        // for writes that may wait for a standby; nil: no limit
 	awaits     atomic.Bool           // the last look found a primary whose commits wait for standbys
 
 	// verdicts orders what opens and closes the breaker with what is published of it; observe is called under it.
@@ -64,12 +65,13 @@ type peer struct {
 	answers atomic.Int64 // statements that have ended well, through a pooler
 	sent    int64        // picks.writes at the watch's last tick; the watch's alone
 
-	load   load
-	turns  turns
-	seats  seats
-	picks  *counters
-	faults faultLog
-	rate   faultRate
+	load    load
+	permits quota.Permits
+	slots   quota.Slots
+	made    atomic.Int32 // connections of its own pool that there are
+	picks   *counters
+	faults  faultLog
+	rate    faultRate
 
 	latency   latencies
 	roundTrip roundTrip // of the monitor's looks
@@ -143,7 +145,7 @@ func newPeer(owner *MultiPool, c peerConfig) (*peer, error) {
 	p.era.Store(newEra())
 	p.dials = make(chan struct{}, maxHandshakes)
 	p.behind.forget()
-	p.load.limit, p.turns.limit, p.seats.limit = c.pool.MaxConns, c.pool.MaxConns, c.pool.MaxConns
+	p.load.limit, p.permits.Limit, p.slots.Limit = c.pool.MaxConns, c.pool.MaxConns, c.pool.MaxConns
 	p.load.weight = c.Weight
 	p.load.share.Store(fullShare)
 	p.load.exhausted = p.exhausted
@@ -180,7 +182,7 @@ func (p *peer) take(ctx context.Context, n int32, in *intent, t *trail) (*pgxpoo
 		return p.takePlace(ctx, p.guests, outGuest, (*topology).hasReplica)
 	case in.commits() && p.awaits.Load() && p.writers != nil:
 		return p.takePlace(ctx, p.writers, outWriter, nil)
-	case (n > p.seats.made.Load() || p.knocks.failing.Load()) && !p.solo:
+	case (n > p.made.Load() || p.knocks.failing.Load()) && !p.solo:
 		// A connection that is being closed counts among those that are made: where no other would take its place for long,
 		// everybody is patient.
 		return p.takePatiently(ctx, *in, t.tried)
@@ -208,38 +210,38 @@ func (p *peer) drawInTurn(ctx context.Context) (c *pgxpool.Conn, err error) {
 	if !p.shared.Load() {
 		return p.pool.Acquire(ctx)
 	}
-	if err := p.awaitTurn(ctx, poolOwn, nil); err != nil {
+	if err := p.awaitPermit(ctx, quota.Own, nil); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if c == nil { // as in acquire
-			p.turns.give(poolOwn)
+			p.permits.Release(quota.Own)
 		}
 	}()
 	if c, err = p.pool.Acquire(ctx); err != nil {
 		return nil, err
 	}
-	wireOf(c.Conn()).out.Or(outTurn)
+	wireOf(c.Conn()).out.Or(outPermit)
 	return c, nil
 }
 
 // lend takes a connection out of the pool for a look. The program's tracer is not told.
 func (p *peer) lend(ctx context.Context) (*pgxpool.Conn, error) {
 	shared := p.shared.Load()
-	if shared && !p.turns.try(poolOwn) {
+	if shared && !p.permits.Try(quota.Own) {
 		return nil, errNoSession
 	}
 	c, err := p.pool.Acquire(warming{ctx})
 	if err != nil {
 		if shared {
-			p.turns.give(poolOwn)
+			p.permits.Release(quota.Own)
 		}
 		return nil, err
 	}
 	w := wireOf(c.Conn())
 	w.quiet = true
 	if shared {
-		w.out.Or(outTurn)
+		w.out.Or(outPermit)
 	}
 	return c, nil
 }
@@ -249,7 +251,7 @@ func (p *peer) lend(ctx context.Context) (*pgxpool.Conn, error) {
 // if another peer has one free then.
 func (p *peer) takePatiently(ctx context.Context, in intent, been tried) (*pgxpool.Conn, error) {
 	stallAfter := p.owner.config.StallAfter
-	if stallAfter < 0 || p.seats.made.Load() >= p.load.limit && !p.knocks.failing.Load() {
+	if stallAfter < 0 || p.made.Load() >= p.load.limit && !p.knocks.failing.Load() {
 		return p.takeWhileUp(ctx)
 	}
 	within, leave := context.WithCancelCause(ctx)
@@ -294,11 +296,11 @@ func (p *peer) hasToSpare() bool {
 }
 
 // hasFree reports whether a call would find a connection that is made already.
-func (p *peer) hasFree() bool { return p.load.out.Load() < p.seats.made.Load() && p.hasToSpare() }
+func (p *peer) hasFree() bool { return p.load.out.Load() < p.made.Load() && p.hasToSpare() }
 
-// exhausted asks the pool, or the turns where it shares the server, whether a call would have to wait for somebody else's connection.
+// exhausted asks the pool, or the permits if it shares the server, whether a call would have to wait for somebody else's connection.
 func (p *peer) exhausted() bool {
-	if p.shared.Load() && p.turns.full() {
+	if p.shared.Load() && p.permits.Full() {
 		return true
 	}
 	s := p.pool.Stat()

@@ -13,8 +13,12 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/pgmultipool/multipool/internal/pgfault"
+	"github.com/pgmultipool/multipool/internal/quota"
 	"github.com/pgmultipool/multipool/internal/sqltext"
 )
+
+// minRetries is the least reserve of the budget of statements that are sent again.
+const minRetries = 100
 
 // Pool is [MultiPool] under pgxpool's name, for programs that swap the import of pgxpool for this package.
 type Pool = MultiPool
@@ -55,7 +59,7 @@ type MultiPool struct {
 	hooks    Hooks
 	herald   *herald
 	texts    sqltext.Cache // where the texts of calls may run
-	budget   budget
+	budget   quota.RetryBudget
 
 	begun     time.Time // of the pool's clock
 	positions positions // of the primary
@@ -122,8 +126,7 @@ func Open(ctx context.Context, config Options) (*MultiPool, error) {
 	p.lagEvery.Store(math.MaxInt64)
 	p.lookFor(complete.MaxLag)
 	p.lifetime, p.stop = context.WithCancel(context.WithoutCancel(ctx))
-	p.budget.reserve = max(minReserve, 2*int64(complete.Config.MaxConns))
-	p.budget.reads = p.readsSoFar
+	p.budget.Reserve = max(minRetries, 2*int64(complete.Config.MaxConns))
 	p.herald = newHerald(complete.Hooks)
 	p.seeds = peers
 	if err := p.addPeers(peers); err != nil {

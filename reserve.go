@@ -2,53 +2,30 @@ package multipool
 
 import (
 	"context"
-	"math"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-)
 
-// places are rights to use a connection of a peer that calls of one kind have: fewer than there are connections, so that
-// calls of that kind leave some alone.
-type places chan struct{}
+	"github.com/pgmultipool/multipool/internal/quota"
+)
 
 // readReserve is the part of a primary's connections that writes leave alone whose commits wait for standbys: while no
 // standby answers such writes hold their connections, and reads must not wait with them.
 const readReserve = 0.1
 
-// placesBeside returns the places of calls that leave a share of limit connections alone, one at least. One place is left
-// to them.
-func placesBeside(share float64, limit int32) places {
-	if share <= 0 {
-		return nil
-	}
-	kept := max(1, int(math.Ceil(share*float64(limit))))
-	return make(places, max(1, int(limit)-kept))
-}
-
 // reserve limits the connections of writes that wait for standbys, and of reads that have fallen back to this peer as the
 // primary.
 func (p *peer) reserve(c *Options) {
 	if c.Mode == ModeReplicated {
-		p.guests = placesBeside(c.WriteReserve, p.load.limit)
+		p.guests = quota.NewBulkhead(c.WriteReserve, p.load.limit)
 	}
 	if p.load.limit > 1 {
-		p.writers = placesBeside(readReserve, p.load.limit)
-	}
-}
-
-// try takes a place if one is free.
-func (s places) try() bool {
-	select {
-	case s <- struct{}{}:
-		return true
-	default:
-		return false
+		p.writers = quota.NewBulkhead(readReserve, p.load.limit)
 	}
 }
 
 // takePlace takes a place and a connection, which holds it from then on as bit says: no longer than the peer stands, and no
 // longer than until better says that a call of the kind is better off elsewhere; nil: never.
-func (p *peer) takePlace(ctx context.Context, s places, bit int32, better func(*topology) bool) (c *pgxpool.Conn, err error) {
+func (p *peer) takePlace(ctx context.Context, s quota.Bulkhead, bit int32, better func(*topology) bool) (c *pgxpool.Conn, err error) {
 	if err := p.awaitPlace(ctx, s, better); err != nil {
 		return nil, err
 	}
@@ -66,9 +43,9 @@ func (p *peer) takePlace(ctx context.Context, s places, bit int32, better func(*
 
 // awaitPlace waits for a place. One that is free is taken whatever the news, since the replica that is up again may be one
 // that has just failed the call.
-func (p *peer) awaitPlace(ctx context.Context, s places, better func(*topology) bool) error {
+func (p *peer) awaitPlace(ctx context.Context, s quota.Bulkhead, better func(*topology) bool) error {
 	top := p.owner.topology.Load()
-	for was := top; !s.try(); top = p.owner.topology.Load() {
+	for was := top; !s.Try(); top = p.owner.topology.Load() {
 		if better != nil && !better(was) && better(top) {
 			return errPeerDown // it is not, but a replica is up
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
@@ -476,7 +475,7 @@ func TestAWriteThatMayHaveCommittedOnItsWayIsNotSentAgain(t *testing.T) {
 			t.Parallel()
 			p := routedPool(t, Route{}, nil, "a", "b")
 			p.topology.Store(tell(newTopology(ModeReplicated, p.peers(), make([]Role, 2)), primaryUp("a", 1), replicaUp("b")))
-			p.budget.reserve, p.budget.since, p.budget.reads = 10, time.Now(), func() int64 { return 0 }
+			p.budget.Reserve = 10
 			a := p.peers()[0]
 			a.role.Store(int32(RolePrimary))
 			in, err := intentOn(p, context.Background(), op, sql)

@@ -90,7 +90,7 @@ func TestARefusalByAStandbyIsNoRetry(t *testing.T) {
 		bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
 			settled()
 			refusing(x)
-			for x.pool.budget.take() {
+			for x.pool.budget.Take(time.Now(), x.pool.readsSoFar()) {
 			}
 			for i := range 10 {
 				rows, err := x.pool.Query(ctx, fmt.Sprintf("select place_order($1) -- %d", i), 1)

@@ -4,6 +4,8 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+
+	"github.com/pgmultipool/multipool/internal/quota"
 )
 
 // socket is the raw network connection of a wire, under TLS. It is the peer's hold on a connection that somebody else
@@ -90,7 +92,7 @@ func (w *wire) cutOff() {
 }
 
 // evict closes an idle connection, of another pool than k if there is one, and reports whether there was any.
-func (r *sockets) evict(k poolKind) bool {
+func (r *sockets) evict(k quota.Pool) bool {
 	s := r.idle(k)
 	if s == nil {
 		return false
@@ -99,7 +101,7 @@ func (r *sockets) evict(k poolKind) bool {
 	return true
 }
 
-func (r *sockets) idle(k poolKind) *socket {
+func (r *sockets) idle(k quota.Pool) *socket {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var own *socket

@@ -25,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/pgmultipool/multipool/internal/pgtest"
+	"github.com/pgmultipool/multipool/internal/quota"
 )
 
 // What we put into a configuration or a connection is not to be found in what the program makes of a copy.
@@ -417,7 +418,7 @@ func TestASecondConnectionLeavesTheFirstAlone(t *testing.T) {
 			}
 			conns := int32(0)
 			q.sockets.wires(func(*wire) { conns++ })
-			if q.seats.of(poolOwn) != conns {
+			if q.slots.Of(quota.Own) != conns {
 				return false
 			}
 		}
@@ -446,9 +447,9 @@ func TestAHijackedConnectionGoesOn(t *testing.T) {
 			require.NoError(t, second.Exec(ctx, "select 1").Close())
 			require.NoError(t, second.Close(ctx))
 			assert.Nil(t, second.CustomData()[wireKey])
-			assert.Equal(t, seatHeld, w.seat.Load())
+			assert.Equal(t, slotHeld, w.slot.Load())
 			require.NoError(t, again.Close(ctx))
-			assert.Equal(t, seatNone, w.seat.Load())
+			assert.Equal(t, slotNone, w.slot.Load())
 			settled()
 			assert.GreaterOrEqual(t, before, x.pool.peers()[0].sockets.len()+x.pool.peers()[1].sockets.len()-1)
 		}

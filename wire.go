@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/pgmultipool/multipool/internal/pgfault"
+	"github.com/pgmultipool/multipool/internal/quota"
 )
 
 // wire is ours of one connection: made with it, found from it, gone with it. Whatever belongs to a connection hangs
@@ -50,7 +51,7 @@ type wire struct {
 	dialling bool                 // holds a place among the peer's handshakes
 	quiet    bool                 // taken and released by ourselves: the program's tracer is not told
 	swept    bool                 // by a sweep, for which the program's PrepareConn was not asked: nor is its AfterRelease
-	pool     poolKind             // whose connection it is
+	pool     quota.Pool           // whose connection it is
 	approach *approach            // how a connection of a pool that follows is being made; nil: it is not
 	eye      eye                  // on the raw socket
 	noted    uint32               // seq of the last read that the watch has noted as long; the watch's alone
@@ -58,7 +59,7 @@ type wire struct {
 	calls    int32                // out's upper part at the watch's last tick; the watch's alone
 
 	at      atomic.Pointer[sight] // what the session has told of its server at its beginning; nil: it was not asked
-	seat    atomic.Int32
+	slot    atomic.Int32
 	counted atomic.Bool            // among the peer's connections that are made
 	born    time.Time              // before it was counted
 	main    atomic.Pointer[socket] // the connection itself, of several tries the last
@@ -70,7 +71,7 @@ const slabLen = 64
 // What a connection is used for, as far as it matters to who would cut it.
 const (
 	useNew  int32 = iota // being made, or left behind by a caller who has gone
-	useNone              // idle in the pool: whoever wants it claims it, and whoever wants its seat evicts it
+	useNone              // idle in the pool: whoever wants it claims it, and whoever wants its slot evicts it
 	useRead              // a read that has not handed out a row and may be sent again elsewhere
 	useRow               // the same, whose row is here, and its caller has yet to scan it
 	useHeld              // anything else: a write, a transaction, a stream, a connection that the program holds
@@ -80,7 +81,7 @@ const (
 // What a call that has the connection counts for: each is a bit.
 const (
 	outCall   int32 = 1 << iota // in the peer's load
-	outTurn                     // for one of its turns
+	outPermit                   // for one of its permits
 	outGuest                    // for a place among the reads that fell back to it as the primary
 	outWriter                   // for a place among the writes that may wait for a standby
 
@@ -89,11 +90,11 @@ const (
 	outAll  = outOnce - 1
 )
 
-// Whether the connection has a seat.
+// Whether the connection has a slot.
 const (
-	seatNone  int32 = iota
-	seatTaken       // it is being made
-	seatHeld        // until its socket is closed
+	slotNone  int32 = iota
+	slotTaken       // it is being made
+	slotHeld        // until its socket is closed
 )
 
 // wireKey is where a connection's CustomData holds its wire.
@@ -165,34 +166,34 @@ func (w *wire) leave() {
 	if out&outWriter != 0 {
 		<-w.peer.writers
 	}
-	if out&outTurn != 0 {
-		w.peer.turns.give(w.pool)
+	if out&outPermit != 0 {
+		w.peer.permits.Release(w.pool)
 	}
 	if out&outCall != 0 {
 		w.peer.load.out.Add(-1)
 	}
 }
 
-// vacate gives the seat of a connection back that has been made.
+// vacate gives the slot of a connection that has been made back.
 func (w *wire) vacate() {
 	w.uncount()
-	if w.seat.CompareAndSwap(seatHeld, seatNone) {
-		w.peer.seats.give(w.pool)
+	if w.slot.CompareAndSwap(slotHeld, slotNone) {
+		w.peer.slots.Release(w.pool)
 	}
 }
 
 // count counts the connection among those of the peer's own pool that are made.
 func (w *wire) count() {
-	if w.pool == poolOwn {
+	if w.pool == quota.Own {
 		w.born = time.Now()
 		w.counted.Store(true)
-		w.peer.seats.made.Add(1)
+		w.peer.made.Add(1)
 	}
 }
 
 func (w *wire) uncount() {
 	if w.counted.CompareAndSwap(true, false) {
-		w.peer.seats.made.Add(-1)
+		w.peer.made.Add(-1)
 	}
 }
 
@@ -204,26 +205,26 @@ func (w *wire) age(now time.Time) {
 	}
 }
 
-// sit takes a seat of the peer's for a connection that is to be made.
+// sit takes a slot of the peer for a connection that is to be made.
 func (w *wire) sit(ctx context.Context) error {
-	if err := w.peer.sit(ctx, w.pool); err != nil {
+	if err := w.peer.awaitSlot(ctx, w.pool); err != nil {
 		return err
 	}
-	w.seat.Store(seatTaken)
+	w.slot.Store(slotTaken)
 	return nil
 }
 
-// stand gives the seat of a connection back that has not been made.
+// stand gives back the slot of a connection that has not been made.
 func (w *wire) stand() {
-	if w.seat.Swap(seatNone) != seatNone {
-		w.peer.seats.give(w.pool)
+	if w.slot.Swap(slotNone) != slotNone {
+		w.peer.slots.Release(w.pool)
 	}
 }
 
-// made makes the seat last as long as the socket, which may be closed already.
+// made makes the slot last as long as the socket, which may be closed already.
 func (w *wire) made() {
 	w.count()
-	w.seat.CompareAndSwap(seatTaken, seatHeld)
+	w.slot.CompareAndSwap(slotTaken, slotHeld)
 	if s := w.main.Load(); s == nil || s.closed.Load() {
 		w.vacate()
 	}
