@@ -51,6 +51,7 @@ bench: postgres ## all benchmarks
 
 bench-check: postgres ## measure what the documentation promises, and fail where it does not hold
 	MULTIPOOL_BENCH_CHECK=1 go test -count=1 -v -run TestCheck $(ARGS) ./bench
+	MULTIPOOL_BENCH_CHECK=1 go test -count=1 -v -run 'TestAPromotionAfterAKill|TestASwitchover' .
 
 fuzz: ## every fuzz target for FUZZTIME (30s) each
 	@sh scripts/fuzz.sh $(FUZZTIME)
