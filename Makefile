@@ -23,6 +23,7 @@ guides: postgres ## run the programs of docs/guides, for those who come from Dja
 test: postgres pgbouncer haproxy ## the tests of the root module, with the race detector, on real servers (8 minutes at most)
 	@sh scripts/test.sh $(ARGS)
 
+test-all: export MULTIPOOL_RIVER = 1
 test-all: test test-modules test-servers test-platforms guides test-versions ## everything but Patroni, the soak and fuzzing (two hours)
 
 test-modules: postgres ## the tests of the nested modules, of libraries on the pool among them, and those on pgx 5.12
