@@ -179,7 +179,7 @@ func TestRunTxRunsAgainAfterSerializationFailuresAndDeadlocks(t *testing.T) {
 		})
 	}
 	all.Wait()
-	require.EqualValues(t, 3, runs.Load(), "one of the two ran again")
+	require.GreaterOrEqual(t, runs.Load(), int64(3), "one of the two ran again, and may have met the other once more")
 	n, err = c.Primary().Int(ctx, "select sum(n) from deadlock")
 	require.NoError(t, err)
 	require.EqualValues(t, 4, n)
