@@ -54,12 +54,13 @@ func TestTheTextsOfEnumerations(t *testing.T) {
 	t.Parallel()
 	testLabels(t, "role", RoleUnknown, "unknown", "primary", "replica")
 	testLabels(t, "mode", ModeReplicated, "replicated", "equivalent", "ordered")
-	testLabels(t, "target", TargetAuto, "auto", "primary", "prefer-replica", "replica", "any")
+	testLabels(t, "target", TargetInherit, "inherit", "auto", "primary", "prefer-replica", "replica", "any")
 	testLabels(t, "retry", RetryInherit, "inherit", "safe", "reads", "never")
-	testLabels(t, "reason", ReasonRead,
-		"read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "solo")
+	testLabels(t, "reason", ReasonNone,
+		"none", "read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "solo")
 	testLabels(t, "health", HealthUnknown, "unknown", "up", "suspect", "down", "misconfigured", "draining", "starting", "gone")
 	testLabels(t, "breaker state", BreakerClosed, "closed", "open", "half-open")
+	testLabels(t, "kind", KindNone, "none", "read", "write")
 	testLabels(t, "intent", IntentRead, "read", "primary", "replica")
 	testLabels(t, "why", WhyNone,
 		"none", "unknown", "suspect", "down", "misconfigured", "draining", "starting", "drained", "other-cluster", "same-server",
