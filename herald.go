@@ -2,6 +2,8 @@ package multipool
 
 import (
 	"context"
+	"reflect"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -133,7 +135,7 @@ func (h *herald) run(ctx context.Context) {
 	for {
 		select {
 		case deliver := <-h.events:
-			deliver()
+			callHooks(deliver)
 			continue
 		default:
 		}
@@ -141,7 +143,33 @@ func (h *herald) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case deliver := <-h.events:
-			deliver()
+			callHooks(deliver)
+		}
+	}
+}
+
+// callHooks is the function under which every hook of a herald runs; see insideHook.
+//
+//go:noinline
+func callHooks(deliver func()) { deliver() }
+
+// insideHook reports whether its caller was called by a hook of a herald, of whichever pool: then callHooks is on the stack.
+// A pool's herald cannot tell who calls: any goroutine may call Close while a hook runs.
+func insideHook() bool {
+	under := reflect.ValueOf(callHooks).Pointer()
+	pcs := make([]uintptr, 64)
+	n := runtime.Callers(1, pcs)
+	for ; n == len(pcs); n = runtime.Callers(1, pcs) {
+		pcs = make([]uintptr, 2*len(pcs))
+	}
+	frames := runtime.CallersFrames(pcs[:n])
+	for {
+		frame, more := frames.Next()
+		if frame.Entry == under {
+			return true
+		}
+		if !more {
+			return false
 		}
 	}
 }

@@ -136,7 +136,8 @@ type PrimaryEvent struct {
 
 // Hooks are told what happens. A nil func is skipped. All but Routed are called in order, by one goroutine of the
 // pool's; where one is slow, up to 256 events wait, and more are discarded and counted (Status.Discarded). They may use the
-// pool, but must not call its Close, which waits for them.
+// pool, and close it: inside a hook Close does not wait for the hooks. A hook that waits for another goroutine's Close waits
+// for ever, since that waits for the hook.
 type Hooks struct {
 	// PeerChanged is called when a peer's health or role has changed, or it has become slow or quick, fit or unfit to be
 	// read; when it is drained or resumed, added or removed. With nothing changed and a Cause that says what is wrong it is

@@ -39,7 +39,7 @@ type Options struct {
 	// operator. Until the first answer calls wait;
 	// where that fails, or takes two seconds, or nobody takes writes and nothing can be discovered, Peers or the hosts
 	// of Config.ConnConfig are used. An error, an empty list, or one of more than 64 peers changes nothing else; Status
-	// tells it. It must heed its context, which ends after five seconds, and not call the pool's Close. See
+	// tells it. It must heed its context, which ends after five seconds. See
 	// [DiscoverDNS], [DiscoverSRV], [DiscoverReplication]. Key multipool_discover.
 	Discover Discoverer
 

@@ -89,6 +89,7 @@ type MultiPool struct {
 	seeds     []peerConfig // the peers of the configuration
 	stop      context.CancelFunc
 	monitors  sync.WaitGroup
+	telling   sync.WaitGroup // the herald
 }
 
 // settleTime is how long the first calls wait for peers that have not answered yet, where others have.
@@ -212,7 +213,7 @@ func (p *MultiPool) start() {
 	w := &watch{pool: p}
 	p.monitors.Go(func() { w.run(p.lifetime) })
 	if p.herald != nil {
-		p.monitors.Go(func() { p.herald.run(p.lifetime) })
+		p.telling.Go(func() { p.herald.run(p.lifetime) })
 	}
 }
 
@@ -241,8 +242,9 @@ func (p *MultiPool) clock() time.Duration { return time.Since(p.begun) }
 
 // Close closes all connections of all peers and rejects further calls with [ErrClosedPool]. It blocks until every
 // connection that the program holds has been returned, as pgxpool's does, and until every goroutine of the pool has
-// ended. A server on which something still runs after a second is asked whether it is there, and where it does not
-// answer its connections are cut; but not in a pool of one peer. Close may be called more than once.
+// ended and every event has been told to the [Hooks]. A server on which something still runs after a second is asked whether
+// it is there, and where it does not answer its connections are cut; but not in a pool of one peer. Close may be called more
+// than once, and inside a hook: there it waits for no hook, and events that wait are told after it has returned.
 func (p *MultiPool) Close() {
 	p.closeOnce.Do(func() {
 		p.changing.Lock()
@@ -261,6 +263,9 @@ func (p *MultiPool) Close() {
 		}
 		pools.Wait()
 	})
+	if !insideHook() { // which would wait for itself
+		p.telling.Wait()
+	}
 }
 
 // calm ends what waits for a time.
