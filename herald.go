@@ -19,12 +19,19 @@ type herald struct {
 
 const heraldQueue = 256
 
-// newHerald returns nil where there is nothing to tell.
-func newHerald(h *Hooks) *herald {
+// newHerald returns nil where there is nothing to tell. Every event that it tells has the name of its pool.
+func newHerald(pool string, h *Hooks) *herald {
 	if h.PeerChanged == nil && h.PrimaryChanged == nil {
 		return nil
 	}
-	return &herald{hooks: h, events: make(chan func(), heraldQueue)}
+	labelled := &Hooks{}
+	if f := h.PeerChanged; f != nil {
+		labelled.PeerChanged = func(e PeerEvent) { e.Pool = pool; f(e) }
+	}
+	if f := h.PrimaryChanged; f != nil {
+		labelled.PrimaryChanged = func(e PrimaryEvent) { e.Pool = pool; f(e) }
+	}
+	return &herald{hooks: labelled, events: make(chan func(), heraldQueue)}
 }
 
 // tell queues what an observation has changed. It is called in the order of publication, and never blocks.

@@ -2,6 +2,8 @@ package multipool
 
 import (
 	"context"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,4 +100,43 @@ func TestCloseOfAnotherWaitsForTheHooks(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAPoolHasANameInAllThatItTells(t *testing.T) {
+	withoutEnvironment(t)
+	for name, of := range map[string]struct {
+		options Options
+		dsn     string
+	}{
+		"orders":  {Options{Name: "orders"}, "postgres://app@a,b/shop?multipool_name=other"},
+		"by key":  {Options{}, "host=a,b user=app dbname=shop multipool_name='by key'"},
+		"shop":    {Options{}, "postgres://app@a,b/shop"},
+		"app":     {Options{}, "postgres://app@a,b"},
+		"of solo": {Options{Name: "of solo"}, "postgres://app@a/shop"},
+	} {
+		of.options.Config, _ = ParseConfig(of.dsn)
+		complete, _ := completed(t, of.options)
+		assert.Equal(t, name, complete.Name)
+	}
+
+	var log strings.Builder // of the one goroutine that calls hooks
+	var mu sync.Mutex
+	names := map[string]int{}
+	bubble(t, 1, func(c *Options) {
+		c.Name = "orders"
+		c.Hooks = JoinHooks(SlogHooks(testLogger(&log)), &Hooks{
+			PeerChanged:    func(e PeerEvent) { mu.Lock(); names[e.Pool]++; mu.Unlock() },
+			PrimaryChanged: func(e PrimaryEvent) { mu.Lock(); names[e.Pool]++; mu.Unlock() },
+		})
+	}, func(ctx context.Context, x *fakes) {
+		settled()
+		assert.Equal(t, "orders", x.pool.Status().Name)
+		x.pool.Close()
+		assert.Equal(t, map[string]int{"orders": 3}, names)
+		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+		assert.Len(t, lines, 3)
+		for _, line := range lines {
+			assert.Contains(t, line, "pool=orders")
+		}
+	})
 }

@@ -83,6 +83,7 @@ type Decision struct {
 
 // PeerEvent is a change of one peer.
 type PeerEvent struct {
+	Pool     string `json:"pool"` // Options.Name
 	Peer     string `json:"peer"`
 	Role     Role   `json:"role"`
 	FromRole Role   `json:"from_role"`
@@ -124,6 +125,7 @@ func (e *PeerEvent) UnmarshalJSON(data []byte) error {
 
 // PrimaryEvent is a change of which peer takes the writes, or of which claim to.
 type PrimaryEvent struct {
+	Pool     string    `json:"pool"`             // Options.Name
 	Primary  string    `json:"primary"`          // the primary's name; "" while there is none. One that is down is the primary until it is replaced
 	Previous string    `json:"previous"`         // before
 	Timeline uint32    `json:"timeline"`         // the cluster's; 0: not known
@@ -190,8 +192,8 @@ func both[E any](first, second func(E)) func(E) {
 
 // SlogHooks returns hooks that log changes of peers: a fall, and a replica that is unfit to be read, as a warning, the
 // rest as information; a suspicion, which most often ends in nothing, for debugging only. A new primary is information,
-// none a warning, a dispute about it an error. Every message says one thing, and its attributes say what has changed. The
-// messages are:
+// none a warning, a dispute about it an error. Every message says one thing, and its attributes say in which pool, and what has
+// changed. The messages are:
 //
 //	multipool: peer changed
 //	multipool: peer added
@@ -217,7 +219,7 @@ func SlogHooks(l *slog.Logger) *Hooks {
 
 // peerLine is the line of an event: the peer and its role, and what has changed.
 func peerLine(e PeerEvent) (level slog.Level, message string, attrs []slog.Attr) {
-	attrs = []slog.Attr{slog.String("peer", e.Peer), slog.String("role", e.Role.String())}
+	attrs = []slog.Attr{slog.String("pool", e.Pool), slog.String("peer", e.Peer), slog.String("role", e.Role.String())}
 	known := len(attrs)
 	if e.Role != e.FromRole {
 		attrs = append(attrs, slog.String("from_role", e.FromRole.String()))
@@ -263,6 +265,7 @@ func logPrimary(l *slog.Logger, e PrimaryEvent) {
 	primary, timeline := slog.String("primary", e.Primary), slog.Uint64("timeline", uint64(e.Timeline))
 	rivals := slog.Any("rivals", e.Rivals)
 	log := func(level slog.Level, message string, attrs ...slog.Attr) {
+		attrs = append([]slog.Attr{slog.String("pool", e.Pool)}, attrs...)
 		if e.Next != "" {
 			attrs = append(attrs, slog.String("next", e.Next))
 		}

@@ -190,10 +190,14 @@ level=ERROR msg="multipool: another server claims to be the primary" primary=b t
 		})))
 		switch e := tc.event.(type) {
 		case PeerEvent:
+			e.Pool = "orders"
 			hooks.PeerChanged(e)
 		case PrimaryEvent:
+			e.Pool = "orders"
 			hooks.PrimaryChanged(e)
 		}
-		require.Equal(t, tc.want, strings.TrimSpace(log.String()))
+		lines := strings.TrimSpace(log.String())
+		require.Equal(t, strings.Count(lines, "level="), strings.Count(lines, ` pool=orders p`)+strings.Count(lines, ` pool=orders forgot`))
+		require.Equal(t, tc.want, strings.ReplaceAll(lines, " pool=orders", ""))
 	}
 }

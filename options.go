@@ -28,6 +28,10 @@ type Options struct {
 	// RuntimeParams are taken from there; a field of this struct that is not zero wins over its key.
 	Config *pgxpool.Config
 
+	// Name tells the pool from others of the program: a label of logs, events, metrics and Status, and nothing else. Default:
+	// the database of Config, or its user where it has none. Key multipool_name.
+	Name string
+
 	// Peers are the servers. Empty: the hosts of Config.ConnConfig and its Fallbacks.
 	Peers []Peer
 
@@ -183,6 +187,10 @@ type setting struct {
 }
 
 var settings = []setting{
+	{"multipool_name", func(c *Options, v string) error {
+		c.Name = cmp.Or(c.Name, v)
+		return nil
+	}},
 	{"multipool_mode", func(c *Options, v string) error {
 		return setName(&c.Mode, modeNames[:], v)
 	}},
@@ -312,6 +320,7 @@ func setDuration(field *time.Duration, v string) error {
 // it up, or when its peer is found to be down. The error of a multipool_* or pool_* key names the key, the value
 // and the bound; none holds a password.
 //
+//   - multipool_name: the pool's name in logs and metrics (default the database)
 //   - multipool_mode: replicated, equivalent, ordered (default replicated)
 //   - multipool_return_after: duration string (default 10s; 0: at once)
 //   - multipool_discover: none, dns (all addresses of the hosts), srv (the host is the name of SRV records), replication (the
@@ -474,6 +483,7 @@ func (c Options) complete() (Options, []peerConfig, error) {
 	if err := c.takeKeys(c.Config.ConnConfig.RuntimeParams); err != nil {
 		return c, nil, err
 	}
+	c.Name = cmp.Or(c.Name, c.Config.ConnConfig.Database, c.Config.ConnConfig.User) // the user's is the server's default, too
 	peers, err := c.derivePeers()
 	if err != nil {
 		return c, nil, err

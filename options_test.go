@@ -96,6 +96,7 @@ func TestEveryKeySetsItsField(t *testing.T) {
 		{"multipool_balancer", "default", func(c Options) any { return c.Balancer }, nil},
 		{"multipool_balancer", "round-robin", func(c Options) any { return reflect.TypeOf(c.Balancer) }, reflect.TypeOf(RoundRobin())},
 		{"multipool_balancer", "nearest", func(c Options) any { return c.Balancer }, Nearest()},
+		{"multipool_name", "orders", func(c Options) any { return c.Name }, "orders"},
 		{"multipool_zone", "eu-1a", func(c Options) any { return c.Zone }, "eu-1a"},
 		{"multipool_zone", "", func(c Options) any { return c.Zone }, ""},
 		{"multipool_max_lag", "10s", func(c Options) any { return c.MaxLag }, Lag{Time: 10 * time.Second}},
@@ -419,7 +420,7 @@ func TestTheDocumentationOfParseConfigListsTheKeys(t *testing.T) {
 		c := Options{Config: plainPool(t)}
 		none := s.set(&c, "0s") == nil || s.set(&c, "0") == nil
 		switch s.key {
-		case "multipool_zone", "multipool_monitor_conns", "multipool_max_lag": // where 0 is a name, false, and the default
+		case "multipool_name", "multipool_zone", "multipool_monitor_conns", "multipool_max_lag": // where 0 is a name, false, and the default
 			continue
 		}
 		require.Equal(t, none, strings.Contains(lines[s.key], "; 0: "), s.key)

@@ -128,7 +128,7 @@ func Open(ctx context.Context, config Options) (*MultiPool, error) {
 	p.lookFor(complete.MaxLag)
 	p.lifetime, p.stop = context.WithCancel(context.WithoutCancel(ctx))
 	p.budget.Reserve = max(minRetries, 2*int64(complete.Config.MaxConns))
-	p.herald = newHerald(complete.Hooks)
+	p.herald = newHerald(complete.Name, complete.Hooks)
 	p.seeds = peers
 	if err := p.addPeers(peers); err != nil {
 		p.Close()

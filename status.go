@@ -16,6 +16,7 @@ import (
 // texts, the system identifier as a string, since a JavaScript number cannot hold it. Everything but PeerStatus.Stat is read
 // back as it was written.
 type Status struct {
+	Name    string       `json:"name"`             // Options.Name
 	Peers   []PeerStatus `json:"peers"`            // in the order of the configuration
 	Primary string       `json:"primary"`          // the primary's name; "" while there is none. One that is down is the primary until it is replaced
 	Rivals  []string     `json:"rivals,omitempty"` // names of peers that claim to be the primary and are not followed
@@ -113,7 +114,7 @@ type PeerStatus struct {
 // Status returns a snapshot of the pool and its peers.
 func (p *MultiPool) Status() Status {
 	top := p.topology.Load()
-	s := Status{Waiting: p.waiting.Load(), Rivals: namesOfPeers(top.rivals), Split: top.split, Discovery: p.discovery.status(), Discarded: p.herald.lost()}
+	s := Status{Name: p.config.Name, Waiting: p.waiting.Load(), Rivals: namesOfPeers(top.rivals), Split: top.split, Discovery: p.discovery.status(), Discarded: p.herald.lost()}
 	for i := range top.members {
 		m := &top.members[i]
 		q := m.peer

@@ -26,7 +26,7 @@ var noon = time.Date(2026, time.December, 1, 12, 0, 0, 5e8, time.UTC)
 func TestTheJSONOfAStatus(t *testing.T) {
 	t.Parallel()
 	requireJSON(t, `{
-		"peers": [{
+		"name": "orders", "peers": [{
 			"name": "db1:5432", "host": "db1", "port": 5432, "role": "primary", "primary": true, "health": "up",
 			"breaker": "half-open", "serves": false, "why": "older-timeline", "unfit": "older-timeline", "slow": true,
 			"drained": true, "system": "18446744073709551615", "same_as": "db3", "zone": "a", "weight": 1.5, "last_resort": true, "timeline": 7,
@@ -48,6 +48,7 @@ func TestTheJSONOfAStatus(t *testing.T) {
 			"max_idle_destroy_count": 13
 		}
 	}`, Status{
+		Name: "orders",
 		Peers: []PeerStatus{{
 			Name: "db1:5432", Host: "db1", Port: 5432, Role: RolePrimary, Primary: true, Health: HealthUp,
 			Breaker: BreakerHalfOpen, Why: WhyOlderTimeline, Unfit: WhyOlderTimeline, Slow: true,
@@ -60,7 +61,7 @@ func TestTheJSONOfAStatus(t *testing.T) {
 		Discovery: DiscoveryStatus{At: noon, Peers: 2, Err: "late"},
 		Total:     PoolTotals{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13},
 	})
-	requireJSON(t, `{"peers":null,"primary":"","split":false,"waiting":0,"discarded":0,"total":{
+	requireJSON(t, `{"name":"","peers":null,"primary":"","split":false,"waiting":0,"discarded":0,"total":{
 		"acquire_count": 0, "acquire_duration_ns": 0, "acquired_conns": 0, "canceled_acquire_count": 0,
 		"constructing_conns": 0, "empty_acquire_count": 0, "empty_acquire_wait_time_ns": 0, "idle_conns": 0,
 		"max_conns": 0, "total_conns": 0, "new_conns_count": 0, "max_lifetime_destroy_count": 0,
@@ -70,16 +71,16 @@ func TestTheJSONOfAStatus(t *testing.T) {
 func TestTheJSONOfWhatHooksAndErrorsSay(t *testing.T) {
 	t.Parallel()
 	requireJSON(t, `{"peer": "a", "reason": "no-replica", "attempt": 2, "kind": "read"}`, Decision{"a", ReasonNoReplica, 2, KindRead})
-	requireJSON(t, `{"peer": "a", "role": "replica", "from_role": "primary", "from": "up", "to": "down", "slow": true, "drained": true,
+	requireJSON(t, `{"pool": "orders", "peer": "a", "role": "replica", "from_role": "primary", "from": "up", "to": "down", "slow": true, "drained": true,
 		"unfit": "cut-off", "was_slow": true, "was_drained": true, "was_unfit": "behind", "cause": "refused", "at": "2026-12-01T12:00:00.5Z"}`,
-		PeerEvent{Peer: "a", Role: RoleReplica, FromRole: RolePrimary, From: HealthUp, To: HealthDown, Slow: true, Drained: true, Unfit: WhyCutOff,
+		PeerEvent{Pool: "orders", Peer: "a", Role: RoleReplica, FromRole: RolePrimary, From: HealthUp, To: HealthDown, Slow: true, Drained: true, Unfit: WhyCutOff,
 			WasSlow: true, WasDrained: true, WasUnfit: WhyBehind,
 			Cause: errors.New("refused"), At: noon})
-	requireJSON(t, `{"peer": "a", "role": "unknown", "from_role": "unknown", "from": "unknown", "to": "gone", "slow": false,
+	requireJSON(t, `{"pool": "", "peer": "a", "role": "unknown", "from_role": "unknown", "from": "unknown", "to": "gone", "slow": false,
 		"drained": false, "unfit": "none", "was_slow": false, "was_drained": false, "was_unfit": "none"}`, PeerEvent{Peer: "a", To: HealthGone})
-	requireJSON(t, `{"primary": "b", "previous": "a", "timeline": 2, "rivals": ["a"], "split": true, "next": "c", "forgot": "d",
+	requireJSON(t, `{"pool": "orders", "primary": "b", "previous": "a", "timeline": 2, "rivals": ["a"], "split": true, "next": "c", "forgot": "d",
 		"at": "2026-12-01T12:00:00.5Z"}`,
-		PrimaryEvent{Primary: "b", Previous: "a", Timeline: 2, Rivals: []string{"a"}, Split: true, Next: "c", Forgot: "d", At: noon})
+		PrimaryEvent{Pool: "orders", Primary: "b", Previous: "a", Timeline: 2, Rivals: []string{"a"}, Split: true, Next: "c", Forgot: "d", At: noon})
 	requireJSON(t, `{"peer": "a", "why": "down", "err": "refused"}`, PeerCause{"a", WhyDown, errors.New("refused")})
 	requireJSON(t, `{"peer": "a", "why": "replica"}`, PeerCause{Peer: "a", Why: WhyReplica})
 	text, err := json.Marshal(PeerEvent{Cause: hideText{&pgconn.ConnectError{Config: &pgconn.Config{Password: "hunter2-hunter2"}}}})
