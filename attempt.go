@@ -32,7 +32,8 @@ type trail struct {
 type progress struct {
 	attempt uint16 // attempts begun
 	resent  uint8  // statements sent again after one had reached a server
-	fell    *peer  // a server on which a read has lost its connection, nothing having been known against it
+	account *account
+	fell    *peer // a server on which a read has lost its connection, nothing having been known against it
 }
 
 // maxResent is how often one call is sent again after it reached a server.
@@ -42,12 +43,19 @@ const maxResent = 2
 // judge whether and where to go on. What run returned beside its error comes back with the last error.
 func attempt[T any](ctx context.Context, p *MultiPool, op operation, sql string, run func(*pgxpool.Conn, *wire) (T, error)) (T, error) {
 	var in intent
+	var t trail
+	t.account = p.account(ctx, op)
 	if err := p.intend(ctx, op, sql, &in); err != nil {
+		t.ended(op, err)
 		var none T
 		return none, err
 	}
-	var t trail
-	return goThrough(ctx, p, &in, &t, run)
+	if t.account != nil {
+		t.account.end.Kind = in.kind()
+	}
+	result, err := goThrough(ctx, p, &in, &t, run)
+	t.ended(op, err)
+	return result, err
 }
 
 // again is attempt for a call of which one attempt has failed when its result was out already, and nobody had it yet.
@@ -59,6 +67,7 @@ func again[T any](ctx context.Context, p *MultiPool, op operation, sql string, b
 		return result, false, nil
 	}
 	result, err = goThrough(ctx, p, &in, &t, run)
+	t.ended(op, err)
 	return result, true, err
 }
 
@@ -97,6 +106,9 @@ func goThrough[T any](ctx context.Context, p *MultiPool, in *intent, t *trail, r
 		w.writes, w.reads, w.sent.query = !p.solo && in.mayWrite(w.standby), in.reads, in.op.hasText()
 		w.anew = in.reads && in.retry != RetryNever && !p.solo
 		w.been = t.progress
+		if t.account != nil {
+			t.account.sent = true
+		}
 		result, f.end, f.err = try(conn, w, run)
 		if f.err == nil {
 			return result, nil
@@ -313,8 +325,16 @@ func (p *MultiPool) routed(ctx context.Context, in *intent, t *trail, chosen *pe
 	default:
 		chosen.picks.writes.Add(1)
 	}
-	if hook := p.hooks.Routed; hook != nil {
-		hook(ctx, Decision{Peer: chosen.name, Reason: reason, Attempt: int(t.attempt), Kind: in.kind()})
+	hook := p.hooks.Routed
+	if hook == nil && t.account == nil {
+		return
+	}
+	d := Decision{Peer: chosen.name, Reason: reason, Attempt: int(t.attempt), Kind: in.kind()}
+	if t.account != nil {
+		t.account.routed(d)
+	}
+	if hook != nil {
+		hook(ctx, d)
 	}
 }
 

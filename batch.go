@@ -18,6 +18,8 @@ type batchResults struct {
 	wire *wire
 	ctx  context.Context
 	lost error // the marked error, once there is one
+
+	account *account
 }
 
 // mark marks an error of the batch: what of it was executed is unknown once its connection is lost.
@@ -84,6 +86,10 @@ func (b *batchResults) Close() error {
 	if b.conn != nil {
 		b.conn.Release()
 		b.conn = nil
+	}
+	if a := b.account; a != nil {
+		b.account = nil
+		a.done(err)
 	}
 	return err
 }

@@ -81,6 +81,91 @@ type Decision struct {
 	Kind    Kind   `json:"kind"`    // of the call, wherever it goes
 }
 
+// Operation is what a call does: a closed set, fit for a metric's label.
+type Operation uint8
+
+const (
+	// OperationNone, the zero value: there is no call.
+	OperationNone Operation = iota
+	// OperationQuery: Query or QueryRow.
+	OperationQuery
+	// OperationExec: Exec.
+	OperationExec
+	// OperationBatch: SendBatch.
+	OperationBatch
+	// OperationCopy: CopyFrom.
+	OperationCopy
+	// OperationBegin: Begin or BeginTx, and that of every run of RunTx.
+	OperationBegin
+	// OperationCommit: Commit of a Tx, and that of every run of RunTx.
+	OperationCommit
+	// OperationAcquire: Acquire or AcquireFunc.
+	OperationAcquire
+	// OperationPing: Ping.
+	OperationPing
+)
+
+var operationNames = [...]string{"none", "query", "exec", "batch", "copy", "begin", "commit", "acquire", "ping"}
+
+// String returns the label.
+func (o Operation) String() string { return nameOf(operationNames[:], o, "operation") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (o Operation) MarshalText() ([]byte, error) {
+	return marshalName(operationNames[:], o, "operation")
+}
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (o *Operation) UnmarshalText(text []byte) error {
+	return unmarshalName(operationNames[:], o, "operation", text)
+}
+
+// Outcome is how a call ended: a closed set, fit for a metric's label.
+type Outcome uint8
+
+const (
+	// OutcomeNone, the zero value: there is no call.
+	OutcomeNone Outcome = iota
+	// OutcomeOK: without an error; a QueryRow that found no row, too.
+	OutcomeOK
+	// OutcomeFailed: by an error of the statement or of the program: the server's answer, a Scan, an unknown name, a closed pool.
+	OutcomeFailed
+	// OutcomeUnavailable: no peer could take it in time, or the one that had it failed, refused the connection or had no room.
+	OutcomeUnavailable
+	// OutcomeUnknown: its error matches ErrOutcomeUnknown. In a pool of one peer, whose errors are pgxpool's, a write that was
+	// lost is OutcomeUnavailable, and one that its caller's context ended OutcomeCanceled.
+	OutcomeUnknown
+	// OutcomeCanceled: the caller's context ended it. A wait for a peer that it ended is OutcomeUnavailable.
+	OutcomeCanceled
+)
+
+var outcomeNames = [...]string{"none", "ok", "failed", "unavailable", "unknown", "canceled"}
+
+// String returns the label.
+func (o Outcome) String() string { return nameOf(outcomeNames[:], o, "outcome") }
+
+// MarshalText returns the text of String; of a value that is none of the constants, an error.
+func (o Outcome) MarshalText() ([]byte, error) { return marshalName(outcomeNames[:], o, "outcome") }
+
+// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+func (o *Outcome) UnmarshalText(text []byte) error {
+	return unmarshalName(outcomeNames[:], o, "outcome", text)
+}
+
+// CallEnd is a call that has ended.
+type CallEnd struct {
+	Pool      string    `json:"pool"` // Options.Name
+	Operation Operation `json:"operation"`
+
+	// Decision is that of the last attempt, and so Attempt is how many there were. Peer is "" and Attempt 0 where there was
+	// none. Of a commit it is that of the begin, with one attempt.
+	Decision
+
+	Outcome  Outcome       `json:"outcome"`
+	SQLState string        `json:"sqlstate"` // of the server's answer where the error has one; "" elsewhere
+	Duration time.Duration `json:"duration_ns"`
+}
+
 // PeerEvent is a change of one peer.
 type PeerEvent struct {
 	Pool     string `json:"pool"` // Options.Name
@@ -136,7 +221,7 @@ type PrimaryEvent struct {
 	At       time.Time `json:"at,omitzero"`
 }
 
-// Hooks are told what happens. A nil func is skipped. All but Routed are called in order, by one goroutine of the
+// Hooks are told what happens. A nil func is skipped. PeerChanged and PrimaryChanged are called in order, by one goroutine of the
 // pool's; where one is slow, up to 256 events wait, and more are discarded and counted (Status.Discarded). They may use the
 // pool, and close it: inside a hook Close does not wait for the hooks. A hook that waits for another goroutine's Close waits
 // for ever, since that waits for the hook.
@@ -155,6 +240,17 @@ type Hooks struct {
 
 	// Routed is called on the caller's goroutine before each attempt of each call, so it must be quick.
 	Routed func(context.Context, Decision)
+
+	// Done is called once for every call that Routed is called for, and for those that end before, when it has ended: Exec,
+	// CopyFrom, Begin, Acquire and Ping when they return; Query when its rows are closed or read to their end, QueryRow when
+	// Scan returns, SendBatch when its results are closed, or at once where they have failed by then. A call
+	// that is sent again ends once, with its last attempt. Commit of a Tx is a call of its own, since there the outcome of a
+	// transaction is known; what runs between is none, nor is a Rollback. RunTx tells the begin and the commit of every run, and
+	// of a COMMIT whose answer was lost what the server has said became of it. In a pool of one peer the Tx of Begin is
+	// pgxpool's, whose Commit is not told. What goes through PeerPool, PrimaryPool or ReplicaPool, or a connection that was
+	// acquired, is not. It is called on the goroutine that ends the call, which holds no connection for it any more, with the
+	// call's context, which may have ended; so it must be quick.
+	Done func(context.Context, CallEnd)
 }
 
 // JoinHooks returns hooks that call each of h in turn; nil ones are skipped.
@@ -164,15 +260,8 @@ func JoinHooks(h ...*Hooks) *Hooks {
 		if one == nil {
 			continue
 		}
-		if f := one.Routed; f != nil {
-			before := out.Routed
-			out.Routed = func(ctx context.Context, d Decision) {
-				if before != nil {
-					before(ctx, d)
-				}
-				f(ctx, d)
-			}
-		}
+		out.Routed = bothOfCall(out.Routed, one.Routed)
+		out.Done = bothOfCall(out.Done, one.Done)
 		out.PeerChanged = both(out.PeerChanged, one.PeerChanged)
 		out.PrimaryChanged = both(out.PrimaryChanged, one.PrimaryChanged)
 	}
@@ -188,6 +277,17 @@ func both[E any](first, second func(E)) func(E) {
 		return first
 	}
 	return func(e E) { first(e); second(e) }
+}
+
+// bothOfCall is both for hooks that get the call's context.
+func bothOfCall[E any](first, second func(context.Context, E)) func(context.Context, E) {
+	switch {
+	case first == nil:
+		return second
+	case second == nil:
+		return first
+	}
+	return func(ctx context.Context, e E) { first(ctx, e); second(ctx, e) }
 }
 
 // SlogHooks returns hooks that log changes of peers: a fall, and a replica that is unfit to be read, as a warning, the

@@ -137,6 +137,7 @@ var imports = map[string][]string{
 	"live.go":       {},
 	"discover.go":   {pgxPath, poolPath},
 	"hooks.go":      {},
+	"account.go":    {faultPath},
 	"herald.go":     {},
 	"status.go":     {poolPath},
 	"labels.go":     {},

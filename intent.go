@@ -20,6 +20,25 @@ const (
 	opPing
 )
 
+// exported is the operation as hooks are told it.
+func (o operation) exported() Operation {
+	switch o {
+	case opReadTx, opBegin:
+		return OperationBegin
+	case opExec:
+		return OperationExec
+	case opBatch:
+		return OperationBatch
+	case opCopy:
+		return OperationCopy
+	case opAcquire:
+		return OperationAcquire
+	case opPing:
+		return OperationPing
+	}
+	return OperationQuery
+}
+
 // reads reports whether the operation belongs on a replica where nothing else is said.
 func (o operation) reads() bool { return o.hasText() || o == opReadTx }
 

@@ -385,9 +385,9 @@ func (p *MultiPool) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResult
 	results, err := attempt(ctx, p, opBatch, "", func(c *pgxpool.Conn, w *wire) (pgx.BatchResults, error) {
 		br := c.SendBatch(ctx, b)
 		if tx := br.Tx(); tx != nil {
-			return &batchResults{BatchResults: br, tx: newTx(tx, c, w), wire: w}, nil
+			return &batchResults{BatchResults: br, tx: newTx(tx, c, w), wire: w, account: w.been.account}, nil
 		}
-		return &batchResults{BatchResults: br, conn: c, wire: w, ctx: ctx}, nil
+		return &batchResults{BatchResults: br, conn: c, wire: w, ctx: ctx, account: w.been.account}, nil
 	})
 	if err != nil {
 		return pgx.FailedBatchResults(b, err)

@@ -29,6 +29,7 @@ type rows struct {
 	pgx.Rows // embedded, not wrapped method by method: the interface grows in pgx's minor releases
 	conn     *pgxpool.Conn
 	failed   *failedStart // nil for all but rows that ended with an error before the first
+	account  *account
 	state    rowsState
 	writes   bool // a lost connection leaves the outcome unknown
 }
@@ -56,6 +57,7 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 			w.row = rowCall{ctx, sql, args}
 		}
 		if w.use.CompareAndSwap(useRead, use) || w.use.Load() != useCut {
+			r.account = w.been.account
 			return r, nil
 		}
 		in.Close() // it is being cut, and will be sent again
@@ -67,6 +69,7 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 		r.conn, r.state = nil, rowsEnded
 		return r, err
 	}
+	r.account = w.been.account
 	return r, nil
 }
 
@@ -104,11 +107,21 @@ func (r *rows) end() {
 		w := wireOf(r.conn.Conn())
 		if w.reads && !rewrites(w.sent.args) && !sqltext.MayWrite(w.sent.text) {
 			r.release()
+			r.told()
 			return
 		}
 		r.failed = &failedStart{markUnknown(context.Background(), w.ending(), r.Rows.Err()), slices.Clone(r.Rows.FieldDescriptions())}
 	}
 	r.release()
+	r.told()
+}
+
+// told tells the end of the call, once.
+func (r *rows) told() {
+	if a := r.account; a != nil {
+		r.account = nil
+		a.done(r.Err())
+	}
 }
 
 func (r *rows) Close() {
@@ -205,8 +218,13 @@ func (r *rows) again() (next *rows, more bool, err error) {
 	f := failure{at: w.peer, err: r.Rows.Err(), sent: true, end: w.ending()}
 	f.end.Recovers = w.recovers(f.err)
 	w.row = rowCall{}
+	r.account = nil
 	r.end() // what comes next may need the connection's place
-	return f.at.owner.queryAgain(call, been, f)
+	next, more, err = f.at.owner.queryAgain(call, been, f)
+	if !more {
+		r.account = been.account
+	}
+	return next, more, err
 }
 
 // failedRows are rows that carry nothing but an error.

@@ -120,14 +120,20 @@ func (p *MultiPool) runOnce(ctx context.Context, o pgx.TxOptions, f func(pgx.Tx)
 		end.standby = end.standby || tx.astray(ctx, end.err)
 		return p.learnFrom(ctx, tx, end), end.err
 	}
+	account := tx.account.commit(ctx)
 	if end.commit, end.err = tx.commit(ctx); end.err == nil {
+		account.done(nil)
 		return runStop, nil
 	}
 	end.committing = !end.lost
-	if next := end.next(ctx); next != runUnknown {
-		return next, end.err
+	next := end.next(ctx)
+	if next == runUnknown {
+		next, err = p.settleCommit(ctx, r, end.err)
+	} else {
+		err = end.err
 	}
-	return p.settleCommit(ctx, r, end.err)
+	account.done(err)
+	return next, err
 }
 
 // astray rolls a transaction back that was refused as by a standby, and reports whether it has met one at the address of a

@@ -81,6 +81,9 @@ func TestTheJSONOfWhatHooksAndErrorsSay(t *testing.T) {
 	requireJSON(t, `{"pool": "orders", "primary": "b", "previous": "a", "timeline": 2, "rivals": ["a"], "split": true, "next": "c", "forgot": "d",
 		"at": "2026-12-01T12:00:00.5Z"}`,
 		PrimaryEvent{Pool: "orders", Primary: "b", Previous: "a", Timeline: 2, Rivals: []string{"a"}, Split: true, Next: "c", Forgot: "d", At: noon})
+	requireJSON(t, `{"pool": "orders", "operation": "commit", "peer": "a", "reason": "write", "attempt": 2, "kind": "write",
+		"outcome": "unknown", "sqlstate": "57P01", "duration_ns": 5}`,
+		CallEnd{"orders", OperationCommit, Decision{"a", ReasonWrite, 2, KindWrite}, OutcomeUnknown, "57P01", 5})
 	requireJSON(t, `{"peer": "a", "why": "down", "err": "refused"}`, PeerCause{"a", WhyDown, errors.New("refused")})
 	requireJSON(t, `{"peer": "a", "why": "replica"}`, PeerCause{Peer: "a", Why: WhyReplica})
 	text, err := json.Marshal(PeerEvent{Cause: hideText{&pgconn.ConnectError{Config: &pgconn.Config{Password: "hunter2-hunter2"}}}})

@@ -21,9 +21,13 @@ type Tx struct {
 	pgxTx
 	conn *pgxpool.Conn
 	wire *wire
+
+	account *account // of the call that began it
 }
 
-func newTx(t pgx.Tx, c *pgxpool.Conn, w *wire) *Tx { return &Tx{pgxTx: t, conn: c, wire: w} }
+func newTx(t pgx.Tx, c *pgxpool.Conn, w *wire) *Tx {
+	return &Tx{pgxTx: t, conn: c, wire: w, account: w.been.account}
+}
 
 // operationOf is what a BEGIN counts as when it is routed.
 func operationOf(o pgx.TxOptions) operation {
@@ -51,16 +55,24 @@ func (p *MultiPool) begin(ctx context.Context, o pgx.TxOptions) (*Tx, error) {
 // beginAlone begins a transaction in a pool of one peer. It is pgxpool's, which a program may ask for by its type.
 func (p *MultiPool) beginAlone(ctx context.Context, o pgx.TxOptions) (pgx.Tx, error) {
 	var in intent
-	if err := p.intend(ctx, operationOf(o), o.BeginQuery, &in); err != nil {
-		return nil, err
+	var t trail
+	op := operationOf(o)
+	t.account = p.account(ctx, op)
+	var tx pgx.Tx
+	err := p.intend(ctx, op, o.BeginQuery, &in)
+	if err == nil {
+		if t.account != nil {
+			t.account.end.Kind = in.kind()
+		}
+		var q *peer
+		if q, err = p.choose(ctx, &in, &t); err == nil {
+			q.load.out.Add(1)
+			defer q.load.out.Add(-1)
+			tx, err = q.pool.BeginTx(ctx, o)
+		}
 	}
-	q, err := p.choose(ctx, &in, new(trail))
-	if err != nil {
-		return nil, err
-	}
-	q.load.out.Add(1)
-	defer q.load.out.Add(-1)
-	return q.pool.BeginTx(ctx, o)
+	t.ended(op, err)
+	return tx, err
 }
 
 // Commit commits the transaction and returns its connection to the pool. Where the connection failed, or ctx ended,
@@ -72,12 +84,14 @@ func (tx *Tx) Commit(ctx context.Context) error {
 	if tx.conn == nil {
 		return pgx.ErrTxClosed // its connection is somebody else's by now
 	}
+	account := tx.account.commit(ctx)
 	lost := tx.wire.pg.IsClosed() // before: then COMMIT is not sent, and the transaction is certainly not committed
 	err := tx.send(ctx)
 	if err != nil && !lost && !tx.wire.peer.solo && !errors.Is(err, pgx.ErrTxClosed) {
 		err = markUnknown(ctx, tx.wire.ending(), err)
 	}
 	tx.release()
+	account.done(err)
 	return err
 }
 

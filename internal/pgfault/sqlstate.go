@@ -11,6 +11,14 @@ import (
 // Answered reports whether a server, or a proxy in front of it, has answered.
 func Answered(err error) bool { return serverError(err) != nil }
 
+// Code returns the SQLSTATE of the answer that err wraps; "" where there is none.
+func Code(err error) string {
+	if e := serverError(err); e != nil {
+		return e.Code
+	}
+	return ""
+}
+
 // AnsweredByServer reports whether a server itself has answered, as far as its words show it.
 func AnsweredByServer(err error) bool {
 	e := serverError(err)
