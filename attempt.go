@@ -441,8 +441,8 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 	left := t.until.Sub(now)
 	waiting := p.waits(&p.waiting)
 	defer p.waiting.Add(-1)
-	if top.unseen {
-		// First looks are under way: nobody is lost yet, so even a call that is not to wait waits for them, and however
+	if top.begins() {
+		// First looks are under way: no peer is lost yet, so even a call that is not to wait waits for them, and however
 		// many there are.
 		left = max(left, 2*lookTimeout)
 	} else if left <= 0 || waiting > int64(p.config.MaxWaiting) {

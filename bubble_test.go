@@ -606,6 +606,34 @@ func TestAStrangerThatWasElectedIsCut(t *testing.T) {
 	})
 }
 
+// A new pool, whose primary answers after the others have been waited for: they are looked at again before it is used. More
+// callers than may wait for a lost server wait for that, as they would on a pgxpool.
+func TestCallersOfANewPoolWaitForItsFirstPrimaryHoweverManyTheyAre(t *testing.T) {
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		for _, r := range x.replicas {
+			r.Delay(300 * time.Millisecond)
+		}
+		x.primary.Delay(900 * time.Millisecond)
+		p, err := Open(t.Context(), Options{Config: x.pool.Config(), MaxWaiting: 5})
+		require.NoError(t, err)
+		defer p.Close()
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				_, err := p.Exec(ctx, "insert into t values (1)")
+				assert.NoError(t, err)
+			})
+		}
+		waited := false
+		for p.Status().Primary == "" {
+			waited = waited || p.topology.Load().heir != nil
+			time.Sleep(10 * time.Millisecond)
+		}
+		assert.True(t, waited, "else nothing is tested here")
+		all.Wait()
+	})
+}
+
 func TestAnObjectThatAStandbyDoesNotKnowYetIsReadFromThePrimary(t *testing.T) {
 	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
 		for _, p := range x.replicas {

@@ -405,6 +405,10 @@ func (t *topology) arrange() {
 	}
 }
 
+// begins reports whether the pool is still finding its first primary: first looks are under way, or the peers are looked at
+// again since the first that claims to be the primary was heard late.
+func (t *topology) begins() bool { return t.unseen || !t.elected && t.heir != nil }
+
 func (t *topology) anyUnseen() bool {
 	for i := range t.members {
 		if m := &t.members[i]; m.health == HealthUnknown && !(m.late && t.settled) {
