@@ -161,6 +161,20 @@ func balancerNamed(name string) Balancer {
 	return nil
 }
 
+// inOrder takes the first that is usable: what libpq's load_balance_hosts=disable asks for.
+var inOrder Balancer = ordered{}
+
+type ordered struct{}
+
+func (ordered) Pick(c Candidates) int {
+	for i := range c.Len() {
+		if c.Usable(i) {
+			return i
+		}
+	}
+	return -1
+}
+
 // RoundRobin returns a balancer that takes the candidates in turn, passing over those that are not usable, that have no
 // free connection while others have, and most of the time those that have just risen. Weights do not matter to it. Reads
 // and other calls have a turn each.

@@ -227,18 +227,20 @@ func (p *MultiPool) indispensable(q *peer) bool {
 	return len(without.reads) == 0 && len(top.reads) > 0 || len(without.writes) == 0 && len(top.writes) > 0
 }
 
-// discoveries are the values of the connection string key multipool_discover.
-var discoveries = map[string]func(*pgxpool.Config) Discoverer{
-	"none": func(*pgxpool.Config) Discoverer { return nil },
-	"dns":  func(c *pgxpool.Config) Discoverer { return discoverHosts(c, DiscoverDNS) },
-	"srv": func(c *pgxpool.Config) Discoverer {
-		return discoverHosts(c, discoverSRVName)
+// discoveries are the values of the connection string key multipool_discover; proxy is [Options].Proxy.
+var discoveries = map[string]func(c *pgxpool.Config, proxy bool) Discoverer{
+	"none": func(*pgxpool.Config, bool) Discoverer { return nil },
+	"dns": func(c *pgxpool.Config, proxy bool) Discoverer {
+		return discoverHosts(c, proxy, DiscoverDNS)
 	},
-	"replication": func(*pgxpool.Config) Discoverer { return DiscoverReplication() },
+	"srv": func(c *pgxpool.Config, proxy bool) Discoverer {
+		return discoverHosts(c, proxy, discoverSRVName)
+	},
+	"replication": func(*pgxpool.Config, bool) Discoverer { return DiscoverReplication() },
 }
 
 // discoverHosts joins what is discovered of each host of a connection string.
-func discoverHosts(c *pgxpool.Config, each func(string, uint16) Discoverer) Discoverer {
+func discoverHosts(c *pgxpool.Config, proxy bool, each func(string, uint16) Discoverer) Discoverer {
 	hosts, err := splitHosts(c)
 	return func(ctx context.Context) ([]Peer, error) {
 		if err != nil {
@@ -251,6 +253,9 @@ func discoverHosts(c *pgxpool.Config, each func(string, uint16) Discoverer) Disc
 				return nil, err
 			}
 			all = append(all, found...)
+		}
+		for i := range all {
+			all[i].Proxy = proxy
 		}
 		return all, nil
 	}

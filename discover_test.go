@@ -79,9 +79,12 @@ func TestPeersAreDiscoveredByDNS(t *testing.T) {
 	} {
 		pool, err := pgxpool.ParseConfig(url)
 		require.NoError(t, err)
-		peers, err := discoveries[value](pool)(t.Context())
+		peers, err := discoveries[value](pool, true)(t.Context())
 		require.NoError(t, err)
 		require.NotEmpty(t, peers)
+		for _, q := range peers {
+			require.True(t, q.Proxy)
+		}
 	}
 }
 

@@ -94,7 +94,9 @@ func checkOf(k quota.Pool) pgconn.ValidateConnectFunc {
 	return wantPrimary
 }
 
-func isOurKey(key string) bool { return strings.HasPrefix(key, "multipool_") }
+func isOurKey(key string) bool {
+	return strings.HasPrefix(key, "multipool_") || key == loadBalanceHosts
+}
 
 // saysAny reports whether a connection string asks for any server, of which pgx tells as little as of one that says
 // nothing.

@@ -35,6 +35,10 @@ type Options struct {
 	// Peers are the servers. Empty: the hosts of Config.ConnConfig and its Fallbacks.
 	Peers []Peer
 
+	// Proxy says of every host of Config.ConnConfig, where Peers is empty, and of every peer that the key multipool_discover
+	// finds by dns or srv, that it is a Peer.Proxy. Key multipool_proxy.
+	Proxy bool
+
 	// Discover, where set, is asked for the peers that there are: at first, and then every CheckInterval, spread by a
 	// fifth at random; after an error within about a second. What it returns is the whole list; peers are told apart by
 	// their names. A new one is used gently at first, one that is at another host or port by the same name is made
@@ -197,13 +201,16 @@ var settings = []setting{
 	{"multipool_return_after", func(c *Options, v string) error {
 		return setDuration(&c.ReturnAfter, v)
 	}},
-	{"multipool_discover", func(c *Options, v string) error {
+	{"multipool_proxy", func(c *Options, v string) error {
+		return setTrue(&c.Proxy, v, true)
+	}},
+	{"multipool_discover", func(c *Options, v string) error { // it takes Proxy with it
 		make, ok := discoveries[v]
 		if !ok {
 			return fmt.Errorf("must be one of %s", strings.Join(sortedKeys(discoveries), ", "))
 		}
 		if c.Discover == nil {
-			c.Discover = make(c.Config)
+			c.Discover = make(c.Config, c.Proxy)
 		}
 		return nil
 	}},
@@ -274,13 +281,29 @@ var settings = []setting{
 		return nil
 	}},
 	{"multipool_monitor_conns", func(c *Options, v string) error {
-		own, err := strconv.ParseBool(v)
-		if err != nil {
-			return errors.New("must be true or false")
+		return setTrue(&c.NoMonitorConns, v, false)
+	}},
+	{loadBalanceHosts, func(c *Options, v string) error { // after multipool_target, beside which it means something else
+		switch {
+		case v != "disable" && v != "random":
+			return errors.New("must be one of disable, random")
+		case v == "random" || c.Mode != ModeReplicated:
+		case c.wantsRole():
+			c.Balancer = cmp.Or(c.Balancer, inOrder)
+		default:
+			c.Mode = ModeOrdered
 		}
-		c.NoMonitorConns = c.NoMonitorConns || !own
 		return nil
 	}},
+}
+
+// loadBalanceHosts is a key of libpq's (PostgreSQL documentation, 34.1.2) that pgx does not know.
+const loadBalanceHosts = "load_balance_hosts"
+
+// wantsRole reports whether it has been said which of the servers are wanted, as the primary or the standbys.
+func (c *Options) wantsRole() bool {
+	_, role := targetOf(c.Config.ConnConfig.ValidateConnect)
+	return role || !slices.Contains([]Target{TargetInherit, TargetAuto, TargetAny}, c.Route.Target)
 }
 
 // setName sets an enumeration by its name, unless it is set already.
@@ -295,6 +318,16 @@ func setName[E ~uint8](field *E, names []string, v string) error {
 
 // errNegative is of a connection string: Off is not written there as it is in the struct.
 var errNegative = errors.New("must not be negative (0 means none)")
+
+// setTrue sets a field that is not set already where the value is the one that sets it.
+func setTrue(field *bool, v string, sets bool) error {
+	said, err := strconv.ParseBool(v)
+	if err != nil {
+		return errors.New("must be true or false")
+	}
+	*field = *field || said == sets
+	return nil
+}
 
 func setDuration(field *time.Duration, v string) error {
 	d, err := time.ParseDuration(v)
@@ -323,6 +356,7 @@ func setDuration(field *time.Duration, v string) error {
 //   - multipool_name: the pool's name in logs and metrics (default the database)
 //   - multipool_mode: replicated, equivalent, ordered (default replicated)
 //   - multipool_return_after: duration string (default 10s; 0: at once)
+//   - multipool_proxy: true or false (default false): true declares every host a Peer.Proxy
 //   - multipool_discover: none, dns (all addresses of the hosts), srv (the host is the name of SRV records), replication (the
 //     primary's standbys) (default none)
 //   - multipool_target: inherit, auto, primary, prefer-replica, replica, any (default inherit, which is auto)
@@ -336,6 +370,11 @@ func setDuration(field *time.Duration, v string) error {
 //   - multipool_stall_after: duration string of at least 100ms (default 500ms; 0: hangs are not looked for)
 //   - multipool_write_reserve: number from 0 to 0.9 (default 0.25; 0: none)
 //   - multipool_monitor_conns: true or false (default true)
+//   - load_balance_hosts: libpq's key: random, disable (default random); disable is the order of the list: multipool_mode=ordered,
+//     or where target_session_attrs or multipool_target ask for a role, the first server of the list that has it
+//
+// Two keys that contradict each other are an error: target_session_attrs and multipool_target, load_balance_hosts and
+// multipool_mode or multipool_balancer.
 func ParseConfig(connString string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(connString)
 	if err != nil {
@@ -378,25 +417,60 @@ func ParseOptions(connString string) (Options, error) {
 
 // takeKeys moves our keys out of params into the fields that are still zero.
 func (c *Options) takeKeys(params map[string]string) error {
-	for key, value := range params {
-		if !isOurKey(key) {
-			continue
-		}
-		i := slices.IndexFunc(settings, func(s setting) bool { return s.key == key })
-		if i < 0 {
+	for _, key := range sortedKeys(params) {
+		if isOurKey(key) && !slices.ContainsFunc(settings, func(s setting) bool { return s.key == key }) {
 			known := make([]string, len(settings))
 			for i, s := range settings {
 				known[i] = s.key
 			}
 			return fmt.Errorf("multipool: unknown key %s (known: %s)", key, strings.Join(known, ", "))
 		}
-		if err := settings[i].set(c, value); err != nil {
-			return fmt.Errorf("multipool: %s=%q: %w", key, value, err)
+	}
+	said := map[string]string{}
+	for _, s := range settings {
+		value, is := params[s.key]
+		if !is {
+			continue
 		}
-		delete(params, key)
+		if err := s.set(c, value); err != nil {
+			return fmt.Errorf("multipool: %s=%q: %w", s.key, value, err)
+		}
+		said[s.key] = value
+		delete(params, s.key)
+	}
+	if err := checkContradictions(said, c.Config.ConnString()); err != nil {
+		return err
 	}
 	return c.checkBounds()
 }
+
+// checkContradictions names two keys of which one says the contrary of the other. Every value is valid.
+func checkContradictions(said map[string]string, connString string) error {
+	attrs, _ := lookup(connString, "target_session_attrs", "")
+	for _, pair := range []struct {
+		key, value, other string
+		agree             []string // values of the other key
+	}{
+		{"target_session_attrs", attrs, "multipool_target", attrsTargets[attrs]},
+		{loadBalanceHosts, said[loadBalanceHosts], "multipool_mode", hostsModes[said[loadBalanceHosts]]},
+		{loadBalanceHosts, said[loadBalanceHosts], "multipool_balancer", hostsBalancers[said[loadBalanceHosts]]},
+	} {
+		if other, is := said[pair.other]; is && pair.agree != nil && !slices.Contains(pair.agree, other) {
+			return fmt.Errorf("multipool: %s=%s and %s=%s contradict each other", pair.key, pair.value, pair.other, other)
+		}
+	}
+	return nil
+}
+
+// What goes with a value of libpq's keys; anything goes with one that is not here.
+var (
+	attrsTargets = map[string][]string{
+		"read-write": {"inherit", "primary"}, "primary": {"inherit", "primary"},
+		"read-only": {"inherit", "replica"}, "standby": {"inherit", "replica"}, "prefer-standby": {"inherit", "auto", "prefer-replica"},
+	}
+	hostsModes     = map[string][]string{"disable": {"ordered"}, "random": {"replicated", "equivalent"}}
+	hostsBalancers = map[string][]string{"disable": {"default"}}
+)
 
 // checkBounds names the first field whose value cannot be.
 func (c *Options) checkBounds() error {
@@ -502,20 +576,10 @@ func (c Options) complete() (Options, []peerConfig, error) {
 // the check that would make a peer's pool refuse its own server.
 func (c *Options) takeSessionAttrs(connString string, peers []peerConfig) {
 	check := c.Config.ConnConfig.ValidateConnect
-	target := TargetInherit
-	switch {
-	case check == nil:
-		if saysAny(connString) {
-			target = TargetAny
-		}
-	case sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsReadWrite),
-		sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsPrimary):
-		target = TargetPrimary
-	case sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsReadOnly),
-		sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsStandby):
-		target = TargetReplica
-	case sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsPreferStandby):
-	default:
+	target, role := targetOf(check)
+	if check == nil && saysAny(connString) {
+		target = TargetAny
+	} else if check != nil && !role {
 		return // the program's own check
 	}
 	c.Config.ConnConfig.ValidateConnect = nil
@@ -523,4 +587,19 @@ func (c *Options) takeSessionAttrs(connString string, peers []peerConfig) {
 	for _, p := range peers {
 		p.pool.ConnConfig.ValidateConnect = nil
 	}
+}
+
+// targetOf is what a check of pgx's for target_session_attrs asks for; false: it is none of these.
+func targetOf(check pgconn.ValidateConnectFunc) (Target, bool) {
+	switch {
+	case check == nil:
+		return TargetInherit, false
+	case sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsReadWrite),
+		sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsPrimary):
+		return TargetPrimary, true
+	case sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsReadOnly),
+		sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsStandby):
+		return TargetReplica, true
+	}
+	return TargetInherit, sameFunc(check, pgconn.ValidateConnectTargetSessionAttrsPreferStandby)
 }

@@ -78,6 +78,10 @@ func TestEveryKeySetsItsField(t *testing.T) {
 		{"multipool_mode", "replicated", func(c Options) any { return c.Mode }, ModeReplicated},
 		{"multipool_mode", "equivalent", func(c Options) any { return c.Mode }, ModeEquivalent},
 		{"multipool_mode", "ordered", func(c Options) any { return c.Mode }, ModeOrdered},
+		{"multipool_proxy", "true", func(c Options) any { return c.Proxy }, true},
+		{"multipool_proxy", "false", func(c Options) any { return c.Proxy }, false},
+		{"load_balance_hosts", "random", func(c Options) any { return c.Mode }, ModeReplicated},
+		{"load_balance_hosts", "disable", func(c Options) any { return c.Mode }, ModeOrdered},
 		{"multipool_discover", "none", func(c Options) any { return c.Discover == nil }, true},
 		{"multipool_discover", "dns", func(c Options) any { return c.Discover == nil }, false},
 		{"multipool_discover", "srv", func(c Options) any { return c.Discover == nil }, false},
@@ -167,6 +171,9 @@ func TestABadValueIsAnErrorThatNamesKeyValueAndBound(t *testing.T) {
 		{"multipool_write_reserve", "-0.1", "from 0 to 0.9"},
 		{"multipool_write_reserve", "NaN", "from 0 to 0.9"},
 		{"multipool_monitor_conns", "maybe", "true or false"},
+		{"multipool_proxy", "yes", "true or false"},
+		{"load_balance_hosts", "none", "disable, random"},
+		{"load_balance_hosts", "Random", "disable, random"},
 	} {
 		t.Run(tc.key+"="+tc.value, func(t *testing.T) {
 			config, err := ParseConfig(threeHosts + "&" + tc.key + "=" + tc.value)
@@ -396,7 +403,7 @@ func TestTheDocumentationOfParseConfigListsTheKeys(t *testing.T) {
 	}
 	lines := map[string]string{}
 	var documented []string
-	for _, m := range regexp.MustCompile(`(?m)^\s*- (multipool_\w+): (.*)$`).FindAllStringSubmatch(doc, -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\s*- (multipool_\w+|load_balance_hosts): (.*)$`).FindAllStringSubmatch(doc, -1) {
 		documented = append(documented, m[1])
 		lines[m[1]] = m[2]
 	}
@@ -541,18 +548,117 @@ func TestTargetSessionAttrsBecomeTheRouteOfSeveralPeers(t *testing.T) {
 
 func TestTargetSessionAttrsYieldToARouteAndToTheProgramsOwnCheck(t *testing.T) {
 	withoutEnvironment(t)
-	auto, _ := parsed(t, threeHosts+"&target_session_attrs=read-write&multipool_target=auto")
-	require.Equal(t, TargetAuto, auto.Route.Target)
-	complete, _ := parsed(t, threeHosts+"&target_session_attrs=read-write&multipool_target=any")
+	pool, err := ParseConfig(threeHosts + "&target_session_attrs=read-write")
+	require.NoError(t, err)
+	complete, _ := completed(t, Options{Config: pool, Route: Route{Target: TargetAny}})
 	require.Equal(t, TargetAny, complete.Route.Target)
 
-	pool, err := ParseConfig(threeHosts)
+	pool, err = ParseConfig(threeHosts)
 	require.NoError(t, err)
 	pool.ConnConfig.ValidateConnect = func(context.Context, *pgconn.PgConn) error { return nil }
 	complete, peers := completed(t, Options{Config: pool})
 	require.Equal(t, TargetAuto, complete.Route.Target)
 	for _, p := range peers {
 		require.NotNil(t, p.pool.ConnConfig.ValidateConnect)
+	}
+}
+
+func TestKeysThatContradictEachOtherAreAnError(t *testing.T) {
+	withoutEnvironment(t)
+	t.Setenv("PGTARGETSESSIONATTRS", "read-write") // which yields to the string
+	for query, says := range map[string]string{
+		"target_session_attrs=read-write&multipool_target=primary":            "",
+		"target_session_attrs=any&multipool_target=replica":                   "",
+		"target_session_attrs=prefer-standby&multipool_target=prefer-replica": "",
+		"multipool_target=replica":                                            "",
+		"target_session_attrs=read-write&multipool_target=replica":            "multipool: target_session_attrs=read-write and multipool_target=replica contradict each other",
+		"target_session_attrs=primary&multipool_target=any":                   "multipool: target_session_attrs=primary and multipool_target=any contradict each other",
+		"target_session_attrs=standby&multipool_target=auto":                  "multipool: target_session_attrs=standby and multipool_target=auto contradict each other",
+		"target_session_attrs=prefer-standby&multipool_target=primary":        "multipool: target_session_attrs=prefer-standby and multipool_target=primary contradict each other",
+
+		"load_balance_hosts=disable&multipool_mode=ordered":         "",
+		"load_balance_hosts=random&multipool_mode=equivalent":       "",
+		"load_balance_hosts=random&multipool_balancer=nearest":      "",
+		"load_balance_hosts=disable&multipool_mode=replicated":      "multipool: load_balance_hosts=disable and multipool_mode=replicated contradict each other",
+		"load_balance_hosts=random&multipool_mode=ordered":          "multipool: load_balance_hosts=random and multipool_mode=ordered contradict each other",
+		"load_balance_hosts=disable&multipool_balancer=round-robin": "multipool: load_balance_hosts=disable and multipool_balancer=round-robin contradict each other",
+	} {
+		for _, hosts := range []string{threeHosts + "&", "postgres://app@db1/app?"} {
+			_, err := ParseConfig(hosts + query)
+			if says == "" {
+				require.NoError(t, err, query)
+				continue
+			}
+			require.EqualError(t, err, says)
+			plain, err := pgxpool.ParseConfig(hosts + query)
+			require.NoError(t, err)
+			_, err = NewWithConfig(context.Background(), plain)
+			require.EqualError(t, err, says)
+		}
+	}
+}
+
+// Which of the servers libpq would choose, in the order of the list, take the calls here.
+func TestLoadBalanceHostsOfLibpq(t *testing.T) {
+	withoutEnvironment(t)
+	for query, want := range map[string]struct {
+		mode     Mode
+		target   Target
+		balancer Balancer
+	}{
+		"load_balance_hosts=random":                                      {ModeReplicated, TargetAuto, nil},
+		"load_balance_hosts=random&target_session_attrs=standby":         {ModeReplicated, TargetReplica, nil},
+		"load_balance_hosts=disable":                                     {ModeOrdered, TargetAuto, nil},
+		"load_balance_hosts=disable&target_session_attrs=any":            {ModeOrdered, TargetAny, nil},
+		"load_balance_hosts=disable&multipool_target=any":                {ModeOrdered, TargetAny, nil},
+		"load_balance_hosts=disable&target_session_attrs=read-write":     {ModeReplicated, TargetPrimary, inOrder},
+		"load_balance_hosts=disable&target_session_attrs=standby":        {ModeReplicated, TargetReplica, inOrder},
+		"load_balance_hosts=disable&target_session_attrs=prefer-standby": {ModeReplicated, TargetAuto, inOrder},
+		"load_balance_hosts=disable&multipool_target=replica":            {ModeReplicated, TargetReplica, inOrder},
+	} {
+		complete, _ := parsed(t, threeHosts+"&"+query)
+		require.Equal(t, want.mode, complete.Mode, query)
+		require.Equal(t, want.target, complete.Route.Target, query)
+		require.Equal(t, want.balancer, complete.Balancer, query)
+	}
+	complete, _ := completed(t, Options{Mode: ModeEquivalent, Config: func() *pgxpool.Config {
+		c, err := ParseConfig(threeHosts + "&load_balance_hosts=disable")
+		require.NoError(t, err)
+		return c
+	}()})
+	require.Equal(t, ModeEquivalent, complete.Mode, "a field wins over the key")
+}
+
+func TestReadsInTheOrderOfTheList(t *testing.T) {
+	bubble(t, 3, func(c *Options) {
+		c.Config.ConnConfig.RuntimeParams[loadBalanceHosts] = "disable"
+		c.Route.Target = TargetPreferReplica
+	}, func(ctx context.Context, x *fakes) {
+		settled()
+		for range 10 {
+			require.Equal(t, "replica1:5432", x.read(ctx))
+		}
+		x.replicas[0].Die()
+		for range 10 {
+			require.Equal(t, "replica2:5432", x.read(ctx))
+		}
+	})
+}
+
+func TestTheKeyForProxiesMarksTheHosts(t *testing.T) {
+	withoutEnvironment(t)
+	_, peers := parsed(t, threeHosts+"&multipool_proxy=true")
+	for _, p := range peers {
+		require.True(t, p.Proxy)
+	}
+	config, err := ParseConfig(threeHosts + "&multipool_proxy=true")
+	require.NoError(t, err)
+	_, peers = completed(t, Options{Config: config, Peers: []Peer{{Host: "a", Proxy: true}, {Host: "b"}}})
+	require.True(t, peers[0].Proxy)
+	require.False(t, peers[1].Proxy, "a peer that is listed says so itself")
+	p := openPool(t, Options{}, "postgres://app@127.0.0.1:1,127.0.0.1:2/app?multipool_proxy=true")
+	for _, q := range p.peers() {
+		require.True(t, q.proxy)
 	}
 }
 
@@ -1161,7 +1267,7 @@ func TestTheReadmesTableOfKeysIsTheCodes(t *testing.T) {
 	require.NoError(t, err)
 	rows := map[string]string{}
 	var listed []string
-	for _, m := range regexp.MustCompile("(?m)^\\| `(multipool_\\w+)` \\|(.*)\\| (.*) \\|$").FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| `(multipool_\\w+|load_balance_hosts)` \\|(.*)\\| (.*) \\|$").FindAllStringSubmatch(string(text), -1) {
 		listed = append(listed, m[1])
 		rows[m[1]] = strings.Trim(m[3], "`")
 	}
@@ -1180,6 +1286,7 @@ func TestTheReadmesTableOfKeysIsTheCodes(t *testing.T) {
 		"multipool_max_waiting": fmt.Sprint(complete.MaxWaiting), "multipool_stall_after": complete.StallAfter.String(),
 		"multipool_write_reserve": fmt.Sprint(complete.WriteReserve), "multipool_monitor_conns": fmt.Sprint(!complete.NoMonitorConns),
 		"multipool_max_lag": "none", "multipool_discover": "none",
+		"multipool_proxy": fmt.Sprint(complete.Proxy), loadBalanceHosts: "random",
 	} {
 		require.Equal(t, want, rows[key], key)
 	}

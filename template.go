@@ -31,6 +31,9 @@ func (c *Options) derivePeers() ([]peerConfig, error) {
 	var err error
 	if len(c.Peers) == 0 {
 		peers, err = splitHosts(c.Config)
+		for i := range peers {
+			peers[i].Proxy = c.Proxy
+		}
 	} else {
 		peers, err = c.listedPeers()
 	}
