@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +26,8 @@ type Options struct {
 	// Pool is the template of every peer's pool, from [ParseConfig] or pgxpool.ParseConfig. Required. Its MaxConns,
 	// MinConns and the other limits hold for each peer, not for all of them together. With several peers a
 	// MaxConnLifetimeJitter of 0 means a tenth of MaxConnLifetime, a negative one ([Off]) none. multipool_* keys in its
-	// RuntimeParams are taken from there; a field of this struct that is not zero wins over its key.
+	// RuntimeParams are taken from there, and those that its connection string does not have from MULTIPOOL_* variables of the
+	// environment, as ParseConfig says; a field of this struct that is not zero wins over its key.
 	Config *pgxpool.Config
 
 	// Name tells the pool from others of the program: a label of logs, events, metrics and Status, and nothing else. Default:
@@ -373,6 +375,11 @@ func setDuration(field *time.Duration, v string) error {
 //   - load_balance_hosts: libpq's key: random, disable (default random); disable is the order of the list: multipool_mode=ordered,
 //     or where target_session_attrs or multipool_target ask for a role, the first server of the list that has it
 //
+// A key that the string does not have may stand in a variable of the environment, as MULTIPOOL_WAIT does for multipool_wait, and
+// PGLOADBALANCEHOSTS for load_balance_hosts. Such variables are read here, so that a bad value is an error here, by
+// [ParseOptions] and by every constructor; an empty one says nothing. They are not added to RuntimeParams, so that pgx can use what
+// is returned. Variables of other names are not looked at.
+//
 // Two keys that contradict each other are an error: target_session_attrs and multipool_target, load_balance_hosts and
 // multipool_mode or multipool_balancer.
 func ParseConfig(connString string) (*pgxpool.Config, error) {
@@ -415,7 +422,43 @@ func ParseOptions(connString string) (Options, error) {
 	return o, err
 }
 
-// takeKeys moves our keys out of params into the fields that are still zero.
+// saying is the value of one of our keys, and the name of what gives it: the key, or a variable.
+type saying struct{ name, value string }
+
+// said returns what is said of our keys: in params, or where neither they nor the connection string say it, nor the
+// contrary, in the environment.
+func said(params map[string]string, connString string) map[string]saying {
+	given := func(key string) bool {
+		_, there := params[key]
+		_, inString := lookup(connString, key, "")
+		return there || inString
+	}
+	all := map[string]saying{}
+	for _, s := range settings {
+		if value, is := params[s.key]; is {
+			all[s.key] = saying{s.key, value}
+		} else if value := os.Getenv(variableOf(s.key)); value != "" && !given(s.key) && !slices.ContainsFunc(overruling[s.key], given) {
+			all[s.key] = saying{variableOf(s.key), value}
+		}
+	}
+	return all
+}
+
+// variableOf is the variable of the environment that stands for one of our keys.
+func variableOf(key string) string {
+	if key == loadBalanceHosts {
+		return "PGLOADBALANCEHOSTS"
+	}
+	return strings.ToUpper(key)
+}
+
+// overruling are the other keys of a string by which the variable of a key is not heeded: they may say the contrary.
+var overruling = map[string][]string{
+	"multipool_target": {"target_session_attrs"}, "multipool_mode": {loadBalanceHosts}, "multipool_balancer": {loadBalanceHosts},
+	loadBalanceHosts: {"multipool_mode", "multipool_balancer"},
+}
+
+// takeKeys moves our keys out of params into the fields that are still zero, and with them what the environment says.
 func (c *Options) takeKeys(params map[string]string) error {
 	for _, key := range sortedKeys(params) {
 		if isOurKey(key) && !slices.ContainsFunc(settings, func(s setting) bool { return s.key == key }) {
@@ -426,37 +469,43 @@ func (c *Options) takeKeys(params map[string]string) error {
 			return fmt.Errorf("multipool: unknown key %s (known: %s)", key, strings.Join(known, ", "))
 		}
 	}
-	said := map[string]string{}
+	connString := c.Config.ConnString()
+	all := said(params, connString)
 	for _, s := range settings {
-		value, is := params[s.key]
+		say, is := all[s.key]
 		if !is {
 			continue
 		}
-		if err := s.set(c, value); err != nil {
-			return fmt.Errorf("multipool: %s=%q: %w", s.key, value, err)
+		if err := s.set(c, say.value); err != nil {
+			return fmt.Errorf("multipool: %s=%q: %w", say.name, say.value, err)
 		}
-		said[s.key] = value
 		delete(params, s.key)
 	}
-	if err := checkContradictions(said, c.Config.ConnString()); err != nil {
+	if err := checkContradictions(all, connString); err != nil {
 		return err
 	}
 	return c.checkBounds()
 }
 
 // checkContradictions names two keys of which one says the contrary of the other. Every value is valid.
-func checkContradictions(said map[string]string, connString string) error {
-	attrs, _ := lookup(connString, "target_session_attrs", "")
+func checkContradictions(all map[string]saying, connString string) error {
+	attrs := saying{name: "target_session_attrs"}
+	attrs.value, _ = lookup(connString, attrs.name, "")
+	if target := all["multipool_target"]; attrs.value == "" && target.name != "multipool_target" {
+		attrs = saying{"PGTARGETSESSIONATTRS", os.Getenv("PGTARGETSESSIONATTRS")} // both are of the environment
+	}
+	hosts := all[loadBalanceHosts]
 	for _, pair := range []struct {
-		key, value, other string
-		agree             []string // values of the other key
+		one   saying
+		other string   // a key
+		agree []string // values of it
 	}{
-		{"target_session_attrs", attrs, "multipool_target", attrsTargets[attrs]},
-		{loadBalanceHosts, said[loadBalanceHosts], "multipool_mode", hostsModes[said[loadBalanceHosts]]},
-		{loadBalanceHosts, said[loadBalanceHosts], "multipool_balancer", hostsBalancers[said[loadBalanceHosts]]},
+		{attrs, "multipool_target", attrsTargets[attrs.value]},
+		{hosts, "multipool_mode", hostsModes[hosts.value]},
+		{hosts, "multipool_balancer", hostsBalancers[hosts.value]},
 	} {
-		if other, is := said[pair.other]; is && pair.agree != nil && !slices.Contains(pair.agree, other) {
-			return fmt.Errorf("multipool: %s=%s and %s=%s contradict each other", pair.key, pair.value, pair.other, other)
+		if other, is := all[pair.other]; is && pair.agree != nil && !slices.Contains(pair.agree, other.value) {
+			return fmt.Errorf("multipool: %s=%s and %s=%s contradict each other", pair.one.name, pair.one.value, other.name, other.value)
 		}
 	}
 	return nil

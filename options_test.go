@@ -32,7 +32,9 @@ import (
 func withoutEnvironment(t testing.TB) (home string) {
 	t.Helper()
 	for _, entry := range os.Environ() {
-		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "PG") {
+		name, _, _ := strings.Cut(entry, "=")
+		ours := slices.ContainsFunc(settings, func(s setting) bool { return variableOf(s.key) == name })
+		if ours || strings.HasPrefix(name, "PG") {
 			t.Setenv(name, "") // so that it comes back
 			require.NoError(t, os.Unsetenv(name))
 		}
@@ -561,6 +563,98 @@ func TestTargetSessionAttrsYieldToARouteAndToTheProgramsOwnCheck(t *testing.T) {
 	for _, p := range peers {
 		require.NotNil(t, p.pool.ConnConfig.ValidateConnect)
 	}
+}
+
+func TestKeysMayStandInTheEnvironment(t *testing.T) {
+	withoutEnvironment(t)
+	values := map[string]string{}
+	for _, s := range settings {
+		values[s.key] = map[string]string{
+			"multipool_mode": "ordered", "multipool_proxy": "true", "multipool_discover": "dns", "multipool_target": "any",
+			"multipool_retry": "reads", "multipool_balancer": "nearest", "multipool_max_lag": "3s", "multipool_max_waiting": "3",
+			"multipool_write_reserve": "0.5", "multipool_monitor_conns": "false", loadBalanceHosts: "disable",
+		}[s.key]
+		if values[s.key] == "" {
+			values[s.key] = "3s"
+		}
+	}
+	// What the variable does is what the key does, for each way in.
+	plain := func() Options {
+		c, err := pgxpool.ParseConfig(threeHosts)
+		require.NoError(t, err)
+		return Options{Config: c}
+	}
+	for key, value := range values {
+		t.Run(key, func(t *testing.T) {
+			inString, _ := parsed(t, threeHosts+"&"+key+"="+value)
+			options, err := ParseOptions(threeHosts + "&" + key + "=" + value)
+			require.NoError(t, err)
+			without, _ := parsed(t, threeHosts)
+			variable := variableOf(key)
+			t.Setenv(variable, value)
+			config, err := ParseConfig(threeHosts)
+			require.NoError(t, err)
+			require.NotContains(t, config.ConnConfig.RuntimeParams, key, "pgx would send it")
+			byVariable, err := ParseOptions(threeHosts)
+			require.NoError(t, err)
+			byPlain, _ := completed(t, plain())
+			byNew, _ := completed(t, Options{Config: config})
+			for _, o := range []*Options{&inString, &options, &without, &byVariable, &byPlain, &byNew} {
+				o.Config, o.Hooks = nil, nil
+				if o.Discover != nil {
+					o.Discover = nil
+					o.Zone = "discovered"
+				}
+			}
+			require.Equal(t, inString, byNew)
+			require.Equal(t, inString, byPlain)
+			require.Equal(t, options, byVariable)
+			require.NotEqual(t, without, byNew)
+
+			_, err = ParseConfig(threeHosts + "&" + key + "=" + value)
+			require.NoError(t, err)
+			t.Setenv(variable, "")
+			empty, _ := completed(t, plain())
+			empty.Config, empty.Hooks = nil, nil
+			require.Equal(t, without, empty)
+			if key != "multipool_zone" {
+				t.Setenv(variable, "nonsense")
+				_, err = ParseConfig(threeHosts)
+				require.ErrorContains(t, err, "multipool: "+variable+`="nonsense": must be `)
+				_, err = NewWithConfig(context.Background(), plain().Config)
+				require.ErrorContains(t, err, "multipool: "+variable+`="nonsense": must be `)
+			}
+		})
+	}
+}
+
+func TestTheStringAndTheFieldsWinOverTheEnvironment(t *testing.T) {
+	withoutEnvironment(t)
+	t.Setenv("MULTIPOOL_WAIT", "3s")
+	t.Setenv("MULTIPOOL_MODE", "equivalent")
+	t.Setenv("MULTIPOOL_TARGET", "any")
+	t.Setenv("MULTIPOOL_WIAT", "near misses of variables are no errors: they may be anybody's")
+	t.Setenv("MULTIPOOL_REQUIRE_POSTGRES", "1")
+	o, err := ParseOptions(threeHosts + "&multipool_mode=replicated&multipool_wait=4s")
+	require.NoError(t, err)
+	require.Equal(t, 4*time.Second, o.Wait)
+	complete, _ := completed(t, o)
+	require.Equal(t, ModeReplicated, complete.Mode, "also where the string says the default")
+
+	config, err := ParseConfig(threeHosts + "&load_balance_hosts=disable&target_session_attrs=read-write")
+	require.NoError(t, err)
+	complete, _ = completed(t, Options{Config: config, Wait: time.Minute})
+	require.Equal(t, time.Minute, complete.Wait)
+	require.Equal(t, TargetPrimary, complete.Route.Target)
+	require.Equal(t, ModeReplicated, complete.Mode)
+
+	t.Setenv("PGTARGETSESSIONATTRS", "standby")
+	_, err = ParseConfig(threeHosts)
+	require.EqualError(t, err, "multipool: PGTARGETSESSIONATTRS=standby and MULTIPOOL_TARGET=any contradict each other")
+	t.Setenv("PGTARGETSESSIONATTRS", "")
+	t.Setenv("PGLOADBALANCEHOSTS", "disable")
+	_, err = ParseConfig(threeHosts)
+	require.EqualError(t, err, "multipool: PGLOADBALANCEHOSTS=disable and MULTIPOOL_MODE=equivalent contradict each other")
 }
 
 func TestKeysThatContradictEachOtherAreAnError(t *testing.T) {
