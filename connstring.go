@@ -130,6 +130,132 @@ func withHost(connString, host string, port uint16) string {
 	return fmt.Sprintf("%s host='%s' port=%d", connString, escape.Replace(host), port)
 }
 
+// checkForm names the form where a string, whether or not pgx takes it, is neither a URI nor key=value pairs: of another
+// scheme it makes one long key, which the server refuses.
+func checkForm(connString string) error {
+	if _, _, isURL := cutURL(connString); isURL || strings.Trim(connString, blanks) == "" {
+		return nil
+	}
+	if key, _, is := strings.Cut(connString, "="); is && !strings.ContainsAny(key, ":/@?,[") {
+		return nil
+	}
+	return &connStringError{"multipool: cannot parse the connection string: it must begin with postgres:// or postgresql://, or be key=value pairs"}
+}
+
+// checkHosts names an empty element of a list of hosts. To libpq it is the default host: to a pool of several servers one
+// more, which nobody meant.
+func checkHosts(connString string) error {
+	hosts := strings.Split(hostsOf(connString), ",")
+	if i := slices.IndexFunc(hosts, func(h string) bool { return strings.Trim(h, " ") == "" }); i >= 0 && len(hosts) > 1 {
+		return &connStringError{fmt.Sprintf("multipool: host #%d of %d in the list is empty", i+1, len(hosts))}
+	}
+	return nil
+}
+
+// hostsOf is the list of hosts of a connection string that has been parsed without error, or else of the environment.
+func hostsOf(connString string) string {
+	if hosts, given := lookup(connString, "host", ""); given {
+		return hosts
+	}
+	if _, rest, isURL := cutURL(connString); isURL {
+		// What a port is does not matter here, so that the colons of an address do no harm either.
+		if end := strings.IndexAny(rest, "/?"); end >= 0 {
+			rest = rest[:end]
+		}
+		var hosts []string
+		for h := range strings.SplitSeq(decodeURI(rest), ",") {
+			if strings.HasPrefix(h, ":") {
+				h = "" // a port alone
+			}
+			hosts = append(hosts, h)
+		}
+		if list := strings.Join(hosts, ","); list != "" {
+			return list
+		}
+	}
+	hosts, _ := lookup("", "", "PGHOST")
+	return hosts
+}
+
+// checkKey names a run-time parameter that was meant to be a key of ours or of pgxpool's, and the key that was meant. No
+// server has a parameter of such a name.
+func checkKey(key, connString string) error {
+	if slices.Contains(knownKeys(), key) {
+		return nil
+	}
+	like, near := likelyKey(key)
+	if !near {
+		return nil
+	}
+	if holdsSecret(key, connString) {
+		return &connStringError{"multipool: unknown key (it is not shown, as it may be a part of the password: " + like + ")"}
+	}
+	return fmt.Errorf("multipool: unknown key %s (%s)", key, like)
+}
+
+// likelyKey says which key was meant by one that is not known; false: it looks like none of them. A name with a dot is a
+// program's own parameter.
+func likelyKey(key string) (string, bool) {
+	if strings.Contains(key, ".") {
+		return "", false
+	}
+	folded := strings.ReplaceAll(strings.ToLower(key), "-", "_")
+	best, least := "", maxTypos+1
+	var kin []string // of its prefix
+	for _, known := range knownKeys() {
+		if d := editDistance(folded, known, least); d < least {
+			best, least = known, d
+		}
+		for _, prefix := range []string{"multipool", "pool_"} {
+			if strings.HasPrefix(folded, prefix) && strings.HasPrefix(known, prefix) {
+				kin = append(kin, known)
+			}
+		}
+	}
+	switch {
+	case best != "":
+		return "did you mean " + best + "?", true
+	case len(kin) > 0:
+		return "known: " + strings.Join(kin, ", "), true
+	}
+	return "", false
+}
+
+// maxTypos is by how many letters a key may differ from the one that was meant.
+const maxTypos = 2
+
+// editDistance is Levenshtein's, of strings that differ by less than limit; of others any number that is not less.
+func editDistance(a, b string, limit int) int {
+	if len(a) >= len(b)+limit || len(b) >= len(a)+limit {
+		return limit
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}
+
+// knownKeys are ours and pgxpool's.
+func knownKeys() []string {
+	var keys []string
+	for _, s := range settings {
+		keys = append(keys, s.key)
+	}
+	return append(keys, sortedKeys(poolKeys)...)
+}
+
 // peerKeys are the keys of a peer's own connection string: which server it is, how it is known to be it, and who asks.
 var peerKeys = []string{
 	"host", "port", "dbname", "database", "user", "password", "passfile", "service", "servicefile",
@@ -149,7 +275,11 @@ func checkPeerKeys(connString string) error {
 			// Where a password should have been quoted or encoded, what is taken for a key is a part of it.
 			return fmt.Errorf("ConnString has a key behind the password that is not a peer's own, or the password is not quoted (its own are %s)", strings.Join(peerKeys, ", "))
 		default:
-			return fmt.Errorf("ConnString: %s is not a peer's own: set it in Options.Config (its own are %s)", key, strings.Join(peerKeys, ", "))
+			meant := ""
+			if like, near := likelyKey(key); near && !isCommonKey(key) {
+				meant = " (" + like + ")"
+			}
+			return fmt.Errorf("ConnString: %s is not a peer's own%s: set it in Options.Config (its own are %s)", key, meant, strings.Join(peerKeys, ", "))
 		}
 	}
 	return nil
@@ -157,7 +287,7 @@ func checkPeerKeys(connString string) error {
 
 // isCommonKey reports whether a key is one beyond doubt, and no part of a password.
 func isCommonKey(key string) bool {
-	return slices.ContainsFunc(settings, func(s setting) bool { return s.key == key }) || poolKeys[key] != nil ||
+	return slices.Contains(knownKeys(), key) ||
 		slices.Contains([]string{"application_name", "connect_timeout", "options", "target_session_attrs"}, key)
 }
 

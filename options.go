@@ -381,11 +381,13 @@ func setDuration(field *time.Duration, v string) error {
 // is returned. Variables of other names are not looked at.
 //
 // Two keys that contradict each other are an error: target_session_attrs and multipool_target, load_balance_hosts and
-// multipool_mode or multipool_balancer.
+// multipool_mode or multipool_balancer. So is an empty host in a list of several; a key that pgx does not know and that resembles one
+// of ours or of pgxpool's (multipool_wiat, Pool_Max_Conns, pool_size), with the name of the likely one; and a string that neither
+// begins with postgres:// or postgresql:// nor consists of key=value pairs. Every other key is a run-time parameter, as pgx has it.
 func ParseConfig(connString string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(connString)
 	if err != nil {
-		return nil, cmp.Or(poolKeyError(connString), newConnStringError(connString, err))
+		return nil, cmp.Or(checkForm(connString), poolKeyError(connString), newConnStringError(connString, err))
 	}
 	probe := Options{Config: config}
 	if err := probe.takeKeys(maps.Clone(config.ConnConfig.RuntimeParams)); err != nil {
@@ -460,16 +462,20 @@ var overruling = map[string][]string{
 
 // takeKeys moves our keys out of params into the fields that are still zero, and with them what the environment says.
 func (c *Options) takeKeys(params map[string]string) error {
-	for _, key := range sortedKeys(params) {
-		if isOurKey(key) && !slices.ContainsFunc(settings, func(s setting) bool { return s.key == key }) {
-			known := make([]string, len(settings))
-			for i, s := range settings {
-				known[i] = s.key
-			}
-			return fmt.Errorf("multipool: unknown key %s (known: %s)", key, strings.Join(known, ", "))
+	connString := c.Config.ConnString()
+	if err := checkForm(connString); err != nil {
+		return err
+	}
+	if len(c.Peers) == 0 && c.Config.ConnConfig.Fallbacks != nil {
+		if err := checkHosts(connString); err != nil {
+			return err
 		}
 	}
-	connString := c.Config.ConnString()
+	for _, key := range sortedKeys(params) {
+		if err := checkKey(key, connString); err != nil {
+			return err
+		}
+	}
 	all := said(params, connString)
 	for _, s := range settings {
 		say, is := all[s.key]

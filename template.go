@@ -151,8 +151,14 @@ func isSocket(host string) bool {
 // server has to prove its own stays as the template says where the string says nothing.
 func adopt(to *pgconn.Config, connString string) error {
 	from, err := pgconn.ParseConfig(connString)
+	if err := checkForm(connString); err != nil {
+		return err
+	}
 	if err != nil {
 		return newConnStringError(connString, err)
+	}
+	if err := checkHosts(connString); err != nil {
+		return err
 	}
 	if err := checkPeerKeys(connString); err != nil {
 		return err
