@@ -1,6 +1,12 @@
 package multipool
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -160,4 +166,85 @@ func TestAConstructorFindsWhatPgxpoolTakes(t *testing.T) {
 	pool.ConnConfig.Host, pool.ConnConfig.Fallbacks = "db3", nil // as programs have it
 	_, peers = completed(t, Options{Config: pool})
 	require.Equal(t, []string{"db3:5432"}, peerNames(peers))
+}
+
+// Which string fields of the options may be printed: a new one is named here, or holds a password.
+var printed = map[string]bool{
+	"Peer.Name": true, "Peer.Host": true, "Peer.ServerName": true, "Peer.Zone": true, "Options.Zone": true, "Route.Peers": true,
+}
+
+// fillStrings puts a secret into every string that v reaches through exported fields of our types and is not printed.
+func fillStrings(v reflect.Value, path, secret string) (filled int) {
+	switch v.Kind() {
+	case reflect.String:
+		if !printed[path] {
+			v.SetString(secret)
+			return 1
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if f := v.Type().Field(i); f.IsExported() {
+				filled += fillStrings(v.Field(i), v.Type().Name()+"."+f.Name, secret)
+			}
+		}
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+		for i := range 2 {
+			filled += fillStrings(v.Index(i), path, secret)
+		}
+	}
+	return filled
+}
+
+func TestOptionsAndPeersArePrintedWithoutPasswords(t *testing.T) {
+	withoutEnvironment(t)
+	const secret = "Kq7wZx93Vt"
+	var o Options
+	require.Equal(t, 2, fillStrings(reflect.ValueOf(&o).Elem(), "", secret), "the ConnString of two peers")
+	o.Config = plainPoolOf(t, "postgres://app:"+secret+"@db1,db2/app")
+	o.Config.ConnConfig.SSLNegotiation = secret
+	q := o.Peers[0]
+	type outer struct {
+		In   Options
+		At   *Options
+		Peer Peer
+		List []*Peer
+		Any  any
+		Map  map[string]Peer
+	}
+	values := []any{o, &o, q, &q, o.Peers, &o.Peers, []any{q}, map[Peer]int{q: 1}, errors.Join(fmt.Errorf("%v", q)),
+		outer{o, &o, q, []*Peer{&q}, q, map[string]Peer{"a": q}}, &outer{In: o, Any: &q}}
+	p := openPool(t, Options{Peers: []Peer{{Name: "x", ConnString: "postgres://app:" + secret + "@127.0.0.1:1/app"}, {Host: "127.0.0.1", Port: 2}}},
+		"postgres://app:"+secret+"@127.0.0.1/app")
+	for _, v := range values {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%10v", "%T", "%t"} {
+			requireHidden(t, fmt.Sprintf(verb, v), secret, verb, v)
+		}
+		requireHidden(t, fmt.Sprint(v)+fmt.Sprintln(v), secret, "Sprint", v)
+		text, _ := json.Marshal(v)
+		requireHidden(t, string(text), secret, "JSON", v)
+		var logged bytes.Buffer
+		for _, h := range []slog.Handler{slog.NewTextHandler(&logged, nil), slog.NewJSONHandler(&logged, nil)} {
+			slog.New(h).With("with", v).Info("opening", "options", v, slog.Group("in", "options", v))
+		}
+		requireHidden(t, logged.String(), secret, "slog", v)
+	}
+	for _, verb := range []string{"%v", "%+v", "%#v"} {
+		requireHidden(t, fmt.Sprintf(verb, p), secret, verb, "a pool")
+		requireHidden(t, fmt.Sprintf(verb, p.Config()), secret, verb, "its configuration")
+		requireHidden(t, fmt.Sprintf(verb, p.Status()), secret, verb, "its status")
+	}
+	require.Contains(t, fmt.Sprintf("%+v", q), "ConnString:(not shown)")
+	require.Contains(t, fmt.Sprintf("%#v", q), `multipool.Peer{Name:"", ConnString:"(not shown)"`)
+	require.Contains(t, fmt.Sprintf("%+v", Peer{Host: "a", Weight: 2}), "ConnString: Host:a Port:0")
+	text, err := json.Marshal(Peer{Host: "a"})
+	require.NoError(t, err)
+	require.Contains(t, string(text), `"ConnString":"","Host":"a"`)
+	require.Equal(t, secret, q.ConnString, "it is what it was")
+}
+
+func requireHidden(t *testing.T, text, secret, how string, of any) {
+	t.Helper()
+	require.NotContains(t, text, secret, "%s of %T", how, of)
+	require.NotContains(t, strings.ToLower(text), fmt.Sprintf("%x", secret), "%s of %T", how, of)
 }

@@ -2,8 +2,10 @@ package multipool
 
 import (
 	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"slices"
@@ -164,6 +166,35 @@ type Peer struct {
 	// Zone is where the server stands; see Options.Zone. Empty: in none, which is no program's own.
 	Zone string
 }
+
+// hiddenPeer and hiddenOptions are what fmt and encoding/json print.
+type (
+	hiddenPeer    Peer
+	hiddenOptions Options
+)
+
+func (p Peer) hidden() hiddenPeer {
+	if p.ConnString != "" {
+		p.ConnString = "(not shown)"
+	}
+	return hiddenPeer(p)
+}
+
+// Format prints the peer as fmt prints a struct, except that it does not show ConnString, which may hold a password. For an
+// unexported field of another struct fmt does not call it.
+func (p Peer) Format(f fmt.State, verb rune) { printHidden(f, verb, p.hidden()) }
+
+// Format prints the options as fmt prints a struct, with its peers as their Format does.
+func (c Options) Format(f fmt.State, verb rune) { printHidden(f, verb, hiddenOptions(c)) }
+
+// printHidden prints a value of a type that has no methods under the name of the type that it stands for.
+func printHidden(f fmt.State, verb rune, v any) {
+	text := fmt.Sprintf(fmt.FormatString(f, verb), v)
+	_, _ = io.WriteString(f, strings.Replace(text, "multipool.hidden", "multipool.", 1))
+}
+
+// MarshalJSON marshals the peer as a struct, except that it does not show ConnString, which may hold a password.
+func (p Peer) MarshalJSON() ([]byte, error) { return json.Marshal(p.hidden()) }
 
 const (
 	defaultCheckInterval = 5 * time.Second
@@ -616,6 +647,10 @@ func (c Options) complete() (Options, []peerConfig, error) {
 	peers, err := c.derivePeers()
 	if err != nil {
 		return c, nil, err
+	}
+	c.Peers = slices.Clone(c.Peers)
+	for i := range c.Peers {
+		c.Peers[i].ConnString = "" // as in the peers' own
 	}
 	if len(peers) > 1 || c.Discover != nil {
 		c.takeSessionAttrs(given.ConnString(), peers)

@@ -97,7 +97,7 @@ func (c *Options) peerFrom(p Peer, called string) (peerConfig, error) {
 		ownPassword(c.Config, own.pool)
 	}
 	p.Name = cmp.Or(p.Name, own.Name)
-	p.Host, p.Port = own.Host, own.Port
+	p.Host, p.Port, p.ConnString = own.Host, own.Port, "" // which the template has taken in: fmt prints what is in a pool
 	own.Peer = p
 	if p.MaxConns > 0 {
 		own.pool.MaxConns = p.MaxConns
