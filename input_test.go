@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"reflect"
 	"strings"
 	"testing"
@@ -166,6 +167,214 @@ func TestAConstructorFindsWhatPgxpoolTakes(t *testing.T) {
 	pool.ConnConfig.Host, pool.ConnConfig.Fallbacks = "db3", nil // as programs have it
 	_, peers = completed(t, Options{Config: pool})
 	require.Equal(t, []string{"db3:5432"}, peerNames(peers))
+}
+
+// Every field of the options, with the last values that it takes and the first that it does not.
+func TestEveryFieldHasItsBounds(t *testing.T) {
+	withoutEnvironment(t)
+	with := func(change func(*Options)) Options {
+		o := Options{Config: plainPoolOf(t, threeHosts)}
+		change(&o)
+		return o
+	}
+	peer := func(q Peer) Options { return with(func(o *Options) { o.Peers = []Peer{{Host: "first"}, q} }) }
+	route := func(r Route) Options { return with(func(o *Options) { o.Route = r }) }
+	model := func(r Route) Options { return with(func(o *Options) { o.Models = map[string]Route{"m": r} }) }
+	const sign = ": must be positive, 0 for the default, or Off"
+	tested := map[string]bool{}
+	for _, tc := range []struct {
+		field string
+		given Options
+		says  string
+	}{
+		{"Options.Config", Options{}, "multipool: Options.Config is required: make it with ParseConfig"},
+		{"Options.Config", with(func(o *Options) { o.Config.MaxConns = 1 }), ""},
+		{"Options.Config", with(func(o *Options) { o.Config.MaxConns = 0 }), "multipool: Config.MaxConns (pool_max_conns) is 0: must be at least 1"},
+		{"Options.Config", with(func(o *Options) { o.Config.HealthCheckPeriod = 1 }), ""},
+		{"Options.Config", with(func(o *Options) { o.Config.HealthCheckPeriod = 0 }), "multipool: Config.HealthCheckPeriod (pool_health_check_period) is 0s: must be more than 0"},
+		{"Options.Peers", with(func(o *Options) { o.Peers = []Peer{} }), ""},
+		{"Options.Peers", with(func(o *Options) { o.Peers = []Peer{{Host: "a"}, {Name: "a:5432", Host: "b"}} }), "multipool: peer a:5432 is given twice"},
+		{"Options.Peers", with(func(o *Options) { o.Peers = []Peer{{Name: "x", Host: "a"}, {Name: "x", Host: "b"}} }), "multipool: peer x is given twice"},
+		{"Options.Peers", peer(Peer{}), "multipool: peer #2: neither Host nor ConnString is set"},
+		{"Options.Proxy", with(func(o *Options) { o.Proxy = true }), ""},
+		{"Options.Discover", with(func(o *Options) { o.Discover = DiscoverReplication() }), ""},
+		{"Options.Mode", with(func(o *Options) { o.Mode = ModeOrdered }), ""},
+		{"Options.Mode", with(func(o *Options) { o.Mode = ModeOrdered + 1 }), "multipool: Mode is 3: unknown"},
+		{"Options.ReturnAfter", with(func(o *Options) { o.ReturnAfter = 1 }), ""},
+		{"Options.ReturnAfter", with(func(o *Options) { o.ReturnAfter = math.MaxInt64 }), ""},
+		{"Options.ReturnAfter", with(func(o *Options) { o.ReturnAfter = Off }), ""},
+		{"Options.ReturnAfter", with(func(o *Options) { o.ReturnAfter = Off - 1 }), "multipool: ReturnAfter (multipool_return_after) is -2ns" + sign},
+		{"Options.Route", route(Route{Target: TargetAny}), ""},
+		{"Options.Balancer", with(func(o *Options) { o.Balancer = Nearest() }), ""},
+		{"Options.Zone", with(func(o *Options) { o.Zone = "any thing" }), ""},
+		{"Options.Models", with(func(o *Options) { o.Models = map[string]Route{} }), ""},
+		{"Options.Models", model(Route{Target: 99}), `multipool: Models["m"].Target is 99: unknown`},
+		{"Options.Models", model(Route{Retry: 99}), `multipool: Models["m"].Retry is 99: unknown`},
+		{"Options.Models", model(Route{MaxLag: Lag{Time: -2}}), `multipool: Models["m"].MaxLag: its Time is -2ns: must be positive, 0, or Off`},
+		{"Options.Models", model(Route{Peers: []string{"x"}}), `multipool: unknown name: peer "x" (known: db1:5432, db2:5433, db3:5432), in model "m"`},
+		{"Options.MaxLag", with(func(o *Options) { o.MaxLag = Lag{Bytes: 1, Time: 1} }), ""},
+		{"Options.MaxLag", with(func(o *Options) { o.MaxLag.Time = -2 }), "multipool: MaxLag (multipool_max_lag): its Time is -2ns: must be positive, 0, or Off"},
+		{"Options.CheckInterval", with(func(o *Options) { o.CheckInterval = minCheckInterval }), ""},
+		{"Options.CheckInterval", with(func(o *Options) { o.CheckInterval = math.MaxInt64 }), ""},
+		{"Options.CheckInterval", with(func(o *Options) { o.CheckInterval = minCheckInterval - 1 }), "multipool: CheckInterval (multipool_check_interval) is 9.999999ms: must be at least 10ms"},
+		{"Options.CheckInterval", with(func(o *Options) { o.CheckInterval = Off }), "multipool: CheckInterval (multipool_check_interval) is -1ns: must be at least 10ms"},
+		{"Options.Wait", with(func(o *Options) { o.Wait = 1 }), ""},
+		{"Options.Wait", with(func(o *Options) { o.Wait = math.MaxInt64 }), ""},
+		{"Options.Wait", with(func(o *Options) { o.Wait = Off }), ""},
+		{"Options.Wait", with(func(o *Options) { o.Wait = Off - 1 }), "multipool: Wait (multipool_wait) is -2ns" + sign},
+		{"Options.MaxWaiting", with(func(o *Options) { o.MaxWaiting = 1 }), ""},
+		{"Options.MaxWaiting", with(func(o *Options) { o.MaxWaiting = math.MaxInt }), ""},
+		{"Options.MaxWaiting", with(func(o *Options) { o.MaxWaiting = Off }), ""},
+		{"Options.MaxWaiting", with(func(o *Options) { o.MaxWaiting = Off - 1 }), "multipool: MaxWaiting (multipool_max_waiting) is -2" + sign},
+		{"Options.StallAfter", with(func(o *Options) { o.StallAfter = minStallAfter }), ""},
+		{"Options.StallAfter", with(func(o *Options) { o.StallAfter = math.MaxInt64 }), ""},
+		{"Options.StallAfter", with(func(o *Options) { o.StallAfter = Off }), ""},
+		{"Options.StallAfter", with(func(o *Options) { o.StallAfter = minStallAfter - 1 }), "multipool: StallAfter (multipool_stall_after) is 99.999999ms: must be at least 100ms"},
+		{"Options.StallAfter", with(func(o *Options) { o.StallAfter = Off - 1 }), "multipool: StallAfter (multipool_stall_after) is -2ns" + sign},
+		{"Options.WriteReserve", with(func(o *Options) { o.WriteReserve = math.SmallestNonzeroFloat64 }), ""},
+		{"Options.WriteReserve", with(func(o *Options) { o.WriteReserve = maxWriteReserve }), ""},
+		{"Options.WriteReserve", with(func(o *Options) { o.WriteReserve = Off }), ""},
+		{"Options.WriteReserve", with(func(o *Options) { o.WriteReserve = 0.91 }), "multipool: WriteReserve (multipool_write_reserve) is 0.91: must be at most 0.9"},
+		{"Options.WriteReserve", with(func(o *Options) { o.WriteReserve = math.NaN() }), "multipool: WriteReserve (multipool_write_reserve) is NaN: must be at most 0.9"},
+		{"Options.WriteReserve", with(func(o *Options) { o.WriteReserve = -0.5 }), "multipool: WriteReserve (multipool_write_reserve) is -0.5" + sign},
+		{"Options.NoMonitorConns", with(func(o *Options) { o.NoMonitorConns = true }), ""},
+		{"Options.Hooks", with(func(o *Options) { o.Hooks = &Hooks{} }), ""},
+
+		{"Peer.Name", peer(Peer{Name: "any thing", Host: "a"}), ""},
+		{"Peer.ConnString", peer(Peer{ConnString: "host=a"}), ""},
+		{"Peer.ConnString", peer(Peer{ConnString: "a"}), "multipool: peer #2: " + mustBegin},
+		{"Peer.Host", peer(Peer{Host: "a b"}), "multipool: peer #2: its Host " + errNoHost.Error()},
+		{"Peer.Host", peer(Peer{Host: "a,"}), "multipool: peer #2: its Host " + errNoHost.Error()},
+		{"Peer.Port", peer(Peer{Host: "a", Port: math.MaxUint16}), ""},
+		{"Peer.ServerName", peer(Peer{Host: "a", ServerName: "b"}), ""},
+		{"Peer.Role", peer(Peer{Host: "a", Role: RoleReplica}), ""},
+		{"Peer.Role", peer(Peer{Host: "a", Role: RoleReplica + 1}), "multipool: peer #2: Role is 3: unknown"},
+		{"Peer.Proxy", peer(Peer{Host: "a", Proxy: true}), ""},
+		{"Peer.MaxConns", peer(Peer{Host: "a", MaxConns: 1}), ""},
+		{"Peer.MaxConns", peer(Peer{Host: "a", MaxConns: math.MaxInt32}), ""},
+		{"Peer.MaxConns", peer(Peer{Host: "a", MaxConns: -1}), "multipool: peer #2: MaxConns is -1: must not be negative"},
+		{"Peer.Weight", peer(Peer{Host: "a", Weight: math.SmallestNonzeroFloat64}), ""},
+		{"Peer.Weight", peer(Peer{Host: "a", Weight: maxWeight}), ""},
+		{"Peer.Weight", peer(Peer{Host: "a", Weight: 1000.5}), "multipool: peer #2: Weight is 1000.5: must be a finite number of at most 1000"},
+		{"Peer.Weight", peer(Peer{Host: "a", Weight: math.NaN()}), "multipool: peer #2: Weight is NaN: must be a finite number of at most 1000"},
+		{"Peer.Weight", peer(Peer{Host: "a", Weight: -1}), "multipool: peer #2: Weight is -1: must not be negative (set LastResort for a peer that nobody reads while another can be)"},
+		{"Peer.LastResort", peer(Peer{Host: "a", LastResort: true}), ""},
+		{"Peer.Zone", peer(Peer{Host: "a", Zone: "any thing"}), ""},
+
+		{"Route.Target", route(Route{Target: TargetAny}), ""},
+		{"Route.Target", route(Route{Target: TargetAny + 1}), "multipool: Route.Target is 6: unknown"},
+		{"Route.Retry", route(Route{Retry: RetryNever}), ""},
+		{"Route.Retry", route(Route{Retry: RetryNever + 1}), "multipool: Route.Retry is 4: unknown"},
+		{"Route.Peers", route(Route{Peers: []string{"db1:5432"}}), ""},
+		{"Route.Peers", route(Route{Peers: []string{"db1"}}), `multipool: unknown name: peer "db1" (known: db1:5432, db2:5433, db3:5432)`},
+		{"Route.MaxLag", route(Route{MaxLag: Lag{Time: Off}}), ""},
+		{"Lag.Bytes", route(Route{MaxLag: Lag{Bytes: math.MaxInt64}}), ""},
+		{"Lag.Time", route(Route{MaxLag: Lag{Time: math.MaxInt64}}), ""},
+		{"Lag.Time", route(Route{MaxLag: Lag{Time: Off - 1}}), "multipool: Route.MaxLag: its Time is -2ns: must be positive, 0, or Off"},
+	} {
+		tested[tc.field] = true
+		p, err := Open(t.Context(), tc.given)
+		if tc.says != "" {
+			require.EqualError(t, err, tc.says, tc.field)
+			continue
+		}
+		require.NoError(t, err, tc.field)
+		p.Close()
+	}
+	for _, of := range []reflect.Type{reflect.TypeFor[Options](), reflect.TypeFor[Peer](), reflect.TypeFor[Route](), reflect.TypeFor[Lag]()} {
+		for i := range of.NumField() {
+			require.True(t, tested[of.Name()+"."+of.Field(i).Name], "no bounds of %s.%s are tested", of.Name(), of.Field(i).Name)
+		}
+	}
+}
+
+// Every key, with the last values that it takes, the first that it does not, and nonsense.
+func TestEveryKeyHasItsBounds(t *testing.T) {
+	withoutEnvironment(t)
+	const (
+		duration = "must be a duration such as 500ms or 5s"
+		negative = "must not be negative (0 means none)"
+		longest  = "2562047h47m16.854775807s" // math.MaxInt64 nanoseconds
+		longer   = "2562047h47m16.854775808s"
+		int32s   = "must be a whole number from -2147483648 to 2147483647"
+		oneUp    = "must be a whole number from 1 to 2147483647"
+		boolean  = "must be true or false"
+		modes    = "must be one of replicated, equivalent, ordered"
+		targets  = "must be one of inherit, auto, primary, prefer-replica, replica, any"
+		retries  = "must be one of inherit, safe, reads, never"
+		finders  = "must be one of dns, none, replication, srv"
+		chosen   = "must be one of default, round-robin, nearest"
+		hosts    = "must be one of disable, random"
+		share    = "must be a number from 0 to 0.9"
+	)
+	noLag := errLagSyntax.Error()
+	tested := map[string]bool{}
+	for _, tc := range []struct{ key, value, says string }{
+		{"multipool_mode", "replicated", ""}, {"multipool_mode", "ordered", ""},
+		{"multipool_mode", "", modes}, {"multipool_mode", "0", modes}, {"multipool_mode", "Ordered", modes},
+		{"multipool_return_after", "0", ""}, {"multipool_return_after", longest, ""},
+		{"multipool_return_after", "-1ns", negative}, {"multipool_return_after", longer, duration}, {"multipool_return_after", "soon", duration},
+		{"multipool_proxy", "true", ""}, {"multipool_proxy", "0", ""},
+		{"multipool_proxy", "", boolean}, {"multipool_proxy", "2", boolean}, {"multipool_proxy", "on", boolean},
+		{"multipool_discover", "none", ""}, {"multipool_discover", "srv", ""},
+		{"multipool_discover", "", finders}, {"multipool_discover", "DNS", finders},
+		{"multipool_target", "inherit", ""}, {"multipool_target", "any", ""},
+		{"multipool_target", "", targets}, {"multipool_target", "standby", targets},
+		{"multipool_retry", "inherit", ""}, {"multipool_retry", "never", ""},
+		{"multipool_retry", "", retries}, {"multipool_retry", "3", retries},
+		{"multipool_balancer", "default", ""}, {"multipool_balancer", "nearest", ""},
+		{"multipool_balancer", "", chosen}, {"multipool_balancer", "roundrobin", chosen},
+		{"multipool_zone", "", ""}, {"multipool_zone", "any thing", ""},
+		{"multipool_max_lag", "0", ""}, {"multipool_max_lag", "1B", ""}, {"multipool_max_lag", longest, ""},
+		{"multipool_max_lag", "-1s", noLag}, {"multipool_max_lag", "0B", noLag}, {"multipool_max_lag", longer, noLag}, {"multipool_max_lag", "much", noLag},
+		{"multipool_check_interval", "10ms", ""}, {"multipool_check_interval", longest, ""},
+		{"multipool_check_interval", "9.999999ms", "must be at least 10ms"}, {"multipool_check_interval", "-1s", "must be at least 10ms"},
+		{"multipool_check_interval", longer, duration}, {"multipool_check_interval", "5", duration},
+		{"multipool_wait", "0", ""}, {"multipool_wait", longest, ""},
+		{"multipool_wait", "-1ns", negative}, {"multipool_wait", longer, duration}, {"multipool_wait", "5", duration},
+		{"multipool_max_waiting", "0", ""}, {"multipool_max_waiting", "9223372036854775807", ""},
+		{"multipool_max_waiting", "-1", negative}, {"multipool_max_waiting", "9223372036854775808", "must be a whole number"},
+		{"multipool_max_waiting", "1e3", "must be a whole number"},
+		{"multipool_stall_after", "0", ""}, {"multipool_stall_after", "100ms", ""}, {"multipool_stall_after", longest, ""},
+		{"multipool_stall_after", "99.999999ms", "must be at least 100ms, or 0 for none"}, {"multipool_stall_after", "-1ns", negative},
+		{"multipool_stall_after", longer, duration}, {"multipool_stall_after", "", duration},
+		{"multipool_write_reserve", "0", ""}, {"multipool_write_reserve", "0.9", ""},
+		{"multipool_write_reserve", "-0.01", share}, {"multipool_write_reserve", "0.91", share}, {"multipool_write_reserve", "25%", share},
+		{"multipool_monitor_conns", "true", ""}, {"multipool_monitor_conns", "f", ""},
+		{"multipool_monitor_conns", "", boolean}, {"multipool_monitor_conns", "no", boolean},
+		{"load_balance_hosts", "disable", ""}, {"load_balance_hosts", "random", ""},
+		{"load_balance_hosts", "", hosts}, {"load_balance_hosts", "true", hosts},
+
+		{"pool_max_conns", "1", ""}, {"pool_max_conns", "2147483647", ""},
+		{"pool_max_conns", "0", oneUp}, {"pool_max_conns", "2147483648", oneUp}, {"pool_max_conns", "x", oneUp},
+		{"pool_min_conns", "-2147483648", ""}, {"pool_min_conns", "2147483647", ""},
+		{"pool_min_conns", "-2147483649", int32s}, {"pool_min_conns", "2147483648", int32s}, {"pool_min_conns", "", int32s},
+		{"pool_min_idle_conns", "-2147483648", ""}, {"pool_min_idle_conns", "2147483647", ""},
+		{"pool_min_idle_conns", "-2147483649", int32s}, {"pool_min_idle_conns", "2147483648", int32s}, {"pool_min_idle_conns", "1.5", int32s},
+		{"pool_max_conn_lifetime", "-1s", ""}, {"pool_max_conn_lifetime", longest, ""},
+		{"pool_max_conn_lifetime", longer, duration}, {"pool_max_conn_lifetime", "3", duration},
+		{"pool_max_conn_lifetime_jitter", "-1s", ""}, {"pool_max_conn_lifetime_jitter", longest, ""},
+		{"pool_max_conn_lifetime_jitter", longer, duration}, {"pool_max_conn_lifetime_jitter", "3", duration},
+		{"pool_max_conn_idle_time", "-1s", ""}, {"pool_max_conn_idle_time", longest, ""},
+		{"pool_max_conn_idle_time", longer, duration}, {"pool_max_conn_idle_time", "3", duration},
+		{"pool_health_check_period", "1ns", ""}, {"pool_health_check_period", longest, ""},
+		{"pool_health_check_period", longer, duration}, {"pool_health_check_period", "3", duration},
+		{"pool_ping_timeout", "-1s", ""}, {"pool_ping_timeout", longest, ""},
+		{"pool_ping_timeout", longer, duration}, {"pool_ping_timeout", "3", duration},
+	} {
+		tested[tc.key] = true
+		_, err := ParseConfig("host=db1,db2 user=app " + tc.key + "='" + tc.value + "'")
+		if tc.says == "" {
+			require.NoError(t, err, "%s=%s", tc.key, tc.value)
+			continue
+		}
+		require.EqualError(t, err, fmt.Sprintf("multipool: %s=%q: %s", tc.key, tc.value, tc.says))
+	}
+	for _, key := range knownKeys() {
+		require.True(t, tested[key], "no bounds of %s are tested", key)
+	}
+	_, err := ParseConfig("host=db1,db2 user=app pool_health_check_period=0") // which pgxpool.ParseConfig takes
+	require.EqualError(t, err, "multipool: Config.HealthCheckPeriod (pool_health_check_period) is 0s: must be more than 0")
 }
 
 // Which string fields of the options may be printed: a new one is named here, or holds a password.

@@ -576,10 +576,28 @@ func (c *Options) checkBounds() error {
 		return fmt.Errorf("multipool: Config.HealthCheckPeriod (pool_health_check_period) is %v: must be more than 0", c.Config.HealthCheckPeriod)
 	case int(c.Mode) >= len(modeNames):
 		return fmt.Errorf("multipool: Mode is %d: unknown", c.Mode)
-	case int(c.Route.Target) >= len(targetNames):
-		return fmt.Errorf("multipool: Route.Target is %d: unknown", c.Route.Target)
-	case int(c.Route.Retry) >= len(retryNames):
-		return fmt.Errorf("multipool: Route.Retry is %d: unknown", c.Route.Retry)
+	}
+	if err := c.Route.check("Route"); err != nil {
+		return err
+	}
+	for _, name := range sortedKeys(c.Models) {
+		if err := c.Models[name].check(fmt.Sprintf("Models[%q]", name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check names what cannot be of a route in the options; called is where it stands.
+func (r Route) check(called string) error {
+	switch {
+	case int(r.Target) >= len(targetNames):
+		return fmt.Errorf("multipool: %s.Target is %d: unknown", called, r.Target)
+	case int(r.Retry) >= len(retryNames):
+		return fmt.Errorf("multipool: %s.Retry is %d: unknown", called, r.Retry)
+	}
+	if err := r.MaxLag.check(); err != nil {
+		return fmt.Errorf("multipool: %s.MaxLag: %w", called, err)
 	}
 	return nil
 }
