@@ -538,6 +538,7 @@ func (p *MultiPool) awaited() bool { return p.waiting.Load() > 0 || p.attending.
 
 func (p *MultiPool) noPeer(top *topology, in *intent, t *trail, ended error) error {
 	e := &NoPeerError{Intent: in.needs(), Peers: top.causes(in)}
+	e.lost = e.Intent == IntentPrimary && in.peers == nil && top.headless()
 	if ended != nil {
 		e.also = append(e.also, ended)
 	}

@@ -94,36 +94,46 @@ type NoPeerError struct {
 	Peers  []PeerCause `json:"peers"`  // in the order of the configuration
 
 	also []error
+	lost bool // no peer has ever claimed to be the primary, and all are known
 }
 
-// Error names each peer with its cause; peers that have the same one stand before it together. Of an error in connecting it
-// has the cause alone. It never holds a password or a connection string.
+// Error names each peer with its cause; of several peers that have the same one, the cause and then their names. Of an error in
+// connecting it has the cause alone. Where every peer is a replica, and none has ever been the primary, it asks for the primary.
+// It never holds a password or a connection string.
 func (e *NoPeerError) Error() string {
-	type group struct{ peers, what string }
+	type group struct {
+		what  string
+		peers []string
+	}
 	var groups []group
 	for _, p := range e.Peers {
-		what := " " + p.Why.phrase()
+		what := p.Why.phrase()
 		if p.Err != nil {
 			what += " (" + gist(p.Err) + ")"
 		}
 		i := slices.IndexFunc(groups, func(g group) bool { return g.what == what })
 		if i < 0 {
-			groups = append(groups, group{p.Peer, what})
+			i = len(groups)
+			groups = append(groups, group{what: what})
+		}
+		groups[i].peers = append(groups[i].peers, p.Peer)
+	}
+	var says []string
+	for _, g := range groups {
+		if len(g.peers) == 1 {
+			says = append(says, g.peers[0]+" "+g.what)
 		} else {
-			groups[i].peers += ", " + p.Peer
+			says = append(says, g.what+": "+strings.Join(g.peers, ", "))
 		}
 	}
-	var b strings.Builder
-	b.WriteString("multipool: no peer for " + e.Intent.purpose())
-	for i, g := range groups {
-		if i == 0 {
-			b.WriteString(": ")
-		} else {
-			b.WriteString("; ")
-		}
-		b.WriteString(g.peers + g.what)
+	if e.lost {
+		says = append(says, "is the primary in the list?")
 	}
-	return b.String()
+	text := "multipool: no peer for " + e.Intent.purpose()
+	if len(says) > 0 {
+		text += ": " + strings.Join(says, "; ")
+	}
+	return text
 }
 
 // gist is the text of an error beside the name of its peer. Of a pgconn.ConnectError, which tells user, database and address of

@@ -126,9 +126,9 @@ func TestNoPeerErrorTellsEqualCausesOnce(t *testing.T) {
 		{Peer: "db7:5432", Why: WhyReplica},
 	}}
 	require.Equal(t, `multipool: no peer for a call that needs the primary: `+
-		`db1:5432, db3:5432 misconfigured (server error: FATAL: password authentication failed for user "app" (SQLSTATE 28P01)); `+
-		`db2:5432, db5:5432 down (EOF); db4:5432 misconfigured (tls error: server refused TLS connection); `+
-		`db6:5432, db7:5432 is a replica`, err.Error())
+		`misconfigured (server error: FATAL: password authentication failed for user "app" (SQLSTATE 28P01)): db1:5432, db3:5432; `+
+		`down (EOF): db2:5432, db5:5432; db4:5432 misconfigured (tls error: server refused TLS connection); `+
+		`is a replica: db6:5432, db7:5432`, err.Error())
 }
 
 // turnsAway is a connection to a server that has no TLS, and refuses every session.

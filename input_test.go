@@ -2,6 +2,7 @@ package multipool
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,9 +11,13 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/pgfake"
 )
 
 const mustBegin = "multipool: cannot parse the connection string: it must begin with postgres:// or postgresql://, or be key=value pairs"
@@ -167,6 +172,52 @@ func TestAConstructorFindsWhatPgxpoolTakes(t *testing.T) {
 	pool.ConnConfig.Host, pool.ConnConfig.Fallbacks = "db3", nil // as programs have it
 	_, peers = completed(t, Options{Config: pool})
 	require.Equal(t, []string{"db3:5432"}, peerNames(peers))
+}
+
+// What a server refuses is told once, and by what.
+func TestWhatTheServersRefuseIsToldOnce(t *testing.T) {
+	const needs = "multipool: no peer for a call that needs the primary: "
+	const both = ": primary:5432, replica1:5432"
+	for code, says := range map[string]string{
+		"3D000": `misconfigured (server error: FATAL: database "app" does not exist (SQLSTATE 3D000))` + both,
+		"28P01": `misconfigured (server error: FATAL: password authentication failed for user "app" (SQLSTATE 28P01))` + both,
+		"28000": `misconfigured (server error: FATAL: injected failure "28000" (SQLSTATE 28000))` + both,
+		"53300": "is of unknown role (server error: FATAL: sorry, too many clients already (SQLSTATE 53300))" + both,
+		"57P03": "starting (server error: FATAL: the database system is starting up (SQLSTATE 57P03))" + both,
+	} {
+		bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+			for _, p := range append(x.replicas, x.primary) {
+				p.StartupError(code)
+				p.CutConns()
+			}
+			settled()
+			_, err := x.pool.Exec(ctx, "insert into t values (1)")
+			assert.EqualError(t, err, needs+says, code)
+		})
+	}
+	bubble(t, 1, func(c *Options) {
+		c.Peers = []Peer{{Host: "primary"}, {Host: "also-primary"}, {Host: "replica1"}}
+	}, func(ctx context.Context, x *fakes) {
+		x.primary.Handle(func(s pgfake.Statement) *pgfake.Response {
+			if !asksLook(s) {
+				return nil
+			}
+			seen := sight{role: RolePrimary, system: 1, started: 7, timeline: 1, position: 8192}
+			if s.Standby {
+				seen = sight{role: RoleReplica, system: 1, started: 7, position: 8192, shown: 1}
+			}
+			return lookAnswer(s, seen)
+		})
+		settled()
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.NoError(t, err)
+		require.Equal(t, WhySameServer, x.pool.Status().Peers[1].Why)
+		x.primary.SetStandby(true)
+		time.Sleep(30 * time.Second)
+		_, err = x.pool.Exec(ctx, "insert into t values (1)")
+		assert.EqualError(t, err, needs+"is a replica: primary:5432, replica1:5432; "+
+			"also-primary:5432 is another name of a server (multipool: the server is that of primary:5432)")
+	})
 }
 
 // Every field of the options, with the last values that it takes and the first that it does not.
@@ -456,4 +507,35 @@ func requireHidden(t *testing.T, text, secret, how string, of any) {
 	t.Helper()
 	require.NotContains(t, text, secret, "%s of %T", how, of)
 	require.NotContains(t, strings.ToLower(text), fmt.Sprintf("%x", secret), "%s of %T", how, of)
+}
+
+func TestReplicasWithoutAPrimaryAskForIt(t *testing.T) {
+	const hint = "; is the primary in the list?"
+	bubble(t, 2, func(c *Options) {
+		c.Peers = []Peer{{Host: "replica1"}, {Host: "replica2"}}
+	}, func(ctx context.Context, x *fakes) {
+		settled()
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		assert.EqualError(t, err, "multipool: no peer for a call that needs the primary: is a replica: replica1:5432, replica2:5432"+hint)
+		_, err = x.pool.Exec(WithRoute(ctx, Route{MaxLag: Lag{Time: -2}}), "insert into t values (1)")
+		require.EqualError(t, err, "multipool: Route.MaxLag: its Time is -2ns: must be positive, 0, or Off")
+		_, err = x.pool.Exec(WithPeer(ctx, "replica1:5432"), "insert into t values (1)")
+		require.Error(t, err)
+		assert.NotContains(t, err.Error(), hint, "the route names no other")
+	})
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		x.primary.Refuse(errors.New("refused"))
+		settled()
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.ErrorIs(t, err, ErrNoPrimary)
+		assert.NotContains(t, err.Error(), hint, "the one that is down may be it")
+	})
+	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
+		settled()
+		x.primary.SetStandby(true)
+		time.Sleep(30 * time.Second)
+		_, err := x.pool.Exec(ctx, "insert into t values (1)")
+		require.ErrorIs(t, err, ErrNoPrimary)
+		assert.NotContains(t, err.Error(), hint, "it was")
+	})
 }

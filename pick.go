@@ -1,6 +1,9 @@
 package multipool
 
-import "math/rand/v2"
+import (
+	"math/rand/v2"
+	"slices"
+)
 
 // candidates returns the list from which a call's peer is drawn.
 func (t *topology) candidates(pl place) *roster {
@@ -214,6 +217,12 @@ func (t *topology) causes(in *intent) []PeerCause {
 		out[i] = PeerCause{Peer: m.peer.name, Why: why, Err: err}
 	}
 	return out
+}
+
+// headless reports whether every peer is a replica, and none has ever claimed to be the primary.
+func (t *topology) headless() bool {
+	return t.mode == ModeReplicated && !t.elected && len(t.members) > 0 &&
+		!slices.ContainsFunc(t.members, func(m member) bool { return m.role != RoleReplica })
 }
 
 // hasRoom reports whether one of those who come first, and may take the call, has a free connection; of many, one of some
