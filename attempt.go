@@ -537,7 +537,7 @@ func (p *MultiPool) waits(kind *atomic.Int64) int64 {
 func (p *MultiPool) awaited() bool { return p.waiting.Load() > 0 || p.attending.Load() > 0 }
 
 func (p *MultiPool) noPeer(top *topology, in *intent, t *trail, ended error) error {
-	e := &NoPeerError{Intent: in.needs(), Peers: top.causes(in)}
+	e := &NoPeerError{Intent: in.needs(), Peers: top.causes(in), discovery: p.discovery.failure()}
 	e.lost = e.Intent == IntentPrimary && in.peers == nil && top.headless()
 	if ended != nil {
 		e.also = append(e.also, ended)

@@ -21,8 +21,9 @@ type discovery struct {
 	pending chan discovered // of the call that is under way; nil: none is. Of run's goroutine
 	missed  map[string]int  // how often in a row a peer was left out; under the owner's changing
 
-	mu   sync.Mutex
-	last DiscoveryStatus
+	mu     sync.Mutex
+	last   DiscoveryStatus
+	failed error // why it fails; nil: it does not
 }
 
 type discovered struct {
@@ -72,7 +73,9 @@ func (d *discovery) run(ctx context.Context, p *MultiPool) {
 		} else {
 			p.fallBack()
 		}
-		d.note(len(found), err)
+		if e, changed := d.note(len(found), err); changed {
+			p.herald.discovery(e)
+		}
 		patience.Stop()
 		launch()
 		pause := p.config.CheckInterval
@@ -134,13 +137,28 @@ func (d *discovery) call(ctx context.Context, p *MultiPool) ([]Peer, error) {
 	}
 }
 
-func (d *discovery) note(peers int, err error) {
+// note keeps what came of asking. Whether discovery fails stays as it was where the pool had no peer to ask: that is told as
+// such.
+func (d *discovery) note(peers int, err error) (e DiscoveryEvent, changed bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.last = DiscoveryStatus{At: time.Now(), Peers: peers}
 	if err != nil {
 		d.last.Err = err.Error()
 	}
+	if none := new(NoPeerError); errors.Is(err, ErrNoPrimary) || errors.As(err, &none) {
+		return e, false
+	}
+	changed = (err == nil) != (d.failed == nil)
+	d.failed = err
+	return DiscoveryEvent{Cause: err, Peers: peers, At: d.last.At}, changed
+}
+
+// failure is why discovery fails; nil: it does not.
+func (d *discovery) failure() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.failed
 }
 
 func (d *discovery) status() DiscoveryStatus {
@@ -274,7 +292,7 @@ func DiscoverDNS(host string, port uint16) Discoverer {
 	return func(ctx context.Context) ([]Peer, error) {
 		addrs, err := resolver.LookupNetIP(ctx, "ip", host)
 		if err != nil {
-			return nil, fmt.Errorf("multipool: discover: %w", err)
+			return nil, fmt.Errorf("multipool: discover: look-up of the addresses of %s failed: %w", host, err)
 		}
 		four := slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return !a.Unmap().Is4() })
 		if len(four) > 0 {
@@ -295,7 +313,11 @@ func DiscoverSRV(service, proto, name string) Discoverer {
 	return func(ctx context.Context) ([]Peer, error) {
 		_, records, err := resolver.LookupSRV(ctx, service, proto, name)
 		if err != nil {
-			return nil, fmt.Errorf("multipool: discover: %w", err)
+			full := name
+			if service != "" || proto != "" {
+				full = "_" + service + "._" + proto + "." + name
+			}
+			return nil, fmt.Errorf("multipool: discover: look-up of the SRV records of %s failed: %w", full, err)
 		}
 		peers := make([]Peer, 0, len(records))
 		for _, r := range records {

@@ -88,18 +88,19 @@ func (e *errorText) UnmarshalText(text []byte) error {
 // NoPeerError says that no peer could take a call, and of each peer why. Nothing was executed, or nothing that had an
 // effect. It matches ErrNoPrimary or ErrNoReplica by what the call needed, and unwraps to the faults of its Peers, to
 // the end of the caller's context if that ended the wait, to the last error met by the call itself, and to
-// ErrSplitBrain.
+// ErrSplitBrain; and where Options.Discover fails, to its error.
 type NoPeerError struct {
 	Intent Intent      `json:"intent"` // what the call needed
 	Peers  []PeerCause `json:"peers"`  // in the order of the configuration
 
-	also []error
-	lost bool // no peer has ever claimed to be the primary, and all are known
+	also      []error
+	discovery error // why Options.Discover fails; nil where it does not
+	lost      bool  // no peer has ever claimed to be the primary, and all are known
 }
 
 // Error names each peer with its cause; of several peers that have the same one, the cause and then their names. Of an error in
-// connecting it has the cause alone. Where every peer is a replica, and none has ever been the primary, it asks for the primary.
-// It never holds a password or a connection string.
+// connecting it has the cause alone. Where every peer is a replica, and none has ever been the primary, it asks for the primary;
+// where Options.Discover fails, it says so. It never holds a password or a connection string.
 func (e *NoPeerError) Error() string {
 	type group struct {
 		what  string
@@ -128,6 +129,9 @@ func (e *NoPeerError) Error() string {
 	}
 	if e.lost {
 		says = append(says, "is the primary in the list?")
+	}
+	if e.discovery != nil {
+		says = append(says, "discovery: "+strings.TrimPrefix(e.discovery.Error(), "multipool: discover: "))
 	}
 	text := "multipool: no peer for " + e.Intent.purpose()
 	if len(says) > 0 {
@@ -181,6 +185,9 @@ func (e *NoPeerError) Unwrap() []error {
 		if p.Err != nil {
 			causes = append(causes, p.Err)
 		}
+	}
+	if e.discovery != nil {
+		causes = append(causes, e.discovery)
 	}
 	return append(causes, e.also...)
 }

@@ -21,7 +21,7 @@ const heraldQueue = 256
 
 // newHerald returns nil where there is nothing to tell. Every event that it tells has the name of its pool.
 func newHerald(pool string, h *Hooks) *herald {
-	if h.PeerChanged == nil && h.PrimaryChanged == nil {
+	if h.PeerChanged == nil && h.PrimaryChanged == nil && h.DiscoveryChanged == nil {
 		return nil
 	}
 	labelled := &Hooks{}
@@ -30,6 +30,9 @@ func newHerald(pool string, h *Hooks) *herald {
 	}
 	if f := h.PrimaryChanged; f != nil {
 		labelled.PrimaryChanged = func(e PrimaryEvent) { e.Pool = pool; f(e) }
+	}
+	if f := h.DiscoveryChanged; f != nil {
+		labelled.DiscoveryChanged = func(e DiscoveryEvent) { e.Pool = pool; f(e) }
 	}
 	return &herald{hooks: labelled, events: make(chan func(), heraldQueue)}
 }
@@ -83,6 +86,14 @@ func (h *herald) lost() int64 {
 		return 0
 	}
 	return h.discarded.Load()
+}
+
+// discovery tells that discovery has begun to fail, or works again.
+func (h *herald) discovery(e DiscoveryEvent) {
+	if h == nil || h.hooks.DiscoveryChanged == nil {
+		return
+	}
+	h.queue(func() { h.hooks.DiscoveryChanged(e) })
 }
 
 func (h *herald) queue(event func()) {

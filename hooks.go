@@ -221,7 +221,36 @@ type PrimaryEvent struct {
 	At       time.Time `json:"at,omitzero"`
 }
 
-// Hooks are told what happens. A nil func is skipped. PeerChanged and PrimaryChanged are called in order, by one goroutine of the
+// DiscoveryEvent says that Options.Discover has begun to fail, or does not fail any more.
+type DiscoveryEvent struct {
+	Pool  string    `json:"pool"`  // Options.Name
+	Cause error     `json:"-"`     // why what it says is not followed; nil: it is again. In JSON it is a text, "cause"
+	Peers int       `json:"peers"` // how many peers it named
+	At    time.Time `json:"at,omitzero"`
+}
+
+// MarshalJSON writes the event with its cause as text.
+func (e DiscoveryEvent) MarshalJSON() ([]byte, error) {
+	type fields DiscoveryEvent
+	return json.Marshal(struct {
+		fields
+		Cause errorText `json:"cause,omitzero"`
+	}{fields(e), errorText{e.Cause}})
+}
+
+// UnmarshalJSON is the reverse of MarshalJSON; of the cause it has the text.
+func (e *DiscoveryEvent) UnmarshalJSON(data []byte) error {
+	type fields DiscoveryEvent
+	in := struct {
+		*fields
+		Cause errorText `json:"cause"`
+	}{fields: (*fields)(e)}
+	err := json.Unmarshal(data, &in)
+	e.Cause = in.Cause.error
+	return err
+}
+
+// Hooks are told what happens. A nil func is skipped. PeerChanged, PrimaryChanged and DiscoveryChanged are called in order, by one goroutine of the
 // pool's; where one is slow, up to 256 events wait, and more are discarded and counted (Status.Discarded). They may use the
 // pool, and close it: inside a hook Close does not wait for the hooks. A hook that waits for another goroutine's Close waits
 // for ever, since that waits for the hook.
@@ -237,6 +266,10 @@ type Hooks struct {
 	// what a peer has shown forgotten. Under ModeOrdered it
 	// tells who takes everything, under ModeEquivalent nothing.
 	PrimaryChanged func(PrimaryEvent)
+
+	// DiscoveryChanged is called when Options.Discover fails, or names what cannot be followed, and did not before; and when it
+	// is followed again. That it failed because the pool has no primary to ask, as DiscoverReplication may, is not told here.
+	DiscoveryChanged func(DiscoveryEvent)
 
 	// Routed is called on the caller's goroutine before each attempt of each call, so it must be quick.
 	Routed func(context.Context, Decision)
@@ -264,6 +297,7 @@ func JoinHooks(h ...*Hooks) *Hooks {
 		out.Done = bothOfCall(out.Done, one.Done)
 		out.PeerChanged = both(out.PeerChanged, one.PeerChanged)
 		out.PrimaryChanged = both(out.PrimaryChanged, one.PrimaryChanged)
+		out.DiscoveryChanged = both(out.DiscoveryChanged, one.DiscoveryChanged)
 	}
 	return out
 }
@@ -292,8 +326,8 @@ func bothOfCall[E any](first, second func(context.Context, E)) func(context.Cont
 
 // SlogHooks returns hooks that log changes of peers: a fall, and a replica that is unfit to be read, as a warning, the
 // rest as information; a suspicion, which most often ends in nothing, for debugging only. A new primary is information,
-// none a warning, a dispute about it an error. Every message says one thing, and its attributes say in which pool, and what has
-// changed. The messages are:
+// none a warning, a dispute about it an error. Discovery that fails is a warning, once, and information when it works again.
+// Every message says one thing, and its attributes say in which pool, and what has changed. The messages are:
 //
 //	multipool: peer changed
 //	multipool: peer added
@@ -307,14 +341,26 @@ func bothOfCall[E any](first, second func(context.Context, E)) func(context.Cont
 //	multipool: no other server claims to be the primary any more
 //	multipool: split brain
 //	multipool: what a peer had shown is forgotten
+//	multipool: discovery failed
+//	multipool: discovery works again
 func SlogHooks(l *slog.Logger) *Hooks {
 	return &Hooks{
 		PeerChanged: func(e PeerEvent) {
 			level, message, attrs := peerLine(e)
 			l.LogAttrs(context.Background(), level, message, attrs...)
 		},
-		PrimaryChanged: func(e PrimaryEvent) { logPrimary(l, e) },
+		PrimaryChanged:   func(e PrimaryEvent) { logPrimary(l, e) },
+		DiscoveryChanged: func(e DiscoveryEvent) { logDiscovery(l, e) },
 	}
+}
+
+func logDiscovery(l *slog.Logger, e DiscoveryEvent) {
+	pool := slog.String("pool", e.Pool)
+	if e.Cause != nil {
+		l.LogAttrs(context.Background(), slog.LevelWarn, "multipool: discovery failed", pool, slog.String("cause", e.Cause.Error()))
+		return
+	}
+	l.LogAttrs(context.Background(), slog.LevelInfo, "multipool: discovery works again", pool, slog.Int("peers", e.Peers))
 }
 
 // peerLine is the line of an event: the peer and its role, and what has changed.

@@ -10,6 +10,7 @@ import (
 	"math"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -243,6 +244,7 @@ func TestEveryFieldHasItsBounds(t *testing.T) {
 		{"Options.Config", with(func(o *Options) { o.Config.MaxConns = 0 }), "multipool: Config.MaxConns (pool_max_conns) is 0: must be at least 1"},
 		{"Options.Config", with(func(o *Options) { o.Config.HealthCheckPeriod = 1 }), ""},
 		{"Options.Config", with(func(o *Options) { o.Config.HealthCheckPeriod = 0 }), "multipool: Config.HealthCheckPeriod (pool_health_check_period) is 0s: must be more than 0"},
+		{"Options.Name", with(func(o *Options) { o.Name = "any thing" }), ""},
 		{"Options.Peers", with(func(o *Options) { o.Peers = []Peer{} }), ""},
 		{"Options.Peers", with(func(o *Options) { o.Peers = []Peer{{Host: "a"}, {Name: "a:5432", Host: "b"}} }), "multipool: peer a:5432 is given twice"},
 		{"Options.Peers", with(func(o *Options) { o.Peers = []Peer{{Name: "x", Host: "a"}, {Name: "x", Host: "b"}} }), "multipool: peer x is given twice"},
@@ -375,6 +377,7 @@ func TestEveryKeyHasItsBounds(t *testing.T) {
 		{"multipool_retry", "", retries}, {"multipool_retry", "3", retries},
 		{"multipool_balancer", "default", ""}, {"multipool_balancer", "nearest", ""},
 		{"multipool_balancer", "", chosen}, {"multipool_balancer", "roundrobin", chosen},
+		{"multipool_name", "", ""}, {"multipool_name", "any thing", ""},
 		{"multipool_zone", "", ""}, {"multipool_zone", "any thing", ""},
 		{"multipool_max_lag", "0", ""}, {"multipool_max_lag", "1B", ""}, {"multipool_max_lag", longest, ""},
 		{"multipool_max_lag", "-1s", noLag}, {"multipool_max_lag", "0B", noLag}, {"multipool_max_lag", longer, noLag}, {"multipool_max_lag", "much", noLag},
@@ -430,7 +433,7 @@ func TestEveryKeyHasItsBounds(t *testing.T) {
 
 // Which string fields of the options may be printed: a new one is named here, or holds a password.
 var printed = map[string]bool{
-	"Peer.Name": true, "Peer.Host": true, "Peer.ServerName": true, "Peer.Zone": true, "Options.Zone": true, "Route.Peers": true,
+	"Peer.Name": true, "Peer.Host": true, "Peer.ServerName": true, "Peer.Zone": true, "Options.Zone": true, "Options.Name": true, "Route.Peers": true,
 }
 
 // fillStrings puts a secret into every string that v reaches through exported fields of our types and is not printed.
@@ -507,6 +510,96 @@ func requireHidden(t *testing.T, text, secret, how string, of any) {
 	t.Helper()
 	require.NotContains(t, text, secret, "%s of %T", how, of)
 	require.NotContains(t, strings.ToLower(text), fmt.Sprintf("%x", secret), "%s of %T", how, of)
+}
+
+func TestDiscoveryThatFailsIsToldOnceAndToItsCallers(t *testing.T) {
+	broken := errors.New("the catalogue is out")
+	var mu sync.Mutex
+	var events []DiscoveryEvent
+	var logged bytes.Buffer
+	list := &peerList{}
+	list.say(nil, "primary", "replica1")
+	bubble(t, 1, func(c *Options) {
+		c.Discover = list.discover
+		logs := SlogHooks(slog.New(slog.NewTextHandler(&logged, nil)))
+		logs.PeerChanged, logs.PrimaryChanged = nil, nil
+		c.Hooks = JoinHooks(logs, &Hooks{DiscoveryChanged: func(e DiscoveryEvent) {
+			mu.Lock()
+			defer mu.Unlock()
+			events = append(events, e)
+		}})
+	}, func(ctx context.Context, x *fakes) {
+		told := func() []DiscoveryEvent {
+			mu.Lock()
+			defer mu.Unlock()
+			e := events
+			events = nil
+			return e
+		}
+		time.Sleep(10 * time.Second)
+		require.Empty(t, told(), "nothing has failed")
+		list.say(broken)
+		time.Sleep(20 * time.Second)
+		first := told()
+		require.Len(t, first, 1, "once")
+		require.Equal(t, broken, first[0].Cause)
+		require.NotZero(t, first[0].At)
+		event, err := json.Marshal(first[0])
+		require.NoError(t, err)
+		require.Contains(t, string(event), `"cause":"the catalogue is out"`)
+		var back DiscoveryEvent
+		require.NoError(t, json.Unmarshal(event, &back))
+		require.EqualError(t, back.Cause, broken.Error())
+		require.True(t, back.At.Equal(first[0].At))
+
+		x.primary.Die()
+		_, err = x.pool.Exec(ctx, "insert into t values (1)")
+		require.ErrorIs(t, err, broken)
+		require.ErrorIs(t, err, ErrNoPrimary)
+		require.ErrorContains(t, err, "; discovery: the catalogue is out")
+		text, _ := json.Marshal(err)
+		require.NotContains(t, string(text), "discovery")
+
+		list.say(ErrNoPrimary) // as DiscoverReplication has it
+		time.Sleep(10 * time.Second)
+		require.Empty(t, told())
+		list.say(nil, "primary", "replica1")
+		time.Sleep(10 * time.Second)
+		last := told()
+		require.Len(t, last, 1)
+		require.NoError(t, last[0].Cause)
+		require.Equal(t, 2, last[0].Peers)
+		_, err = x.pool.Exec(ctx, "insert into t values (1)")
+		require.ErrorIs(t, err, ErrNoPrimary)
+		require.NotContains(t, err.Error(), "discovery")
+		list.say(ErrNoPrimary)
+		time.Sleep(10 * time.Second)
+		_, err = x.pool.Exec(ctx, "insert into t values (1)")
+		require.NotContains(t, err.Error(), "discovery")
+		require.Empty(t, told(), "that there is no primary is told as such")
+	})
+	lines := strings.Split(strings.TrimSpace(logged.String()), "\n")
+	require.Len(t, lines, 2)
+	require.Contains(t, lines[0], `level=WARN msg="multipool: discovery failed" pool=app cause="the catalogue is out"`)
+	require.Contains(t, lines[1], `level=INFO msg="multipool: discovery works again" pool=app peers=2`)
+}
+
+func TestALookUpThatFailsNamesWhatWasLookedUp(t *testing.T) {
+	lookUpIn(t, &names{})
+	_, err := DiscoverSRV("", "", "_postgresql._tcp.db")(t.Context())
+	require.EqualError(t, err, "multipool: discover: look-up of the SRV records of _postgresql._tcp.db failed: no such host")
+	_, err = DiscoverSRV("postgresql", "tcp", "db")(t.Context())
+	require.EqualError(t, err, "multipool: discover: look-up of the SRV records of _postgresql._tcp.db failed: no such host")
+	_, err = DiscoverDNS("db", 0)(t.Context())
+	require.EqualError(t, err, "multipool: discover: look-up of the addresses of db failed: no such host")
+	require.ErrorIs(t, err, errNoSuchHost)
+
+	withoutEnvironment(t)
+	p := openPool(t, Options{Wait: 10 * time.Millisecond}, "postgres://app@nowhere.invalid/app?multipool_discover=srv")
+	require.Eventually(t, func() bool { return p.discovery.failure() != nil }, time.Minute, time.Millisecond)
+	_, err = p.Exec(t.Context(), "select 1")
+	require.ErrorIs(t, err, errNoSuchHost)
+	require.ErrorContains(t, err, "; discovery: look-up of the SRV records of nowhere.invalid failed: no such host")
 }
 
 func TestReplicasWithoutAPrimaryAskForIt(t *testing.T) {
