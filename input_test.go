@@ -183,7 +183,6 @@ func TestWhatTheServersRefuseIsToldOnce(t *testing.T) {
 		"3D000": `misconfigured (server error: FATAL: database "app" does not exist (SQLSTATE 3D000))` + both,
 		"28P01": `misconfigured (server error: FATAL: password authentication failed for user "app" (SQLSTATE 28P01))` + both,
 		"28000": `misconfigured (server error: FATAL: injected failure "28000" (SQLSTATE 28000))` + both,
-		"53300": "is of unknown role (server error: FATAL: sorry, too many clients already (SQLSTATE 53300))" + both,
 		"57P03": "starting (server error: FATAL: the database system is starting up (SQLSTATE 57P03))" + both,
 	} {
 		bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
@@ -212,12 +211,17 @@ func TestWhatTheServersRefuseIsToldOnce(t *testing.T) {
 		settled()
 		_, err := x.pool.Exec(ctx, "insert into t values (1)")
 		require.NoError(t, err)
-		require.Equal(t, WhySameServer, x.pool.Status().Peers[1].Why)
+		of := x.pool.Status()
+		require.ElementsMatch(t, []Why{WhyNone, WhySameServer}, []Why{of.Peers[0].Why, of.Peers[1].Why}, "which of them depends on the looks")
 		x.primary.SetStandby(true)
 		time.Sleep(30 * time.Second)
 		_, err = x.pool.Exec(ctx, "insert into t values (1)")
-		assert.EqualError(t, err, needs+"is a replica: primary:5432, replica1:5432; "+
-			"also-primary:5432 is another name of a server (multipool: the server is that of primary:5432)")
+		one, other := "primary:5432", "also-primary:5432"
+		if x.pool.Status().Peers[0].Why == WhySameServer {
+			assert.EqualError(t, err, needs+one+" is another name of a server (multipool: the server is that of "+other+"); is a replica: "+other+", replica1:5432")
+		} else {
+			assert.EqualError(t, err, needs+"is a replica: "+one+", replica1:5432; "+other+" is another name of a server (multipool: the server is that of "+one+")")
+		}
 	})
 }
 
