@@ -17,153 +17,171 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Off turns off what a field bounds or times: [Options].Wait, MaxWaiting, StallAfter, WriteReserve, ReturnAfter, and the
-// Time of a [Lag], where the zero means the default. In a connection string it is 0.
+// Off turns a limit or a timer off in a field whose zero value means its default: [Options].Wait, MaxWaiting,
+// StallAfter, WriteReserve and ReturnAfter, and the Time of a [Lag]. In a connection string, 0 has this meaning.
 const Off = -1
 
-// Options are everything there is to set on a pool that [Open] makes. A zero field means its default, and [Off] in a field
-// whose comment says so that there is none. Any other negative number is an error, except in Config, whose fields are
-// pgxpool's. Open takes a copy; changing it afterwards has no effect.
+// Options configures a pool that [Open] makes. Only Config is required. The zero value of every other field means its
+// default. [Off] turns off what the comment of a field says it does; any other negative number is an error. The fields
+// of Config have the meanings that pgxpool gives them. Open copies the Options, so changing them afterwards has no
+// effect.
 type Options struct {
-	// Pool is the template of every peer's pool, from [ParseConfig] or pgxpool.ParseConfig. Required. Its MaxConns,
-	// MinConns and the other limits hold for each peer, not for all of them together. With several peers a
+	// Config is the template of every peer's pool, from [ParseConfig] or pgxpool.ParseConfig. Required. Its MaxConns,
+	// MinConns and the other limits hold for every peer, not for all of them together. With several peers a
 	// MaxConnLifetimeJitter of 0 means a tenth of MaxConnLifetime, a negative one ([Off]) none. multipool_* keys in its
 	// RuntimeParams are taken from there, and those that its connection string does not have from MULTIPOOL_* variables of the
 	// environment, as ParseConfig says; a field of this struct that is not zero wins over its key.
 	Config *pgxpool.Config
 
-	// Name tells the pool from others of the program: a label of logs, events, metrics and Status, and nothing else. Default:
-	// the database of Config, or its user where it has none. Key multipool_name.
+	// Name is the label that tells the pool from others of the program in logs, events, metrics and Status. The default is
+	// the database of Config, or its user if it has no database. Key multipool_name.
 	Name string
 
-	// Peers are the servers. Empty: the hosts of Config.ConnConfig and its Fallbacks.
+	// Peers are the servers. If it is empty, they are the hosts of Config.ConnConfig and its Fallbacks.
 	Peers []Peer
 
-	// Proxy says of every host of Config.ConnConfig, where Peers is empty, and of every peer that the key multipool_discover
-	// finds by dns or srv, that it is a Peer.Proxy. Key multipool_proxy.
+	// Proxy sets Peer.Proxy of every host of Config.ConnConfig, if Peers is empty, and of every peer that the key
+	// multipool_discover finds by dns or srv. Key multipool_proxy.
 	Proxy bool
 
-	// Discover, where set, is asked for the peers that there are: at first, and then every CheckInterval, spread by a
-	// fifth at random; after an error within about a second. What it returns is the whole list; peers are told apart by
-	// their names. A new one is used gently at first, one that is at another host or port by the same name is made
-	// anew, one that is missing three times in a row (twice, if it does not answer either) is drained and closed; but
-	// not while it serves and nobody would take the reads, or the writes, without it, nor one that is drained by the
-	// operator. Until the first answer calls wait;
-	// where that fails, or takes two seconds, or nobody takes writes and nothing can be discovered, Peers or the hosts
-	// of Config.ConnConfig are used. An error, an empty list, or one of more than 64 peers changes nothing else; Status
-	// tells it. It must heed its context, which ends after five seconds. See
-	// [DiscoverDNS], [DiscoverSRV], [DiscoverReplication]. Key multipool_discover.
+	// Discover, if not nil, is called for the list of the peers: right after the pool was made, then every
+	// CheckInterval (made longer or shorter by up to a fifth, at random), and within about a second after an error. It
+	// is never called before an earlier call has returned. Its context ends after five seconds; it must return then.
+	// See [DiscoverDNS], [DiscoverSRV], [DiscoverReplication]. Key multipool_discover.
+	//
+	// The list must be complete. The pool tells peers apart by their names. A new peer gets a small share of the calls
+	// at first. A peer whose host or port has changed is made anew. A peer that three lists in a row leave out, or two
+	// if the peer does not answer either, is drained and closed. The pool keeps a peer that the operator has drained,
+	// and one that serves reads or writes that no other peer could take.
+	//
+	// Calls wait for the first list. The pool uses Peers, or the hosts of Config.ConnConfig, if the first call of
+	// Discover fails or takes longer than two seconds, and if no peer takes writes and nothing can be discovered.
+	// Otherwise an error, an empty list, or one of more than 64 peers changes nothing. Status.Discovery shows it.
 	Discover Discoverer
 
-	// Mode is how the peers stand to each other. Key multipool_mode.
+	// Mode is how calls are spread over the peers. The default is [ModeReplicated]. Key multipool_mode.
 	Mode Mode
 
-	// ReturnAfter is how long an earlier peer must have been well under ModeOrdered before it takes everything back. Default
-	// 10 s; [Off]: at once. Key multipool_return_after.
+	// ReturnAfter is how long an earlier peer must have been healthy, under [ModeOrdered], before it gets all calls
+	// back. The default is 10 s; with [Off] it gets them back at once. Key multipool_return_after.
 	ReturnAfter time.Duration
 
-	// Route is what holds where the context and the model say nothing. Keys multipool_target, multipool_retry.
+	// Route is used for whatever neither the context nor the model of a call says. Keys multipool_target,
+	// multipool_retry.
 	Route Route
 
-	// Balancer chooses among the peers that may take a call alike. Nil: the default, of two drawn at random by Peer.Weight
-	// the less busy one, so that an idle pool is random. [RoundRobin] and [Nearest] are others. Key multipool_balancer.
+	// Balancer chooses among the peers that are equally suitable for a call. By default (nil) the pool draws two at
+	// random, by Peer.Weight, and takes the less busy one, so that a pool without load chooses at random. [RoundRobin]
+	// and [Nearest] are others. Key multipool_balancer.
 	Balancer Balancer
 
-	// Zone is where the program runs. Reads prefer healthy peers whose Peer.Zone is the same; where there is none, or
-	// those have no free connection, the others serve, and a read that has failed in the zone goes to another before it
-	// goes to the primary. Under ModeEquivalent this holds of writes too; under ModeOrdered the peers of the zone come
-	// first in the order. Default: no zone, and no preference. Key multipool_zone.
+	// Zone is the zone that the program runs in. Reads prefer healthy peers whose Peer.Zone is the same. Other peers
+	// serve if there is no such peer, or if none has a free connection. A read that has failed in the zone is sent to
+	// another zone before it is sent to the primary. Under [ModeEquivalent] the same holds for writes. Under
+	// [ModeOrdered] the peers of the zone come first in the order. By default ("") no peer is preferred. Key
+	// multipool_zone.
 	Zone string
 
-	// Models are named routes; see [WithModel].
+	// Models are the routes that a context can choose by name; see [WithModel]. By default there are none.
 	Models map[string]Route
 
-	// MaxLag leaves replicas out of the reads that are further behind the primary, as Route.MaxLag does, but as a best
-	// effort: if every replica is behind, all are read. Peers are then looked at every 700 ms at least. Default: none. Whatever it says,
-	// replicas whose replay was paused, or that lack what the primary has while nothing fetches it, are left out in the
-	// same way. Key multipool_max_lag.
+	// MaxLag excludes from reads the replicas that are further behind the primary. In contrast to Route.MaxLag it is a
+	// best effort: if every replica is too far behind, all of them are read. With a MaxLag every peer is checked at
+	// least every 700 ms. There is no default limit. Whatever MaxLag is, the pool excludes in the same way a replica
+	// whose replay is paused, and one that lacks log of the primary and receives none. Key multipool_max_lag.
 	MaxLag Lag
 
-	// CheckInterval is how often each peer's monitor looks at it while it is well; spread by a fifth at random so
-	// that the programs of a fleet do not look all at once. Whatever it says, under ModeReplicated every peer that could be
-	// promoted is looked at every 0.8 s while the program uses the primary, and every peer every 25 ms while there is no
-	// primary. Default 5 s, at least 10 ms. Key multipool_check_interval.
+	// CheckInterval is the time between two health checks of a healthy peer. It is made longer or shorter by up to a
+	// fifth, at random, so that many programs do not check all at once. Under [ModeReplicated] some checks are more
+	// frequent, whatever it is: every 0.8 s, of every peer that could be promoted, while the program uses the primary,
+	// and every 25 ms, of every peer, while there is no primary. The default is 5 s, the minimum 10 ms. Key
+	// multipool_check_interval.
 	CheckInterval time.Duration
 
-	// Wait is how long a call waits for a peer that can take it where none can, within its own context. Default 5 s;
-	// [Off]: it does not wait. For the first looks at the peers of a new pool it waits two seconds at least,
-	// whatever this and MaxWaiting say. Key multipool_wait.
+	// Wait is how long a call waits, if no peer can take it, until one can. The call's context may end the wait
+	// earlier. The default is 5 s; with [Off] a call does not wait. In a new pool a call waits at least two seconds for
+	// the first health checks of its peers, whatever Wait and MaxWaiting are. Key multipool_wait.
 	Wait time.Duration
 
-	// MaxWaiting is how many calls may wait at once; one more fails with [NoPeerError]. Default 1000; [Off]: none.
-	// Key multipool_max_waiting.
+	// MaxWaiting is how many calls may wait for a peer at the same time. One more fails at once with a [NoPeerError].
+	// The default is 1000; with [Off] no call may wait. Key multipool_max_waiting.
 	MaxWaiting int
 
-	// StallAfter is how long statements may run on a peer without any of them ending before the peer is probed. Default
-	// 500 ms, at least 100 ms; [Off]: hangs are found by the callers' deadlines alone. Key multipool_stall_after.
+	// StallAfter is how long statements may run on a peer, without any of them ending, before the pool probes the peer.
+	// The default is 500 ms, the minimum 100 ms. With [Off] the pool does not look for hangs, and only the callers'
+	// deadlines end them. Key multipool_stall_after.
 	StallAfter time.Duration
 
-	// WriteReserve is the part of the primary's connections that reads leave alone which fall back to it because no
-	// replica can serve. Default 0.25, one connection at least where there are two; at most 0.9; [Off]: none. Key
-	// multipool_write_reserve.
+	// WriteReserve is the fraction of the primary's connections that reads may not use if they go to the primary
+	// because no replica can serve them. It reserves at least one connection of two or more. The default is 0.25 and
+	// the maximum 0.9. With [Off] nothing is reserved. Key multipool_write_reserve.
 	WriteReserve float64
 
-	// NoMonitorConns makes the monitors look through an idle connection of the peer's pool instead of one of their
-	// own: one backend less per peer and program, and later news. Key multipool_monitor_conns (true by default).
+	// NoMonitorConns makes every monitor use an idle connection of its peer's pool for health checks. By default a
+	// monitor has a connection of its own, which costs one backend for every peer and program, and shows changes
+	// sooner. Key multipool_monitor_conns, which is the opposite: true by default.
 	NoMonitorConns bool
 
-	// Hooks are told what happens; see [Hooks]. May be nil.
+	// Hooks are called when something happens; see [Hooks]. It may be nil.
 	Hooks *Hooks
 }
 
-// Peer is one server of a pool.
+// Peer configures one server of a pool. The zero value of every field means its default.
 type Peer struct {
-	// Name is what routes, status and errors call it. Default: host:port. Names must differ.
+	// Name identifies the peer in routes, statuses and errors. The default is host:port. No two peers may have the same
+	// name.
 	Name string
 
-	// ConnString, where set, is a connection string of this peer's own (one host): its host, port, TLS, user, password
-	// and database replace those of Options.Config, its channel_binding, require_auth and Kerberos names where it has them.
-	// Its sslcert and sslkey are the client certificate that this peer is shown; without them it is shown none, not that of
-	// Options.Config. Another key in it is an error: the rest is Options.Config's.
+	// ConnString, if not empty, is a connection string with one host for this peer. Its host, port, TLS settings, user,
+	// password and database replace those of Options.Config. Its channel_binding, require_auth and Kerberos names do so
+	// if it has them. The peer gets the client certificate of its sslcert and sslkey; without them it gets none, not
+	// even that of Options.Config. Any other key is an error, since the rest comes from Options.Config.
 	ConnString string
 
-	// Host and Port, where set, replace those of Options.Config or of ConnString. Port 0 keeps the template's. Host is a name,
-	// an address, or the absolute path of a Unix socket's directory, which has no TLS. To a host beside a template of sockets
-	// TLS is as the template's connection string says.
+	// Host and Port, if set, replace those of ConnString or of Options.Config. Port 0 keeps that port. Host is a name,
+	// an address, or the absolute path of the directory of a Unix socket, on which there is no TLS. If Options.Config
+	// has Unix sockets only, and Host is a name or an address, TLS is as the connection string of Options.Config says.
 	Host string
 	Port uint16
 
-	// ServerName, where set, is the name in the server's certificate, where that is not Host: for peers by address. It changes
-	// nothing about the client certificate, which is that of ConnString or else of Options.Config.
+	// ServerName, if not empty, is the name to expect in the server's certificate, in place of Host. It is for peers
+	// whose Host is an address. It does not change the client certificate, which comes from ConnString or else from
+	// Options.Config.
 	ServerName string
 
-	// Role, where it is not RoleUnknown, is fixed and never checked: for servers that cannot tell it.
+	// Role, if it is not RoleUnknown, is fixed and never checked. It is for servers that cannot report their role.
 	Role Role
 
-	// Proxy says that more than one server may answer at this address, as behind a pooler or a load balancer. The role
-	// of such a peer is asked (pg_is_in_recovery), never taken from what the pooler reports of some earlier session. Each of
-	// its regular looks is made on a new connection, and each new connection of the program's tells which server it has met
-	// before anything else runs there, which costs one round trip: where that is a primary that has been replaced, or a
-	// standby while the peer takes the writes, it is closed. A write that a standby refuses there waits for the primary; one
-	// that a primary refuses with 25006, as by default_transaction_read_only, fails with that at once. Where a pooler hands on
-	// statements instead of sessions none of it binds the next statement. docs/failures.md says what else to set, and
-	// what is not fenced.
+	// Proxy declares that more than one server may answer at this address, as behind a pooler or a load balancer.
+	//
+	// The pool asks such a peer for its role (pg_is_in_recovery), and never relies on what the pooler reports of an
+	// earlier session. It makes every regular health check on a new connection. On every new connection of the program
+	// it first asks which server this is, which costs one round trip. It closes the connection if that is a primary
+	// that was replaced, or a standby while the peer is the primary.
+	//
+	// A write that a standby behind the proxy refuses waits for the primary. A write that a primary refuses with
+	// SQLSTATE 25006, for example because of default_transaction_read_only, fails at once with that error.
+	//
+	// If a pooler assigns a server to every statement, not to every session, what was asked says nothing about the next
+	// statement. docs/failures.md says what else to set, and what is not fenced.
 	Proxy bool
 
-	// MaxConns, where it is not 0, replaces Options.Config's MaxConns for this peer.
+	// MaxConns, if not 0, replaces the MaxConns of Options.Config for this peer.
 	MaxConns int32
 
-	// Weight is the peer's part of the reads beside others that may serve them: one of weight 2 is drawn twice as often as
-	// one of weight 1, and counts as equally busy with twice the calls. 0 means 1; at most 1000. Under ModeEquivalent
-	// writes go by weight too.
+	// Weight is the peer's share of the reads, relative to other peers that can serve them. A peer of weight 2 is drawn
+	// twice as often as one of weight 1, and counts as equally busy with twice the calls. The default is 1 and the
+	// maximum 1000. Under [ModeEquivalent] it applies to writes too.
 	Weight float64
 
-	// LastResort keeps the reads from the peer unless nobody else can serve them, the primary included; on the primary,
-	// unless no replica can. Under ModeEquivalent writes keep away too; under ModeOrdered the peer comes last in the order.
-	// Among several peers of last resort Weight decides as among others.
+	// LastResort keeps reads away from the peer unless no other peer, including the primary, can serve them. If the
+	// peer is the primary, it keeps reads away unless no replica can serve them. Under [ModeEquivalent] it keeps writes
+	// away too. Under [ModeOrdered] the peer comes last in the order. Among several peers of last resort Weight decides
+	// as usual.
 	LastResort bool
 
-	// Zone is where the server stands; see Options.Zone. Empty: in none, which is no program's own.
+	// Zone is the zone that the server is in; see Options.Zone. If it is empty, the peer is in no zone, and no program
+	// prefers it.
 	Zone string
 }
 
@@ -377,14 +395,21 @@ func setDuration(field *time.Duration, v string) error {
 	return nil
 }
 
-// ParseConfig parses connString as pgxpool.ParseConfig does, multipool_* keys included: they are checked here and stay
-// in ConnConfig.RuntimeParams until a constructor takes them. Where the string lists several hosts, or has
-// multipool_discover, it sets what it is silent about, visibly: ConnConfig.ConnectTimeout to 5 s and PingTimeout to 1 s
-// (pgxpool's defaults, two minutes and none, are for a program that has nowhere else to go), [ShouldPing] to look
-// instead of ping, and ConnConfig.DialFunc to a dialer with TCP keepalive and, on Linux, TCP_USER_TIMEOUT, by which a
-// connection to a host that is gone ends within 15 s; on other systems one with data under way ends when that system gives
-// it up, or when its peer is found to be down. The error of a multipool_* or pool_* key names the key, the value
-// and the bound; none holds a password.
+// ParseConfig parses connString as pgxpool.ParseConfig does, and checks the multipool_* keys below. The keys stay in
+// ConnConfig.RuntimeParams until a constructor takes them. The error for a multipool_* or pool_* key names the key, the
+// value and the bound. No error contains a password.
+//
+// If connString lists several hosts, or has multipool_discover, ParseConfig sets these fields of the result, except
+// those that connString sets:
+//
+//   - ConnConfig.ConnectTimeout to 5 s and PingTimeout to 1 s. The defaults of pgxpool, two minutes and none, are for a
+//     program that has no other server to go to.
+//   - ShouldPing to [ShouldPing], which checks a connection without a round trip.
+//   - ConnConfig.DialFunc to a dialer with TCP keepalive and, on Linux, TCP_USER_TIMEOUT, which ends a connection to a
+//     host that is gone within 15 s. On other systems a connection with unacknowledged data ends when the system gives
+//     up, or when the pool finds its peer to be down.
+//
+// The keys are:
 //
 //   - multipool_name: the pool's name in logs and metrics (default the database)
 //   - multipool_mode: replicated, equivalent, ordered (default replicated)
@@ -442,9 +467,9 @@ func ParseConfig(connString string) (*pgxpool.Config, error) {
 	return config, nil
 }
 
-// ParseOptions parses connString as [ParseConfig] does, and returns what its multipool_* keys set as fields, so that a
-// program can change them before [Open]. The keys are gone from the returned Options.Config. Its errors are
-// ParseConfig's.
+// ParseOptions parses connString as [ParseConfig] does, with the same errors, and returns [Options] whose fields have the
+// values of the multipool_* keys, so that a program can change them before [Open]. The returned Options.Config no longer
+// has the keys.
 func ParseOptions(connString string) (Options, error) {
 	config, err := ParseConfig(connString)
 	if err != nil {
