@@ -7,14 +7,15 @@ import (
 	"time"
 )
 
-// Drain takes a peer out of use for maintenance: it gets no new work, what runs there and what the program holds is waited
-// for, and then its idle connections are closed, the monitor's too, so that even a smart shutdown of the server goes
-// through. It stays drained, whatever becomes of the server, until [MultiPool.Resume]; its monitor goes on looking.
+// Drain takes a peer out of use for maintenance. The peer gets no new calls. Drain waits until the calls on the peer
+// have ended and the program has released its connections, and then closes the idle connections, including the
+// monitor's, so that even a smart shutdown of the server succeeds. The peer stays drained until [MultiPool.Resume],
+// whatever happens to the server. Its health checks continue.
 //
-// Under ModeReplicated the peer must be a replica: for the primary it returns [ErrIsPrimary]; see
-// [MultiPool.DrainPrimary]. A name that the pool does not have is an error that matches [ErrUnknownName]. Where ctx
-// ends before the peer is free, Drain returns its error, and the peer stays drained. A pool of one peer cannot be
-// drained, nor resumed: that is an error. Safe for concurrent use.
+// If ctx ends before Drain is done, Drain returns the context's error, and the peer stays drained. If
+// [MultiPool.Resume] is called meanwhile, Drain returns an error. In [ModeReplicated] the error for the primary is
+// [ErrIsPrimary]; use [MultiPool.DrainPrimary]. The error for a name that the pool does not have matches
+// [ErrUnknownName]. Draining a pool of one peer is an error. Drain is safe for concurrent use.
 func (p *MultiPool) Drain(ctx context.Context, name string) error {
 	q, err := p.drainable(name)
 	if err != nil {
@@ -26,11 +27,14 @@ func (p *MultiPool) Drain(ctx context.Context, name string) error {
 	return p.drain(ctx, q)
 }
 
-// DrainPrimary takes the primary out of use before a switchover: new writes are held, up to Options.Wait each, what runs
-// there is waited for, and then its idle connections are closed. Writes go on when another peer is promoted, or after
-// [MultiPool.Resume] of this one, whose name DrainPrimary returns: beside an error, too, that leaves the peer drained.
-// Where there is no primary, as under ModeEquivalent, it returns "" and [ErrNoPrimary]; for the rest it is as
-// [MultiPool.Drain]. Under ModeOrdered it drains the peer that takes everything, and the next takes over.
+// DrainPrimary takes the primary out of use before a switchover, and returns its name. New writes wait, for up to
+// Options.Wait each. DrainPrimary waits until the calls on the primary have ended, and closes its idle connections.
+// Writes continue when another peer is promoted, or after [MultiPool.Resume] of this one. In [ModeOrdered] DrainPrimary
+// drains the peer that takes all calls, and the next peer takes them over.
+//
+// If ctx ends first, DrainPrimary returns the name with the context's error, and the peer stays drained. If there is no
+// primary, as in [ModeEquivalent], DrainPrimary returns "" and [ErrNoPrimary]. In all else it behaves as
+// [MultiPool.Drain] does.
 func (p *MultiPool) DrainPrimary(ctx context.Context) (name string, err error) {
 	q := p.topology.Load().primary
 	switch {
@@ -42,8 +46,9 @@ func (p *MultiPool) DrainPrimary(ctx context.Context) (name string, err error) {
 	return q.name, p.drain(ctx, q)
 }
 
-// Resume puts a drained peer back into use, gently as one that has been down; a Drain that still waits ends with an error.
-// MinConns is filled again by pgxpool's next health check. It does nothing to a peer that is not drained.
+// Resume puts a drained peer back into use. The peer gets a small share of the calls at first, like one that was down.
+// A Drain that still waits returns an error. The next health check of pgxpool restores MinConns. Resume does nothing to
+// a peer that is not drained. The error for a name that the pool does not have matches [ErrUnknownName].
 func (p *MultiPool) Resume(name string) error {
 	q, err := p.drainable(name)
 	if err != nil {

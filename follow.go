@@ -15,43 +15,50 @@ import (
 	"github.com/pgmultipool/multipool/internal/quota"
 )
 
-// Primary returns a pgxpool for code that wants the concrete type and keeps it: every connection that it hands out is
-// one of the present primary, also after another has been promoted. It is the same pool at every call, made at the
-// first; that cannot fail.
+// PrimaryPool returns a pgxpool for code that needs the concrete type and keeps it. Every connection that it hands out
+// is one to the current primary, also after a promotion. Every call of PrimaryPool returns the same pool, which the
+// first one makes. It never returns nil.
 //
-//   - Where there is no primary, who wants a connection waits for one within the caller's context and Options.Wait, and
-//     then gets a [NoPeerError] that matches [ErrNoPrimary]. Nothing was sent.
-//   - When the primary changes, idle connections of the earlier one are closed; those in use are closed when they are
-//     released, or cut by the verdict about their server. What fails in flight fails as on a pgxpool: nothing that
-//     goes through it is routed, sent again or marked, but its outcomes are judged as those of other calls are.
-//   - A connection that is being made when its server dies is made to the next primary instead, unless that has joined the
-//     pool since the making began: then it fails with a [NoPeerError], and the next is made there.
-//   - MaxConns holds for each server, whichever pools of the MultiPool use it. Where they want more together than there
-//     are, each gets as many as the others; one that wants less leaves the rest. A hijacked connection counts
-//     until it is closed. What Stat of this pool tells as MaxConns has room for several servers and is no limit.
-//     MinConns and MinIdleConns are not kept: connections are made when they are wanted.
-//   - The program's hooks and tracers are called as for the peers' pools. BeforeConnect is called for each server
-//     that is tried. Each server is shown its own client certificate. What BeforeConnect changes in the TLSConfig that it
-//     is given holds for every server; another TLSConfig, or other Fallbacks, hold for the first that is tried only.
-//   - Its Config is the program's, as that of a peer's pool is: of all hosts of the configuration, those of Options.Peers
-//     excepted, and for the primary. What the program makes of it is the program's own.
+//   - While there is no primary, an acquire waits for one, within its context and Options.Wait. Then it fails with a
+//     [NoPeerError] that matches [ErrNoPrimary]. Nothing was sent.
+//   - When the primary changes, idle connections to the old one are closed. Connections in use are closed when they are
+//     released, or earlier if the pool finds the old primary down or replaced. A call in flight fails as on a pgxpool:
+//     nothing is routed, sent again or marked, but the outcomes count for the health of the peer.
+//   - If a server dies while a connection to it is made, the connection is made to the next primary instead. If that peer
+//     has joined the pool in the meantime, making the connection fails with a [NoPeerError], and the next connection is
+//     made there.
+//   - MaxConns limits the connections to every server: all pools of the MultiPool share that many connection slots. If
+//     they need more than there are, every pool gets equally many, except that one that needs fewer leaves the rest. A
+//     hijacked connection keeps its slot until it is closed. MaxConns in the Stat of this pool adds up several servers
+//     and is no limit.
+//   - MinConns and MinIdleConns have no effect. Connections are made when they are needed.
+//   - The program's hooks and tracers in the configuration are called as for the pools of the peers. BeforeConnect is
+//     called for every server that is tried, and every server gets its own client certificate. A change that
+//     BeforeConnect makes inside the TLSConfig holds for every server. A different TLSConfig, or different Fallbacks,
+//     hold for the first server that is tried only.
+//   - Its Config has all hosts of the configuration except those of Options.Peers, and connects to the primary. The
+//     MultiPool does not manage connections that the program makes from it.
 //
-// Close of the MultiPool closes it, and waits for its connections; after that it is a closed pool. In a pool of one peer
-// it is that peer's own pool.
+// Close of the MultiPool closes this pool too, and waits for its connections. In a pool of one peer, PrimaryPool
+// returns the pool of that peer.
 func (p *MultiPool) PrimaryPool() *pgxpool.Pool { return p.followers.get(p, quota.Primary) }
 
-// Replicas is [MultiPool.PrimaryPool] for reads: its connections are spread over the healthy replicas, and are the
-// primary's, but for Options.WriteReserve, where no replica can serve, as Query's are. A new connection goes to the
-// replica with the fewest of them. Where replicas have come and gone it is evened out under traffic: each 100 ms one
-// connection is closed, instead of handed out, of a replica that has one too many, while another has one too few; a
-// replica that has just come back is owed a tenth of its share at first and all of it after ten seconds.
+// ReplicaPool is like [MultiPool.PrimaryPool], for reads. Its connections are spread over the healthy replicas. If no
+// replica can serve, they go to the primary, as those of Query do, but leave Options.WriteReserve
+// free.
 //
-// What it hands out are sessions that cannot write, but where the primary stands in.
+// A new connection goes to the replica with the fewest connections of this pool. After replicas have come or gone, the
+// pool evens out its connections under load: every 100 ms it closes one that it would have handed out, if its replica
+// has one too many and another has one too few. A replica that has just come back is due a tenth of its share at first,
+// and all of it after ten seconds.
+//
+// Its sessions cannot write, except those on the primary.
 func (p *MultiPool) ReplicaPool() *pgxpool.Pool { return p.followers.get(p, quota.Replicas) }
 
-// WaitForPrimary returns nil once there is a primary that takes writes, at once if there is. It waits until ctx ends,
-// whatever Options.Wait and MaxWaiting say; its error then matches [ErrNoPrimary] and the context's. A closed pool
-// answers [ErrClosedPool]. A pool of one peer, which nobody watches, asks its server until it is no standby.
+// WaitForPrimary waits until there is a primary that takes writes, and returns nil; it does so at once if there is one.
+// It waits until ctx ends, whatever Options.Wait and MaxWaiting are. Its error then matches [ErrNoPrimary] and the
+// context's error. On a closed pool it returns [ErrClosedPool]. In a pool of one peer, which has no health checks, it
+// asks the server repeatedly until it is not a standby.
 func (p *MultiPool) WaitForPrimary(ctx context.Context) error {
 	in := wantsOf(quota.Primary)
 	var t trail

@@ -13,11 +13,12 @@ const (
 	maxTallies = 4 * maxPeers
 )
 
-// AddPeer takes a server into the pool. It is looked at at once, and used gently at first. An error names the peer: one
-// whose name the pool has, one that is misconfigured, one too many (more than 1,024). A pool that was opened with one
-// host and without Options.Discover is a pgxpool, and takes none; a closed one answers [ErrClosedPool]. In a pool
-// with Options.Discover it lasts until that leaves it out. Under ModeOrdered it is the last of the list. Safe for
-// concurrent use.
+// AddPeer adds a peer to the pool. The pool checks it at once, and gives it a small share of the calls at first. In
+// [ModeOrdered] it is the last of the list. In a pool with Options.Discover the peer stays until a list leaves it out.
+//
+// The error names the peer if the pool already has its name, if its configuration is wrong, or if the pool would have
+// more than 1,024 peers. AddPeer returns an error if the pool was opened with one host and without Options.Discover,
+// and [ErrClosedPool] if it is closed. AddPeer is safe for concurrent use.
 func (p *MultiPool) AddPeer(peer Peer) error {
 	if p.solo {
 		return errSolo
@@ -56,11 +57,14 @@ func (p *MultiPool) join(c peerConfig) error {
 	return nil
 }
 
-// RemovePeer takes a server out of the pool: it gets no new work at once, what runs there and what the program holds is
-// waited for, and then its connections are closed. Where ctx ends before that, RemovePeer returns its error, and the
-// rest is done in the background. For the primary, while it answers, it returns [ErrIsPrimary]; for a name that the
-// pool does not have an error that matches [ErrUnknownName]; the last peer cannot be removed, which is an error too.
-// Safe for concurrent use.
+// RemovePeer removes a peer from the pool. The peer gets no new calls. RemovePeer waits until the calls on the peer
+// have ended and the program has released its connections, and then closes them. If ctx ends earlier, RemovePeer
+// returns the context's error, and the rest is done in the background.
+//
+// The error for the primary, while it answers, matches [ErrIsPrimary]. The error for a name that the pool does not have
+// matches [ErrUnknownName]. Removing the last peer is an error, and so is removing one from a pool that was opened with
+// one host and without Options.Discover. On a closed pool the error is [ErrClosedPool]. RemovePeer is safe for
+// concurrent use.
 func (p *MultiPool) RemovePeer(ctx context.Context, name string) error {
 	if p.solo {
 		return errSolo
@@ -93,20 +97,23 @@ func (p *MultiPool) RemovePeer(ctx context.Context, name string) error {
 	}
 }
 
-// Forget drops what was seen at a peer's name, where that holds writes and nothing but the operator knows that it is void: a
-// mistaken promotion that was taken back, a server that was lost for good, or restored from a snapshot, and that the looks
-// cannot see to be so (docs/failures.md says when they do). It drops the newest timeline that was shown there, the reign of
-// that timeline if nobody else has shown it, and, where the peer does not answer, its role, its system identifier and its
-// office. What it shows afterwards counts as never seen before.
+// Forget makes the pool forget the timeline that a peer has shown. It is for the operator who knows that no server is
+// on that timeline any more, when the pool holds writes because of it and cannot find that out: a mistaken promotion
+// was taken back, or a server was lost for good or restored from a snapshot. docs/failures.md says when the pool finds
+// out without help.
 //
-// It is the operator's word that no server has that timeline any more, or that what was written on it is given up: a primary
-// of an older one may be written to then. It is refused while the peer answers and still shows what would be forgotten:
-// then it is to be stopped first, or rebuilt. The error names who takes the writes now, and the event
-// (Hooks.PrimaryChanged, PrimaryEvent.Forgot) who does next.
+// Forget drops the newest timeline that the peer has shown. If no other peer has shown it, the fact that a primary was
+// on it is dropped too. If the peer does not answer, its role, its system identifier and its place as the primary are
+// dropped as well. What the peer shows later counts as never seen before.
 //
-// The peer may be one that discovery has removed. A name that was never seen is an error that matches [ErrUnknownName]; a pool
-// of one host, and one that is not under ModeReplicated, forgets nothing, which is an error too; a closed one answers
-// [ErrClosedPool]. Safe for concurrent use.
+// By calling Forget the operator declares that no server has the timeline any more, or that what was written on it is
+// given up: a primary on an older timeline may then get writes. Forget returns an error while the peer answers and
+// still shows the timeline; stop or rebuild the server first. That error names the peer that takes the writes now. The
+// [PrimaryEvent] of a Forget that succeeded, which has Forgot set, names the next one.
+//
+// The peer may be one that discovery has removed. The error for a name that the pool has never seen matches
+// [ErrUnknownName]. On a closed pool the error is [ErrClosedPool]. A pool of one peer returns an error, and so does one
+// whose mode is not [ModeReplicated]. Forget is safe for concurrent use.
 func (p *MultiPool) Forget(name string) error {
 	p.changing.Lock()
 	defer p.changing.Unlock()

@@ -23,11 +23,11 @@ const minRetries = 100
 // Pool is [MultiPool] under pgxpool's name, for programs that swap the import of pgxpool for this package.
 type Pool = MultiPool
 
-// Config is pgxpool's configuration of one pool, which [NewWithConfig] takes and [MultiPool.Config] returns. What this
-// package adds to it is [Options].
+// Config is pgxpool's configuration of one pool, which [NewWithConfig] takes and [MultiPool.Config] returns. [Options]
+// has what this package adds to it.
 type Config = pgxpool.Config
 
-// Conn is pgxpool's acquired connection.
+// Conn is the connection that pgxpool's Acquire returns.
 type Conn = pgxpool.Conn
 
 // Stat is pgxpool's snapshot of the statistics of one pool. [Status] has those of all peers.
@@ -36,20 +36,20 @@ type Stat = pgxpool.Stat
 // ShouldPingParams is what pgxpool passes to Config.ShouldPing.
 type ShouldPingParams = pgxpool.ShouldPingParams
 
-// TraceAcquireStartData is what an [AcquireTracer] is given when Acquire begins.
+// TraceAcquireStartData is passed to an [AcquireTracer] when an acquire begins.
 type TraceAcquireStartData = pgxpool.TraceAcquireStartData
 
-// TraceAcquireEndData is what an [AcquireTracer] is given when Acquire ends.
+// TraceAcquireEndData is passed to an [AcquireTracer] when an acquire ends.
 type TraceAcquireEndData = pgxpool.TraceAcquireEndData
 
-// TraceReleaseData is what a [ReleaseTracer] is given when a connection is released.
+// TraceReleaseData is passed to a [ReleaseTracer] when a connection is released.
 type TraceReleaseData = pgxpool.TraceReleaseData
 
-// MultiPool is a pool of connections to the peers of one replicated PostgreSQL: one pgxpool per peer, and the routing
-// between them. It has every method of pgxpool.Pool with the same signature. It is safe for concurrent use.
+// MultiPool is a pool of connections to the peers of one replicated PostgreSQL: one pgxpool for every peer, and the
+// routing between them. It has every method of pgxpool.Pool, with the same signature. It is safe for concurrent use.
 //
-// A call that finds no peer to take it waits for one, up to Options.Wait and within its context, and then fails with a
-// [NoPeerError]. Of a closed pool the error is [ErrClosedPool].
+// A call that no peer can take waits for one, up to Options.Wait and within its context. Then it fails with a
+// [NoPeerError]. On a closed pool every call fails with [ErrClosedPool].
 type MultiPool struct {
 	given    *pgxpool.Config // what came in
 	config   Options         // complete
@@ -95,8 +95,9 @@ type MultiPool struct {
 // settleTime is how long the first calls wait for peers that have not answered yet, where others have.
 const settleTime = 250 * time.Millisecond
 
-// New makes a pool of the hosts that connString lists, in libpq's multi-host form, each a peer:
-// postgres://app@db1,db2:5433,db3/app. See [ParseConfig] for the keys and [NewWithConfig].
+// New returns a pool of the hosts in connString, which has libpq's form for several hosts:
+// postgres://app@db1,db2:5433,db3/app. Every host is a peer. See [ParseConfig] for the keys of connString and
+// [NewWithConfig] for ctx.
 func New(ctx context.Context, connString string) (*MultiPool, error) {
 	config, err := ParseConfig(connString)
 	if err != nil {
@@ -105,16 +106,17 @@ func New(ctx context.Context, connString string) (*MultiPool, error) {
 	return NewWithConfig(ctx, config)
 }
 
-// NewWithConfig makes a pool of the hosts in config.ConnConfig and its Fallbacks. config must have been made by
-// [ParseConfig] or pgxpool.ParseConfig, else it panics, as pgxpool does; it is copied. It blocks on nothing: connections
-// are made in the background, and errors in making them are not returned here. ctx gives values to them; its end has
-// no effect.
+// NewWithConfig returns a pool of the hosts in config.ConnConfig and its Fallbacks. It copies config. Like pgxpool, it
+// panics if config was not made by [ParseConfig] or pgxpool.ParseConfig.
+//
+// It does not wait for a server: connections are made in the background, and it does not return their errors. The pool
+// uses the values of ctx, but the end of ctx does not end the pool.
 func NewWithConfig(ctx context.Context, config *pgxpool.Config) (*MultiPool, error) {
 	return Open(ctx, Options{Config: config})
 }
 
-// Open makes a pool with everything there is to set. An error names the field, the key or the peer at fault. For the
-// rest it is as [NewWithConfig].
+// Open returns a pool with the given options. It differs from [NewWithConfig] only in what can be configured. Its error
+// names the field, the key or the peer at fault.
 func Open(ctx context.Context, config Options) (*MultiPool, error) {
 	complete, peers, err := config.complete()
 	if err != nil {
@@ -277,9 +279,9 @@ func (p *MultiPool) calm() {
 	}
 }
 
-// Exec runs sql on the primary, or where the route says, and returns its command tag. It takes what pgxpool's Exec
-// takes. Where the statement may have been executed and its answer was lost, the error matches [ErrOutcomeUnknown], but
-// in a pool of one peer.
+// Exec runs sql on the primary, or where the route says, and returns its command tag. It takes the arguments that
+// pgxpool's Exec takes. If the statement may have been executed and its answer was lost, the error matches
+// [ErrOutcomeUnknown], except in a pool of one peer.
 func (p *MultiPool) Exec(ctx context.Context, sql string, arguments ...any) (pgconn.CommandTag, error) {
 	text := sql
 	if rewrites(arguments) {
@@ -294,10 +296,12 @@ func (p *MultiPool) Exec(ctx context.Context, sql string, arguments ...any) (pgc
 	})
 }
 
-// Query runs sql on a healthy replica, on the primary where no replica can serve or where the text shows that it must
-// run there, or where the route says. It takes what pgxpool's Query takes; the rows must be closed, or read to their
-// end. A read may see the database as it was a moment ago: replication takes time. The error of a write whose answer
-// was lost, here or in the rows, is as that of Exec.
+// Query runs sql on a healthy replica. It runs sql on the primary if no replica can serve it, or if the text shows that
+// it must run there. A route may say otherwise. Query takes the arguments that pgxpool's Query takes. As with pgxpool,
+// the caller must close the rows or read them to their end.
+//
+// A read may see the database as it was a moment ago, because replication takes time. If the text is a write whose
+// answer was lost, the error of Query or of the rows matches [ErrOutcomeUnknown], as that of Exec does.
 func (p *MultiPool) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	r, err := p.query(ctx, sql, args, false)
 	if r == nil {
@@ -306,8 +310,8 @@ func (p *MultiPool) Query(ctx context.Context, sql string, args ...any) (pgx.Row
 	return r, nil // an error is at the end of the rows, where pgx has it
 }
 
-// QueryRow is Query for at most one row. Errors are deferred until Scan. Where the row has come and the server is lost
-// before the end, the query may be sent again, and Scan fills its destinations twice.
+// QueryRow is Query for at most one row. Its errors are deferred until Scan. If the row has arrived, and the server is
+// lost before the query is complete, the pool may send the query again; Scan then fills its destinations twice.
 func (p *MultiPool) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row {
 	r, err := p.query(ctx, sql, args, true)
 	if r == nil {
@@ -377,10 +381,10 @@ func rewrites(args []any) bool {
 // is none of them, since it is prepared there before it runs.
 const sampleEvery = 16
 
-// SendBatch sends b to the primary, or where the route says. The connection is released when the results are closed. A
-// batch that a connection has taken is never sent again. Where it may have been executed and the answer was lost, the
-// errors of its results match [ErrOutcomeUnknown] as that of Exec does; where it begins a transaction, that of its
-// Commit.
+// SendBatch sends b to the primary, or where the route says. Closing the results releases the connection. A batch that
+// was handed to a connection is never sent again. If it may have been executed and the answer was lost, the errors of
+// its results match [ErrOutcomeUnknown], as that of Exec does. If the batch begins a transaction, the error of the
+// transaction's Commit does.
 func (p *MultiPool) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	results, err := attempt(ctx, p, opBatch, "", func(c *pgxpool.Conn, w *wire) (pgx.BatchResults, error) {
 		br := c.SendBatch(ctx, b)
@@ -400,9 +404,9 @@ func (p *MultiPool) Begin(ctx context.Context) (pgx.Tx, error) {
 	return p.BeginTx(ctx, pgx.TxOptions{})
 }
 
-// BeginTx begins a transaction on the primary; one with AccessMode pgx.ReadOnly, no BeginQuery and not serializable on
-// a replica, the primary where no replica can serve; or where the route says. ctx affects the begin only. The
-// transaction stays on its peer, and nothing in it is sent twice.
+// BeginTx begins a transaction on the primary, or where the route says. A transaction whose AccessMode is pgx.ReadOnly,
+// that is not serializable and that has no BeginQuery, begins on a replica, or on the primary if no replica can serve
+// it. The transaction stays on its peer, and none of its statements is sent again. ctx affects the begin only.
 func (p *MultiPool) BeginTx(ctx context.Context, txOptions pgx.TxOptions) (pgx.Tx, error) {
 	if p.solo {
 		return p.beginAlone(ctx, txOptions)
@@ -414,8 +418,9 @@ func (p *MultiPool) BeginTx(ctx context.Context, txOptions pgx.TxOptions) (pgx.T
 	return tx, nil
 }
 
-// CopyFrom copies rowSrc into a table on the primary, or where the route says. A copy that a connection has taken is
-// never sent again: its source has been read. Its error is as that of Exec.
+// CopyFrom copies rowSrc into a table on the primary, or where the route says, and returns the number of rows. A copy
+// that was handed to a connection is never sent again, because its source has been read. If the copy may have been
+// executed and the answer was lost, the error matches [ErrOutcomeUnknown], as that of Exec does.
 func (p *MultiPool) CopyFrom(ctx context.Context, tableName pgx.Identifier, columnNames []string, rowSrc pgx.CopyFromSource) (int64, error) {
 	return attempt(ctx, p, opCopy, "", func(c *pgxpool.Conn, _ *wire) (int64, error) {
 		n, err := c.Conn().CopyFrom(ctx, tableName, columnNames, rowSrc)
@@ -426,7 +431,7 @@ func (p *MultiPool) CopyFrom(ctx context.Context, tableName pgx.Identifier, colu
 	})
 }
 
-// Ping makes one round trip to where Exec would go.
+// Ping makes one round trip to the peer that Exec would use.
 func (p *MultiPool) Ping(ctx context.Context) error {
 	_, err := attempt(ctx, p, opPing, "", func(c *pgxpool.Conn, _ *wire) (struct{}, error) {
 		err := c.Ping(ctx)
@@ -438,15 +443,16 @@ func (p *MultiPool) Ping(ctx context.Context) error {
 	return err
 }
 
-// Acquire takes a connection of the primary, or of where the route says. What the program does with it is not routed,
-// not sent again and not marked.
+// Acquire returns a connection to the primary, or to where the route says. The caller must release it. The pool does
+// not route what the program does with the connection, does not send it again, and does not mark its errors.
 func (p *MultiPool) Acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	return attempt(ctx, p, opAcquire, "", func(c *pgxpool.Conn, _ *wire) (*pgxpool.Conn, error) {
 		return c, nil
 	})
 }
 
-// AcquireFunc acquires a connection, calls f with it and releases it. ctx affects the acquire only.
+// AcquireFunc acquires a connection, calls f with it, and releases it. It returns the error of the acquire or of f. ctx
+// affects the acquire only.
 func (p *MultiPool) AcquireFunc(ctx context.Context, f func(*pgxpool.Conn) error) error {
 	conn, err := p.Acquire(ctx)
 	if err != nil {
@@ -456,7 +462,7 @@ func (p *MultiPool) AcquireFunc(ctx context.Context, f func(*pgxpool.Conn) error
 	return f(conn)
 }
 
-// AcquireAllIdle acquires all idle connections of all peers, one peer after another.
+// AcquireAllIdle acquires all idle connections of all peers, one peer after the other. The caller must release them.
 func (p *MultiPool) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
 	conns := []*pgxpool.Conn{}
 	for _, q := range p.peers() {
@@ -465,7 +471,8 @@ func (p *MultiPool) AcquireAllIdle(ctx context.Context) []*pgxpool.Conn {
 	return conns
 }
 
-// Reset closes all connections of all peers, those in use when they are released, and has every monitor look at once.
+// Reset closes all connections of all peers, those in use when they are released. It also starts a health check of
+// every peer. The pool stays open.
 func (p *MultiPool) Reset() {
 	for _, q := range p.peers() {
 		q.generation.Add(1)
@@ -475,19 +482,23 @@ func (p *MultiPool) Reset() {
 	p.followers.reset()
 }
 
-// Config returns a copy of the configuration that the pool was made from. A second constructor makes the same of it. Its
-// ConnConfig is for connections of the program's own, of which the pool knows nothing: for pgx.ConnectConfig, stdlib.OpenDB,
-// a listener or a migration. They go to the primary, where the program has set neither target_session_attrs nor
-// ConnConfig.ValidateConnect; not so under the other modes, nor where the configuration has a Peer.Role. multipool_* keys
-// are not among its RuntimeParams, since no server knows them: constructors find them all the same, also in a copy, unless
-// ConnConfig.BuildFrontend has been replaced; one that is set there anew wins.
+// Config returns a copy of the configuration that the pool was made from. A pool made from the copy is configured
+// alike.
+//
+// The ConnConfig of the copy can be used for connections that the pool does not manage: with pgx.ConnectConfig or
+// stdlib.OpenDB, for a listener or a migration. Such a connection goes to the primary, unless the program has set
+// target_session_attrs or ConnConfig.ValidateConnect, the mode is not [ModeReplicated], or some Peer.Role is set.
+//
+// RuntimeParams of the copy does not have the multipool_* keys, since no server knows them. A constructor finds them
+// nevertheless, also in a copy of the copy, unless ConnConfig.BuildFrontend has been replaced. A key that the program
+// sets again in RuntimeParams wins.
 func (p *MultiPool) Config() *pgxpool.Config {
 	believed := slices.ContainsFunc(p.config.Peers, func(q Peer) bool { return q.Role != RoleUnknown })
 	return giveOut(p.given, !p.solo && p.config.Mode == ModeReplicated && !believed)
 }
 
-// Stat returns the statistics of the pool that writes use: the primary's, the first peer's while there is none. All
-// peers and their sums are in [MultiPool.Status].
+// Stat returns the statistics of the primary's pool, or of the first peer's while there is no primary.
+// [MultiPool.Status] has those of all peers, and their sums.
 func (p *MultiPool) Stat() *pgxpool.Stat {
 	if q := p.topology.Load().primary; q != nil {
 		return q.pool.Stat()
@@ -495,9 +506,9 @@ func (p *MultiPool) Stat() *pgxpool.Stat {
 	return p.peers()[0].pool.Stat()
 }
 
-// PeerPool returns the pool of one peer, whatever becomes of that peer; nil if there is none of that name. What goes
-// through it is not routed, but its outcomes are judged. Its Config, and that of its connections, is the program's own: what
-// is made from it is not the pool's.
+// PeerPool returns the pool of the named peer, in whatever state the peer is, or nil if the pool has no such peer. A
+// call on the returned pool is not routed, but its outcome counts for the health of the peer. The MultiPool does not
+// manage connections that the program makes from the Config of the returned pool or of its connections.
 func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
 	if q := p.named(name); q != nil {
 		return q.pool
@@ -505,10 +516,12 @@ func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
 	return nil
 }
 
-// Explain says where a Query of sql under ctx would go now, and why. It sends nothing, waits for nothing and counts
-// nothing; a Balancer of the program's is asked as for a call. Where no peer could take the call now it returns a
-// [NoPeerError], and otherwise the error that the call would return before it is sent: of a closed pool, of an unknown
-// name. The Decision is the zero one beside an error.
+// Explain reports where a Query of sql with ctx would go now, and why. It sends nothing, does not wait and counts
+// nothing. It asks the program's [Balancer], if there is one, as a call would.
+//
+// If no peer could take the call now, the error is a [NoPeerError]. If the call would fail before it is sent, for
+// example because the pool is closed or the route names an unknown peer, Explain returns that error. With an error the
+// Decision is the zero value.
 func (p *MultiPool) Explain(ctx context.Context, sql string) (Decision, error) {
 	var in intent
 	if err := p.intend(ctx, opQuery, sql, &in); err != nil {

@@ -12,28 +12,37 @@ import (
 	"github.com/pgmultipool/multipool/internal/pgfault"
 )
 
-// RunTx runs f in a transaction and commits it; where f returns an error, or panics, it rolls back. The transaction goes
-// where BeginTx would send it.
+// RunTx runs f in a transaction and commits it. If f returns an error or panics, it rolls the transaction back. The
+// transaction goes where BeginTx would send it.
 //
-// f is run again from the beginning, up to ten times in all, where the transaction is certainly not committed and
-// another run may be: after a serialization failure or a deadlock (SQLSTATE 40001, 40P01), a connection that was lost
-// before COMMIT was sent, a refusal because the server is a standby (25006), a server that does not tell the
-// transaction's number (see below; it is not asked again for a minute). So f must do nothing but through its pgx.Tx
-// that may not be done twice, must not end the transaction itself, and returns the errors that it meets, wrapped or
-// not.
+// RunTx runs f again from the beginning, up to ten runs in all, if the transaction is certainly not committed and
+// another run may succeed. That is the case after
 //
-// A COMMIT whose answer was lost is asked about: the transaction's number is fetched before it is sent, which costs a
-// round trip unless AccessMode is pgx.ReadOnly, and the server is asked with pg_xact_status (PostgreSQL documentation,
-// 9.26.9) what became of it. The answer counts only from the same server on the same timeline, and "committed" only if
-// the server has not recovered from a crash meanwhile, because both give numbers out twice. A transaction that has no
-// number, because all it does is done elsewhere or by its COMMIT (foreign tables, notifications), cannot be asked
-// about; and what a foreign server has committed is not known here. Committed: RunTx returns nil. Not committed: f is
-// run again. No certain answer within Options.Wait, or a second if that is more: the error matches [ErrOutcomeUnknown]
-// and unwraps to the original. The same holds where a transaction has its own CommitQuery, or ctx has ended: nothing is
-// asked then.
+//   - a serialization failure or a deadlock (SQLSTATE 40001, 40P01);
+//   - the loss of the connection before COMMIT was sent;
+//   - a refusal because the server is a standby (SQLSTATE 25006);
+//   - a server's refusal to tell the transaction's number (see below; it is not asked again for a minute).
 //
-// It returns f's own error unchanged where that ended it, and what BeginTx and Commit return otherwise. ctx governs all
-// of it; f may run again only while ctx lasts.
+// Therefore f must do nothing that must not be done twice, except through its pgx.Tx. It must not end the transaction,
+// and it must return the errors that it meets, wrapped or not.
+//
+// If the answer to a COMMIT is lost, RunTx asks the server what became of the transaction. For that it fetches the
+// transaction's number before COMMIT, which costs a round trip unless AccessMode is pgx.ReadOnly, and later calls
+// pg_xact_status (PostgreSQL documentation, 9.26.9). The answer counts only if it comes from the same server on the
+// same timeline. The answer "committed" counts only if, in addition, the server has not recovered from a crash in
+// between. Otherwise the number may have been given to another transaction.
+//
+//   - If the transaction was committed, RunTx returns nil.
+//   - If it was not committed, RunTx runs f again.
+//   - If there is no certain answer within Options.Wait, or within a second if that is more, the error matches
+//     [ErrOutcomeUnknown] and unwraps to the original one.
+//
+// RunTx does not ask, and returns [ErrOutcomeUnknown], if ctx has ended, if the transaction has its own CommitQuery, or
+// if it has no number because all its work is done elsewhere or by the COMMIT (foreign tables, notifications). It never
+// knows what a foreign server has committed.
+//
+// If f ends the run with an error, RunTx returns that error unchanged. Otherwise it returns the errors of BeginTx and
+// Commit. ctx governs the whole of RunTx, and f is not run again after ctx has ended.
 func (p *MultiPool) RunTx(ctx context.Context, txOptions pgx.TxOptions, f func(pgx.Tx) error) error {
 	for run := 1; ; run++ {
 		next, err := p.runOnce(ctx, txOptions, f)

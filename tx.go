@@ -14,9 +14,9 @@ import (
 // pgxTx is embedded under a name that is not exported.
 type pgxTx = pgx.Tx
 
-// Tx is a transaction on a connection of one peer: what Begin and BeginTx return, and what RunTx passes. It is used as
-// pgxpool.Tx is, by one goroutine at a time. Its Commit says where the outcome is unknown. In a pool of one peer Begin and
-// BeginTx return pgxpool's own *Tx.
+// Tx is a transaction on a connection to one peer. Begin and BeginTx return it, and RunTx passes it to its function.
+// Like pgxpool.Tx, it must not be used by several goroutines at the same time. In a pool of one peer Begin and BeginTx
+// return pgxpool's own *Tx.
 type Tx struct {
 	pgxTx
 	conn *pgxpool.Conn
@@ -75,11 +75,10 @@ func (p *MultiPool) beginAlone(ctx context.Context, o pgx.TxOptions) (pgx.Tx, er
 	return tx, err
 }
 
-// Commit commits the transaction and returns its connection to the pool. Where the connection failed, or ctx ended,
-// before the server's answer came, the transaction may be committed or not: the error then matches ErrOutcomeUnknown
-// and unwraps to the original. Otherwise it returns
-// what pgxpool's Commit returns: pgx.ErrTxClosed if the Tx is closed already, pgx.ErrTxCommitRollback if the server
-// rolled back.
+// Commit commits the transaction and returns its connection to the pool. If the connection failed, or ctx ended, before
+// the server's answer came, the transaction may have been committed or not. The error then matches [ErrOutcomeUnknown]
+// and unwraps to the original one. Otherwise Commit returns what pgxpool's Commit returns: pgx.ErrTxClosed if the Tx is
+// already closed, pgx.ErrTxCommitRollback if the server rolled back.
 func (tx *Tx) Commit(ctx context.Context) error {
 	if tx.conn == nil {
 		return pgx.ErrTxClosed // its connection is somebody else's by now
@@ -95,8 +94,8 @@ func (tx *Tx) Commit(ctx context.Context) error {
 	return err
 }
 
-// Rollback rolls back the transaction and returns its connection to the pool. It returns what pgxpool's Rollback
-// returns: pgx.ErrTxClosed if the Tx is closed already, so that it may be deferred.
+// Rollback rolls the transaction back and returns its connection to the pool. It returns what pgxpool's Rollback
+// returns, which is pgx.ErrTxClosed if the Tx is already closed. It is therefore safe to defer.
 func (tx *Tx) Rollback(ctx context.Context) error {
 	err := tx.pgxTx.Rollback(ctx)
 	tx.release()
