@@ -107,15 +107,15 @@ func (b *breaker) shown() BreakerState {
 	}[b.state.Load()]
 }
 
-// BreakerState is the state of a peer's circuit breaker: a closed set, fit for a metric's label.
+// BreakerState is the state of a peer's circuit breaker. The set of values is fixed, so it suits as a label of metrics.
 type BreakerState uint8
 
 const (
-	// BreakerClosed: faults are counted.
+	// BreakerClosed, the zero value, means that the peer may take calls, and that its faults are counted.
 	BreakerClosed BreakerState = iota
-	// BreakerOpen: the peer has fallen, and takes no calls. It is looked at until it answers.
+	// BreakerOpen means that the peer is down and takes no calls. The pool checks it until it answers.
 	BreakerOpen
-	// BreakerHalfOpen: a look is under way whose success closes the breaker.
+	// BreakerHalfOpen means that a health check is under way that closes the breaker if it succeeds.
 	BreakerHalfOpen
 )
 
@@ -124,12 +124,12 @@ var breakerNames = [...]string{"closed", "open", "half-open"}
 // String returns "closed", "open" or "half-open".
 func (b BreakerState) String() string { return nameOf(breakerNames[:], b, "breaker state") }
 
-// MarshalText returns the text of String; of a value that is none of the constants, an error.
+// MarshalText returns the text that String returns, or an error if the value is not one of the constants.
 func (b BreakerState) MarshalText() ([]byte, error) {
 	return marshalName(breakerNames[:], b, "breaker state")
 }
 
-// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+// UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (b *BreakerState) UnmarshalText(text []byte) error {
 	return unmarshalName(breakerNames[:], b, "breaker state", text)
 }

@@ -14,40 +14,51 @@ import (
 )
 
 var (
-	// ErrNoPrimary matches (errors.Is) the error of a call that needed the primary when no peer was one, or none that
-	// was could be reached, until the wait was over. Nothing was executed.
+	// ErrNoPrimary matches, with errors.Is, the error of a call that needed the primary when there was none, or none
+	// that could be reached, until the wait of the call was over (Options.Wait). Nothing was executed.
 	ErrNoPrimary = errors.New("multipool: no primary")
 
-	// ErrNoReplica matches the error of a call whose route insists on a replica (TargetReplica) when none could serve.
-	// Nothing was executed.
+	// ErrNoReplica matches the error of a call whose route allows replicas only ([TargetReplica]) when none could serve
+	// it. Nothing was executed.
 	ErrNoReplica = errors.New("multipool: no replica")
 
-	// ErrOutcomeUnknown matches the error of a write that may or may not have been executed: it had been handed to a
-	// connection that was lost, or whose caller's context ended, before the server's answer came; or the server stopped
-	// it when it may have been committed; or a proxy failed it in its own words (docs/outcomes.md has the table). So may a read by its
-	// text that was sent to a server that accepts writes and calls a function not known to read only, unless RetryReads
-	// says that reads do not write. The error unwraps to the original one. It is what JDBC calls SQLSTATE 08007,
-	// transaction resolution unknown. In a pool of one peer nothing but the COMMIT of RunTx is marked by it.
+	// ErrOutcomeUnknown matches the error of a write that may or may not have been executed. One of these has happened:
+	//
+	//   - The connection was lost, or the caller's context ended, after the write was handed to the connection and
+	//     before the server's answer came.
+	//   - The server stopped the write when it may already have been committed.
+	//   - A proxy failed the write with an error of its own (docs/outcomes.md has the table).
+	//
+	// It may also match the error of a Query or QueryRow that is a read by its text, if that was sent to a server that
+	// accepts writes and calls a function that is not known to be read-only. [RetryReads] excludes that, because it
+	// declares that reads do not write.
+	//
+	// The error unwraps to the original one. JDBC reports the same condition as SQLSTATE 08007, transaction resolution
+	// unknown. In a pool of one peer it marks nothing except the COMMIT of RunTx.
 	ErrOutcomeUnknown = errors.New("multipool: the outcome of the statement is unknown")
 
 	// ErrSplitBrain matches the error of a write while two peers claim to be the primary and nothing tells which of
-	// them is right. It comes inside a [NoPeerError].
+	// them is right. The error is a [NoPeerError]. Nothing was executed.
 	ErrSplitBrain = errors.New("multipool: two peers claim to be the primary")
 
-	// ErrIsPrimary matches the error of Drain and RemovePeer for the peer that takes the writes.
+	// ErrIsPrimary matches the error of Drain and RemovePeer if the named peer is the primary.
 	ErrIsPrimary = errors.New("multipool: the peer is the primary")
 
-	// ErrClosedPool is the error of every call of a closed pool. It is the value that pgxpool returns, puddle.ErrClosedPool,
-	// so that errors.Is finds either by the other.
+	// ErrClosedPool is the error of every call on a closed pool. It is puddle.ErrClosedPool, the value that pgxpool
+	// returns, so errors.Is finds either of them in an error that wraps the other.
 	ErrClosedPool = puddle.ErrClosedPool
 
-	// ErrUnknownName matches the error of a call whose route or model names a peer that the pool never had, where it
-	// has no Options.Discover, or a model that it does not have; of Open where the configuration does; of Drain, Resume,
-	// RemovePeer and Forget for a peer that it does not have now.
+	// ErrUnknownName matches the error of
+	//
+	//   - a call whose route or model names a peer that the pool never had, unless Options.Discover is set;
+	//   - a call whose context names a model that the pool does not have;
+	//   - Open, if a route in the Options names such a peer;
+	//   - Drain, Resume and RemovePeer for a peer that the pool does not have, and Forget for a name that it has never
+	//     seen.
 	ErrUnknownName = errors.New("multipool: unknown name")
 )
 
-// PeerCause is why one peer could not take a call.
+// PeerCause says why one peer could not take a call.
 type PeerCause struct {
 	Peer string `json:"peer"` // the peer's name
 	Why  Why    `json:"why"`  // the state that kept it out; WhyNone where it was well, and had no room or had been tried
@@ -63,7 +74,7 @@ func (c PeerCause) MarshalJSON() ([]byte, error) {
 	}{fields(c), errorText{c.Err}})
 }
 
-// UnmarshalJSON is the reverse of MarshalJSON; of the error it has the text.
+// UnmarshalJSON is the inverse of MarshalJSON, except that Err becomes an error of which only the text is the same.
 func (c *PeerCause) UnmarshalJSON(data []byte) error {
 	type fields PeerCause
 	in := struct {
@@ -85,10 +96,11 @@ func (e *errorText) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// NoPeerError says that no peer could take a call, and of each peer why. Nothing was executed, or nothing that had an
-// effect. It matches ErrNoPrimary or ErrNoReplica by what the call needed, and unwraps to the faults of its Peers, to
-// the end of the caller's context if that ended the wait, to the last error met by the call itself, and to
-// ErrSplitBrain; and where Options.Discover fails, to its error.
+// NoPeerError reports that no peer could take a call, and why, for every peer. Nothing was executed that had an effect.
+//
+// It matches [ErrNoPrimary] if Intent is IntentPrimary, and [ErrNoReplica] if Intent is IntentReplica. It unwraps to
+// the Err of every peer, to the last error that the call itself met, to the context's error if the caller's context
+// ended the wait, to [ErrSplitBrain] if that is the reason, and to the error of Options.Discover if that fails.
 type NoPeerError struct {
 	Intent Intent      `json:"intent"` // what the call needed
 	Peers  []PeerCause `json:"peers"`  // in the order of the configuration
@@ -98,9 +110,9 @@ type NoPeerError struct {
 	lost      bool  // no peer has ever claimed to be the primary, and all are known
 }
 
-// Error names each peer with its cause; of several peers that have the same one, the cause and then their names. Of an error in
-// connecting it has the cause alone. Where every peer is a replica, and none has ever been the primary, it asks for the primary;
-// where Options.Discover fails, it says so. It never holds a password or a connection string.
+// Error lists the peers with their causes. Peers with the same cause are listed together, after it. For an error in
+// connecting it shows the cause only. It asks for the primary if every peer is a replica and none has ever been the
+// primary, and says so if Options.Discover fails. The text never contains a password or a connection string.
 func (e *NoPeerError) Error() string {
 	type group struct {
 		what  string
@@ -167,7 +179,7 @@ func gist(err error) string {
 	return strings.Join(causes, "; ")
 }
 
-// Is reports whether target is the sentinel of what the call needed.
+// Is reports whether target is the error that belongs to Intent: ErrNoPrimary or ErrNoReplica.
 func (e *NoPeerError) Is(target error) bool {
 	switch target {
 	case ErrNoPrimary:
@@ -178,7 +190,7 @@ func (e *NoPeerError) Is(target error) bool {
 	return false
 }
 
-// Unwrap returns the causes.
+// Unwrap returns the causes; see [NoPeerError].
 func (e *NoPeerError) Unwrap() []error {
 	causes := make([]error, 0, len(e.Peers)+len(e.also))
 	for _, p := range e.Peers {

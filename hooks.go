@@ -39,13 +39,13 @@ const (
 
 var reasonNames = [...]string{"none", "read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "solo"}
 
-// String returns the label.
+// String returns the label of the value.
 func (r Reason) String() string { return nameOf(reasonNames[:], r, "reason") }
 
-// MarshalText returns the text of String; of a value that is none of the constants, an error.
+// MarshalText returns the text that String returns, or an error if the value is not one of the constants.
 func (r Reason) MarshalText() ([]byte, error) { return marshalName(reasonNames[:], r, "reason") }
 
-// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+// UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (r *Reason) UnmarshalText(text []byte) error {
 	return unmarshalName(reasonNames[:], r, "reason", text)
 }
@@ -64,13 +64,13 @@ const (
 
 var kindNames = [...]string{"none", "read", "write"}
 
-// String returns the label.
+// String returns the label of the value.
 func (k Kind) String() string { return nameOf(kindNames[:], k, "kind") }
 
-// MarshalText returns the text of String; of a value that is none of the constants, an error.
+// MarshalText returns the text that String returns, or an error if the value is not one of the constants.
 func (k Kind) MarshalText() ([]byte, error) { return marshalName(kindNames[:], k, "kind") }
 
-// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+// UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (k *Kind) UnmarshalText(text []byte) error { return unmarshalName(kindNames[:], k, "kind", text) }
 
 // Decision is where one attempt of a call goes, and why.

@@ -85,16 +85,17 @@ func (in *intent) needs() Intent {
 	return IntentRead
 }
 
-// Intent is what a call needed that no peer could take: a closed set, fit for a metric's label.
+// Intent is the kind of peer that a call needed when no peer could take it. The set of values is fixed, so it suits as
+// a label of metrics.
 type Intent uint8
 
 const (
-	// IntentRead: any peer that may be read.
+	// IntentRead, the zero value, means any peer that may be read.
 	IntentRead Intent = iota
-	// IntentPrimary: the primary, because the call may write or its route says so; under the other modes, a peer that takes
-	// writes. The error matches ErrNoPrimary.
+	// IntentPrimary means the primary, because the call may write or its route says so. In the modes other than
+	// [ModeReplicated] it means a peer that takes writes. The error matches [ErrNoPrimary].
 	IntentPrimary
-	// IntentReplica: a replica and nothing else, because the route says so. The error matches ErrNoReplica.
+	// IntentReplica means a replica only, because the route says so. The error matches [ErrNoReplica].
 	IntentReplica
 )
 
@@ -103,10 +104,10 @@ var intentNames = [...]string{"read", "primary", "replica"}
 // String returns "read", "primary" or "replica".
 func (i Intent) String() string { return nameOf(intentNames[:], i, "intent") }
 
-// MarshalText returns the text of String; of a value that is none of the constants, an error.
+// MarshalText returns the text that String returns, or an error if the value is not one of the constants.
 func (i Intent) MarshalText() ([]byte, error) { return marshalName(intentNames[:], i, "intent") }
 
-// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+// UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (i *Intent) UnmarshalText(text []byte) error {
 	return unmarshalName(intentNames[:], i, "intent", text)
 }

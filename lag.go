@@ -12,12 +12,13 @@ import (
 	"time"
 )
 
-// Lag bounds how far a replica may be behind the primary: in bytes of log not replayed yet, in time since the primary
-// had something that the replica does not show, or in both. A zero field bounds nothing. A Time of [Off] in a [Route]
-// says that no bound holds, where the zero Lag would inherit one; any other negative Time is an error.
+// Lag limits how far a replica may be behind the primary, or in [PeerStatus] is how far it was. Bytes counts the log
+// that the replica has not replayed. Time is how long the primary has had something that the replica does not show. A
+// zero field means no limit. In a [Route] the zero Lag is inherited, and a Time of [Off] means that there is no limit.
+// Any other negative Time is an error.
 //
-// Both are measured against positions of the primary that the pool has read itself: never by a replica's own clock or
-// by what it has received, which look well on a replica that is cut off.
+// Both are measured against positions of the primary that the pool has read itself, not by a replica's clock or by what
+// the replica has received. Those look good even on a replica that is cut off.
 type Lag struct {
 	Bytes uint64        `json:"bytes"`
 	Time  time.Duration `json:"time_ns"`
@@ -34,7 +35,7 @@ func (l Lag) check() error {
 // bounds reports whether anything is bounded.
 func (l Lag) bounds() bool { return l.Bytes > 0 || l.Time > 0 }
 
-// String returns the form that the connection string key multipool_max_lag takes.
+// String returns l in the form that the connection string key multipool_max_lag takes, such as "16777216B,10s", or "0".
 func (l Lag) String() string {
 	var parts []string
 	if l.Bytes > 0 {

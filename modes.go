@@ -2,19 +2,21 @@ package multipool
 
 import "slices"
 
-// Mode is how the peers stand to each other.
+// Mode says how the peers of a pool are related to each other.
 type Mode uint8
 
 const (
-	// ModeReplicated: one primary and its replicas; roles are discovered, reads go to replicas, writes to the primary.
+	// ModeReplicated, the zero value, is for one primary and its replicas. The pool finds out the roles. Reads go to
+	// replicas, writes to the primary.
 	ModeReplicated Mode = iota
-	// ModeEquivalent: every peer takes reads and writes, a random healthy one each: servers of a multi-primary cluster,
-	// poolers or SQL proxies in front of one, each with Peer.Proxy. Nobody is elected or fenced, and lag is not measured; a
-	// server that says it is a standby gets no writes.
+	// ModeEquivalent is for peers that all take reads and writes: the servers of a multi-primary cluster, or poolers or
+	// SQL proxies in front of one, each with Peer.Proxy. Every call goes to a random healthy peer. The pool elects no
+	// primary, fences no peer and measures no lag. A server that says it is a standby gets no writes.
 	ModeEquivalent
-	// ModeOrdered: the first healthy peer in the order of the configuration takes everything, whatever it is; a write that a
-	// standby refuses shows the server's error. An earlier peer gets it back when it has stayed well for Options.ReturnAfter.
-	// Peers that are added or discovered come last, in the order in which they come.
+	// ModeOrdered sends every call to the first healthy peer in the order of the configuration, whatever its role. A
+	// write that a standby refuses fails with the server's error. An earlier peer gets the calls back after it has been
+	// healthy for Options.ReturnAfter. Peers that are added or discovered come last, in the order in which they were
+	// added.
 	ModeOrdered
 )
 
@@ -23,10 +25,10 @@ var modeNames = [...]string{"replicated", "equivalent", "ordered"}
 // String returns the name that the connection string key multipool_mode takes.
 func (m Mode) String() string { return nameOf(modeNames[:], m, "mode") }
 
-// MarshalText returns the text of String; of a value that is none of the constants, an error.
+// MarshalText returns the text that String returns, or an error if the value is not one of the constants.
 func (m Mode) MarshalText() ([]byte, error) { return marshalName(modeNames[:], m, "mode") }
 
-// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+// UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (m *Mode) UnmarshalText(text []byte) error { return unmarshalName(modeNames[:], m, "mode", text) }
 
 // What each mode puts into the lists: modes are data, and whoever chooses does not know them.

@@ -8,22 +8,24 @@ import (
 	"sync/atomic"
 )
 
-// Target is where a call wants to go.
+// Target says which peers a call may go to.
 type Target uint8
 
 const (
-	// TargetInherit, the zero value, leaves what holds otherwise: TargetAuto where nobody says more.
+	// TargetInherit, the zero value, takes the Target of the model or of Options.Route. If none of them sets one, it
+	// means TargetAuto.
 	TargetInherit Target = iota
-	// TargetAuto leaves the choice to the call: Query and QueryRow read from a replica, or from the primary where no
-	// replica can serve; everything else goes to the primary.
+	// TargetAuto lets the call decide. Query and QueryRow read from a replica, or from the primary if no replica can
+	// serve. Every other call goes to the primary, except the begin of a read-only transaction (see
+	// [MultiPool.BeginTx]).
 	TargetAuto
 	// TargetPrimary sends every call to the primary.
 	TargetPrimary
-	// TargetPreferReplica sends every call to a replica, and to the primary where no replica can serve.
+	// TargetPreferReplica sends every call to a replica, or to the primary if no replica can serve it.
 	TargetPreferReplica
-	// TargetReplica sends every call to a replica; ErrNoReplica where none can serve.
+	// TargetReplica sends every call to a replica. The call fails with [ErrNoReplica] if no replica can serve it.
 	TargetReplica
-	// TargetAny lets reads go to any healthy peer, the primary among them; what writes goes to the primary.
+	// TargetAny sends reads to any healthy peer, including the primary. Writes go to the primary.
 	TargetAny
 )
 
@@ -32,30 +34,33 @@ var targetNames = [...]string{"inherit", "auto", "primary", "prefer-replica", "r
 // String returns the name that the connection string key multipool_target takes.
 func (t Target) String() string { return nameOf(targetNames[:], t, "target") }
 
-// MarshalText returns the text of String; of a value that is none of the constants, an error.
+// MarshalText returns the text that String returns, or an error if the value is not one of the constants.
 func (t Target) MarshalText() ([]byte, error) { return marshalName(targetNames[:], t, "target") }
 
-// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+// UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (t *Target) UnmarshalText(text []byte) error {
 	return unmarshalName(targetNames[:], t, "target", text)
 }
 
-// Retry says which calls may be sent again after a connection failed under them. Whatever it says, a call that no
-// connection had taken goes elsewhere, and nothing is sent again once a row has been handed out, by Next or by Scan of a
-// QueryRow. Except under RetryNever a single statement is sent again that certainly was not executed, and so are a BEGIN
-// and a ping, which do nothing twice.
+// Retry says which calls may be sent again after their connection failed.
+//
+// With every value, a call that no connection had taken goes to another peer, and nothing is sent again after a row has
+// been handed out, by Next or by the Scan of a QueryRow. With every value except RetryNever, a single statement that
+// certainly was not executed is sent again, and so are a BEGIN and a ping, which have no effect when repeated.
 type Retry uint8
 
 const (
-	// RetryInherit, the zero value, leaves what holds otherwise: RetrySafe where nobody says more.
+	// RetryInherit, the zero value, takes the Retry of the model or of Options.Route. If none of them sets one, it
+	// means RetrySafe.
 	RetryInherit Retry = iota
 	// RetrySafe sends a read that may have been executed again only if it failed on a standby, where it cannot have
-	// written.
+	// written anything.
 	RetrySafe
-	// RetryReads sends such a read again also if it failed on a server that accepts writes. With it the program promises
-	// that what it sends by Query and QueryRow does not write: "select place_order($1)" is a read by its text.
+	// RetryReads sends such a read again also if it failed on a server that accepts writes. With it the program
+	// declares that nothing it sends with Query and QueryRow writes. "select place_order($1)", for example, is a read
+	// by its text.
 	RetryReads
-	// RetryNever sends nothing again that was handed to a connection.
+	// RetryNever never sends again what was handed to a connection.
 	RetryNever
 )
 
@@ -64,31 +69,36 @@ var retryNames = [...]string{"inherit", "safe", "reads", "never"}
 // String returns the name that the connection string key multipool_retry takes.
 func (r Retry) String() string { return nameOf(retryNames[:], r, "retry") }
 
-// MarshalText returns the text of String; of a value that is none of the constants, an error.
+// MarshalText returns the text that String returns, or an error if the value is not one of the constants.
 func (r Retry) MarshalText() ([]byte, error) { return marshalName(retryNames[:], r, "retry") }
 
-// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+// UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (r *Retry) UnmarshalText(text []byte) error {
 	return unmarshalName(retryNames[:], r, "retry", text)
 }
 
-// Route is what one call wants. A zero field inherits: from the context over the model over Options.Route. An
-// explicit route (a Target other than TargetInherit, TargetAuto and TargetAny, or Peers) wins over the statement's text and over
-// what was learned of it, and such a call is not run again on the primary when a standby refuses it: a write forced
-// on a replica shows the server's own error (SQLSTATE 25006).
+// Route says where a call may go, and whether it may be sent again. A zero field is inherited: the context's Route
+// takes it from the model's, and that from Options.Route.
+//
+// A route is explicit if it has Peers, or a Target other than TargetInherit, TargetAuto and TargetAny. An explicit
+// route wins over the statement's text, and over what the pool has learned about the text. A call with an explicit
+// route is not run again on the primary if a standby refuses it: a write that a route sends to a replica fails with the
+// server's own error (SQLSTATE 25006).
 type Route struct {
 	Target Target
-	// Peers restricts the call to the peers of these names; see WithPeer. Within them the usual rules hold: a write goes to
-	// the primary if it is among them, and waits for it while it is away, else (only replicas are named) to one of them.
-	// An empty list that is not nil names nobody.
+	// Peers restricts the call to the peers with these names; see WithPeer. Among them the usual rules hold: a write
+	// goes to the primary if Peers has it, and waits for it if it is away. If Peers has replicas only, a write goes to
+	// one of them. An empty slice that is not nil allows no peer.
 	Peers []string
 	Retry Retry
-	// MaxLag restricts reads to replicas that are known to be no further behind; the primary serves where none is,
-	// unless the route keeps the call from it. The bound is hard: no read under it is served by a replica of which this
-	// is not known, by time at the moment of the call, by bytes as of the last look, at most 1.4 s old. Replicas are
-	// from then on looked at more often, three times within MaxLag.Time, at least every 700 ms; a bound on time much
-	// below that of a look and the replication's own delay sends every read to the primary. It is for ModeReplicated:
-	// under the others no standby may be known to be within it.
+	// MaxLag restricts reads to replicas that are known to be no further behind the primary. If there is none, the
+	// primary serves the read, unless the route excludes it. In contrast to Options.MaxLag the limit is strict: no
+	// other replica serves such a read. A limit in time holds at the moment of the call; a limit in bytes holds as of
+	// the last health check, which is at most 1.4 s old.
+	//
+	// From the first use of a MaxLag on, the pool checks replicas more often: three times within MaxLag.Time, and at
+	// least every 700 ms. A Time that is much shorter than a health check and the delay of the replication sends every
+	// read to the primary. MaxLag is for [ModeReplicated]. In the other modes no standby may be known to be within it.
 	MaxLag Lag
 }
 
@@ -135,39 +145,40 @@ func withWishes(ctx context.Context, change func(*wishes)) context.Context {
 	return context.WithValue(ctx, wishesKey{}, next)
 }
 
-// WithRoute returns a context whose calls go as r says. Fields that r leaves zero keep what the context, the model and
-// the pool's configuration say.
+// WithRoute returns a context whose calls follow r. A zero field of r keeps what ctx already says, or else what the
+// model and Options.Route say.
 func WithRoute(ctx context.Context, r Route) context.Context {
 	r.Peers = slices.Clone(r.Peers)
 	return withWishes(ctx, func(w *wishes) { w.route = r.over(w.route) })
 }
 
-// WithPrimary returns a context whose calls go to the primary.
+// WithPrimary returns a context whose calls go to the primary. It is WithRoute with [TargetPrimary].
 func WithPrimary(ctx context.Context) context.Context {
 	return WithRoute(ctx, Route{Target: TargetPrimary})
 }
 
-// WithReplica returns a context whose calls go to a replica, and fail with [ErrNoReplica] where none can serve. A write
-// under it returns the replica's refusal.
+// WithReplica returns a context whose calls go to a replica. A call fails with [ErrNoReplica] if no replica can serve
+// it, and a write fails with the replica's refusal. It is WithRoute with [TargetReplica].
 func WithReplica(ctx context.Context) context.Context {
 	return WithRoute(ctx, Route{Target: TargetReplica})
 }
 
-// WithPreferReplica returns a context whose calls go to a replica, and to the primary where no replica can serve. A write
-// under it returns the replica's refusal.
+// WithPreferReplica returns a context whose calls go to a replica, or to the primary if no replica can serve them. A
+// write that goes to a replica fails with its refusal. It is WithRoute with [TargetPreferReplica].
 func WithPreferReplica(ctx context.Context) context.Context {
 	return WithRoute(ctx, Route{Target: TargetPreferReplica})
 }
 
-// WithPeer returns a context whose calls go to the named peers only. A name that the pool never had is an error of the
-// call; for one that was removed, or that Options.Discover may find yet, the call waits as for a server that is down.
-// Without names it changes nothing.
+// WithPeer returns a context whose calls go to the named peers only. A call fails with [ErrUnknownName] if the pool
+// never had one of them. If a peer was removed, or may still be found by Options.Discover, the call waits as it does
+// for a server that is down. Without names WithPeer changes nothing.
 func WithPeer(ctx context.Context, names ...string) context.Context {
 	return WithRoute(ctx, Route{Peers: names})
 }
 
-// WithModel returns a context whose calls go as Options.Models says of name. A model that the pool does not have is an
-// error of the call, unless the pool is one of a [Router]'s. What the context says itself wins over the model.
+// WithModel returns a context whose calls follow the route that Options.Models has for name. A call fails with
+// [ErrUnknownName] if the pool does not have the model, unless the pool belongs to a [Router]. A route in the context
+// wins over that of the model.
 func WithModel(ctx context.Context, name string) context.Context {
 	return withWishes(ctx, func(w *wishes) { w.model = name })
 }

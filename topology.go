@@ -2,11 +2,12 @@ package multipool
 
 import "slices"
 
-// Role is what a peer is in the replication.
+// Role is the role of a peer in the replication.
 type Role uint8
 
 const (
-	// RoleUnknown: no answer has told it yet. In Peer.Role: to be discovered.
+	// RoleUnknown, the zero value, means that no answer has shown the role yet. In Peer.Role it means that the pool
+	// finds out.
 	RoleUnknown Role = iota
 	// RolePrimary accepts writes.
 	RolePrimary
@@ -19,31 +20,34 @@ var roleNames = [...]string{"unknown", "primary", "replica"}
 // String returns "unknown", "primary" or "replica".
 func (r Role) String() string { return nameOf(roleNames[:], r, "role") }
 
-// MarshalText returns the text of String; of a value that is none of the constants, an error.
+// MarshalText returns the text that String returns, or an error if the value is not one of the constants.
 func (r Role) MarshalText() ([]byte, error) { return marshalName(roleNames[:], r, "role") }
 
-// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+// UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (r *Role) UnmarshalText(text []byte) error { return unmarshalName(roleNames[:], r, "role", text) }
 
-// Health is what is believed of a peer's ability to serve: a closed set, fit for a metric's label.
+// Health is what the pool knows about a peer's ability to serve. The set of values is fixed, so it suits as a label of
+// metrics.
 type Health uint8
 
 const (
-	// HealthUnknown: no look at the peer has ended yet; of a pool's only peer: nothing has been asked of it.
+	// HealthUnknown, the zero value, means that no health check of the peer has ended yet. For the peer of a pool of
+	// one, it means that nothing has been asked of it yet.
 	HealthUnknown Health = iota
-	// HealthUp: it answers.
+	// HealthUp means that the peer answers.
 	HealthUp
-	// HealthSuspect: a fault was seen, and it is being found out what became of the server.
+	// HealthSuspect means that a fault was seen, and that a probe is finding out whether the server is down.
 	HealthSuspect
-	// HealthDown: it does not answer, and its breaker is open.
+	// HealthDown means that the peer does not answer. Its breaker is open.
 	HealthDown
-	// HealthMisconfigured: the server answers and refuses this program: its password, database, certificate, ...
+	// HealthMisconfigured means that the server answers, and refuses this program: its password, database, certificate,
+	// ...
 	HealthMisconfigured
-	// HealthDraining: the server is shutting down. Sessions go on, and new ones are refused.
+	// HealthDraining means that the server is shutting down. Open sessions continue, new ones are refused.
 	HealthDraining
-	// HealthStarting: the server says that it takes no sessions yet, and there are none.
+	// HealthStarting means that the server answers, but takes no sessions yet and has none.
 	HealthStarting
-	// HealthGone: the peer was removed. It is PeerEvent.To and nothing else.
+	// HealthGone means that the peer was removed. It is used in PeerEvent.To only.
 	HealthGone
 )
 
@@ -52,10 +56,10 @@ var healthNames = [...]string{"unknown", "up", "suspect", "down", "misconfigured
 // String returns "unknown", "up", "suspect", "down", "misconfigured", "draining", "starting" or "gone".
 func (h Health) String() string { return nameOf(healthNames[:], h, "health") }
 
-// MarshalText returns the text of String; of a value that is none of the constants, an error.
+// MarshalText returns the text that String returns, or an error if the value is not one of the constants.
 func (h Health) MarshalText() ([]byte, error) { return marshalName(healthNames[:], h, "health") }
 
-// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+// UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (h *Health) UnmarshalText(text []byte) error {
 	return unmarshalName(healthNames[:], h, "health", text)
 }

@@ -1,62 +1,64 @@
 package multipool
 
-// Why is the reason for which a peer takes no calls, or did not take one: a closed set, fit for a metric's label. Those up to
-// WhyNotFirst are what a peer is, and stand in its status; the others are about one call, and stand in a [NoPeerError] only.
+// Why is the reason why a peer takes no calls, or did not take one call. The set of values is fixed, so it suits as a
+// label of metrics. The values up to WhyNotFirst describe the state of a peer, and also appear in its [PeerStatus]. The
+// later ones are about one call, and appear in a [NoPeerError] only.
 type Why uint8
 
 const (
-	// WhyNone: nothing keeps the peer from calls.
+	// WhyNone, the zero value, means that nothing keeps calls from the peer.
 	WhyNone Why = iota
-	// WhyUnknown: no look at the peer has ended yet.
+	// WhyUnknown means that no health check of the peer has ended yet.
 	WhyUnknown
-	// WhySuspect: a fault was seen, and it is being found out what became of the server.
+	// WhySuspect means that a fault was seen, and that a probe is finding out whether the server is down.
 	WhySuspect
-	// WhyDown: the peer does not answer.
+	// WhyDown means that the peer does not answer.
 	WhyDown
-	// WhyMisconfigured: the server answers and refuses this program.
+	// WhyMisconfigured means that the server answers, and refuses this program.
 	WhyMisconfigured
-	// WhyDraining: the server is shutting down.
+	// WhyDraining means that the server is shutting down.
 	WhyDraining
-	// WhyStarting: the server takes no sessions yet.
+	// WhyStarting means that the server takes no sessions yet.
 	WhyStarting
-	// WhyDrained: the operator has called Drain.
+	// WhyDrained means that the program has called Drain.
 	WhyDrained
-	// WhyOtherCluster: the server has another system identifier than the pool's cluster.
+	// WhyOtherCluster means that the server's system identifier is not that of the pool's cluster.
 	WhyOtherCluster
-	// WhySameServer: it is another name of a server for which a peer stands already.
+	// WhySameServer means that the server is already in the pool as another peer; see PeerStatus.SameAs.
 	WhySameServer
-	// WhyOlderTimeline: it is a primary that was replaced, or a replica of one.
+	// WhyOlderTimeline means that the peer is a primary that was replaced, or a replica of one.
 	WhyOlderTimeline
-	// WhyDisputed: it claims to be the primary, and another does too.
+	// WhyDisputed means that the peer claims to be the primary, and that another peer does too.
 	WhyDisputed
-	// WhyUnconfirmed: what it says of itself is to be confirmed: a new primary waits until every peer that answers has been
-	// looked at and has told its timeline, a replica until it is known which cluster this is.
+	// WhyUnconfirmed means that the pool is still confirming what the peer says of itself. A new primary waits until
+	// every peer that answers has been checked and has shown its timeline. A replica waits until the pool knows which
+	// cluster it serves.
 	WhyUnconfirmed
-	// WhyRoleUnknown: it answers, and has not told yet whether it is a primary or a replica.
+	// WhyRoleUnknown means that the peer answers, but has not shown yet whether it is a primary or a replica.
 	WhyRoleUnknown
-	// WhyRefusesSetUp: what the program does to set up a connection cannot run on a standby.
+	// WhyRefusesSetUp means that what the program does to set up a connection cannot run on a standby.
 	WhyRefusesSetUp
-	// WhyBehind: a replica that is further behind than Options.MaxLag.
+	// WhyBehind means that the replica is further behind than Options.MaxLag.
 	WhyBehind
-	// WhyPaused: a replica whose replay was paused.
+	// WhyPaused means that the replay of the replica is paused.
 	WhyPaused
-	// WhyCutOff: a replica that lacks what the primary has, and nothing fetches it.
+	// WhyCutOff means that the replica lacks log of the primary, and does not receive it.
 	WhyCutOff
-	// WhyOtherHistory: a replica that has what the primary never had.
+	// WhyOtherHistory means that the replica has log that the primary never had.
 	WhyOtherHistory
-	// WhySlow: its reads take far longer than elsewhere.
+	// WhySlow means that reads take far longer on the peer than on others.
 	WhySlow
-	// WhyLastResort: it is to serve only where no other peer can.
+	// WhyLastResort means that the peer serves only if no other peer can.
 	WhyLastResort
-	// WhyNotFirst: under ModeOrdered another peer leads.
+	// WhyNotFirst means that, in [ModeOrdered], another peer takes the calls.
 	WhyNotFirst
-	// WhyNotNamed: the call's route names others.
+	// WhyNotNamed means that the call's route names other peers.
 	WhyNotNamed
-	// WhyReplica: it is a replica, and the call needs the primary.
+	// WhyReplica means that the peer is a replica, and the call needs the primary.
 	WhyReplica
-	// WhyPrimary: it is the primary, and the call needs a replica.
+	// WhyPrimary means that the peer is the primary, and the call needs a replica.
 	WhyPrimary
-	// WhyNotWithinLag: it is not known to be within the MaxLag of the call's route.
+	// WhyNotWithinLag means that the peer is not known to be within the MaxLag of the call's route.
 	WhyNotWithinLag
 )
 
@@ -122,10 +124,10 @@ var whyPhrases = [...]string{
 // String returns the label: "none", "down", "behind", "older-timeline", ...
 func (w Why) String() string { return nameOf(whyNames[:], w, "why") }
 
-// MarshalText returns the text of String; of a value that is none of the constants, an error.
+// MarshalText returns the text that String returns, or an error if the value is not one of the constants.
 func (w Why) MarshalText() ([]byte, error) { return marshalName(whyNames[:], w, "why") }
 
-// UnmarshalText is the reverse of MarshalText. An unknown text is an error that lists the known ones.
+// UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (w *Why) UnmarshalText(text []byte) error { return unmarshalName(whyNames[:], w, "why", text) }
 
 // phrase says it after a peer's name.
