@@ -8,28 +8,30 @@ import (
 	"time"
 )
 
-// Balancer chooses one of several peers that may take a call alike.
+// Balancer chooses one of several peers that are equally suitable for a call.
 //
-// It is asked for each attempt of each call that has more than one candidate: reads that go to the replicas, to any peer
-// or to peers that the route names, and under [ModeEquivalent] everything else too. It is not asked for what goes to the
-// one primary, nor under [ModeOrdered] but for calls that name their peers, nor by [MultiPool.Drain] or the monitors.
-// [MultiPool.Explain] asks it as a call would.
+// The pool asks it for every attempt of every call that has more than one candidate. These are reads that go to
+// replicas, to any peer, or to peers that the route names; in [ModeEquivalent] they are all calls. The pool does not
+// ask it for calls to the primary, for calls in [ModeOrdered] unless their route names peers, for [MultiPool.Drain], or
+// for health checks. [MultiPool.Explain] asks it as a call would.
 //
-// It must be safe for concurrent use, and quick: it runs on the caller's goroutine before the call. A panic of its is the
-// caller's.
+// A Balancer must be safe for concurrent use. It runs on the caller's goroutine before the call, so it must be fast. If
+// it panics, the caller does.
 type Balancer interface {
-	// Pick returns the index of the chosen candidate. Any number that is no index of a usable candidate, as -1, declines:
-	// the default chooses then. c is valid during the call.
+	// Pick returns the index of the candidate that it chooses. Any number that is not the index of a usable candidate,
+	// for example -1, leaves the choice to the default. c is valid during the call only.
 	Pick(c Candidates) int
 }
 
-// Candidates are the peers among which a [Balancer] chooses, healthy (where nobody is: suspects) and as the route, the
-// mode and zones have it: with [Options].Zone they are those of the own zone, and where none of these is usable or has a
-// free connection those of the others, in a second Pick. They have the order of the configuration, but that the primary
-// stands behind the replicas. Indexes go from 0 to Len()-1; others panic.
+// Candidates are the peers among which a [Balancer] chooses. They are the healthy peers, or the suspects if none is
+// healthy, that the route and the mode allow. With [Options].Zone they are those of the program's zone; if none of
+// these is usable or has a free connection, Pick is called again with those of the other zones. They are in the order
+// of the configuration, except that the primary comes after the replicas. Indexes run from 0 to Len()-1. Any other
+// index panics.
 //
-// It is a view: what it tells of a peer is read at that moment, without a lock; but Ready may take the lock of a pool that
-// seems to be full. [NewCandidates] makes one for the test of a Balancer. [RoundRobin] and [Nearest] use these methods only.
+// The methods read the state of a peer when they are called, without a lock, except that Ready may take the lock of a
+// pool that seems to be full. [NewCandidates] makes Candidates for the test of a Balancer. [RoundRobin] and [Nearest]
+// use no other methods than these.
 type Candidates struct {
 	list  []*peer
 	only  []*peer // nil: all
@@ -51,33 +53,34 @@ func candidatesOf(list []*peer, in *intent, tried *tried) Candidates {
 	return c
 }
 
-// Len is how many there are: two at least.
+// Len returns the number of candidates, which is at least two.
 func (c Candidates) Len() int { return len(c.list) }
 
-// Name is the peer's name.
+// Name returns the name of candidate i.
 func (c Candidates) Name(i int) string { return c.list[i].name }
 
-// Role is what the peer is in the replication.
+// Role returns the role of candidate i.
 func (c Candidates) Role(i int) Role { return Role(c.list[i].role.Load()) }
 
-// Zone is the peer's zone; "" where it has none.
+// Zone returns the zone of candidate i, or "" if it has none.
 func (c Candidates) Zone(i int) string { return c.list[i].zone }
 
-// Weight is the peer's weight, 1 where none was given; less of a peer that has just risen, growing from
-// a tenth of it to the whole in ten seconds.
+// Weight returns the weight of candidate i, which is 1 if none was configured. For a peer that has just come up it is
+// less: it grows from a tenth of the weight to all of it within ten seconds.
 func (c Candidates) Weight(i int) float64 { return c.list[i].load.pull() / fullShare }
 
-// InFlight is how many calls have or want a connection of the peer.
+// InFlight returns how many calls use a connection of candidate i or wait for one.
 func (c Candidates) InFlight(i int) int { return int(c.list[i].load.busy()) }
 
-// Latency is the median of the peer's last reads, as measured twice a second from one read in eight; 0: not known.
+// Latency returns the median duration of the last reads on candidate i, or 0 if it is not known. One read in eight is
+// measured, and the median is updated twice a second.
 func (c Candidates) Latency(i int) time.Duration { return c.list[i].latency.typical() }
 
-// RoundTrip is what the looks of the peer's monitor take, smoothed; 0: not known.
+// RoundTrip returns the smoothed duration of the health checks of candidate i, or 0 if it is not known.
 func (c Candidates) RoundTrip(i int) time.Duration { return c.list[i].roundTrip.known() }
 
-// Usable reports whether the peer may take the call: whether it has not failed it already, is named by the route if that
-// names peers, and is within the route's MaxLag if the call is a read.
+// Usable reports whether candidate i may take the call. It may if it has not failed the call already, if the route
+// names it or names no peers, and, for a read, if it is within the route's MaxLag.
 func (c Candidates) Usable(i int) bool {
 	p := c.list[i]
 	return (c.tried == nil || !contains(c.tried, p)) &&
@@ -85,9 +88,9 @@ func (c Candidates) Usable(i int) bool {
 		(!c.fresh.bounds() || c.fresh.holds(p))
 }
 
-// Ready reports whether the peer should take the call if it is chosen: it is usable, has a free connection, and does not
-// leave this call to another for having just risen, which is drawn at random by each call of Ready. Where no candidate is
-// ready one that is usable is as good a choice: the call waits for its connection.
+// Ready reports whether candidate i should take the call if it is chosen: it is usable and has a free connection. For a
+// peer that has just come up, Ready also draws at random, in every call, whether this call is part of its reduced
+// share. If no candidate is ready, a usable one is as good a choice: the call waits for its connection.
 func (c Candidates) Ready(i int) bool {
 	l := &c.list[i].load
 	return c.Usable(i) && !l.full() && (l.share.Load() >= fullShare || l.takesDraw(rand.Uint32()))
@@ -96,11 +99,12 @@ func (c Candidates) Ready(i int) bool {
 // Reads reports whether the call is a read.
 func (c Candidates) Reads() bool { return c.reads }
 
-// Named reports whether the call's route names peers: then the usable ones may be few among many candidates.
+// Named reports whether the call's route names peers. If so, perhaps few of many candidates are usable.
 func (c Candidates) Named() bool { return c.only != nil }
 
-// LessBusy returns i, or j if that peer is less busy: if it would have no more calls in flight with this one than the other
-// has without it, each by its weight. It is the default's choice between the two that it draws.
+// LessBusy returns i, or j if that candidate is less busy. It is if, with this call, it would have no more calls in
+// flight than i has without it, both relative to their weights. The default chooses so between the two candidates that
+// it draws.
 func (c Candidates) LessBusy(i, j int) int {
 	if lessBusy(c.list[i], c.list[j]) == c.list[i] {
 		return i
@@ -108,22 +112,22 @@ func (c Candidates) LessBusy(i, j int) int {
 	return j
 }
 
-// CandidatePeer is a peer as a test wants a [Balancer] to see it.
+// CandidatePeer describes a candidate for [NewCandidates].
 type CandidatePeer struct {
 	Name      string
 	Role      Role
 	Zone      string
-	Weight    float64       // 0: 1
+	Weight    float64       // 0 means 1
 	InFlight  int           // calls
-	Latency   time.Duration // 0: not known
-	RoundTrip time.Duration // 0: not known
+	Latency   time.Duration // 0 if unknown
+	RoundTrip time.Duration // 0 if unknown
 	Full      bool          // has no free connection
 	Tried     bool          // has failed the call already
-	Named     bool          // is named by the call's route; where none is the route names nobody
+	Named     bool          // is named by the call's route; if no peer is, the route names none
 }
 
-// NewCandidates returns candidates for the test of a [Balancer]: those of a read, or of another call, in the order of peers.
-// A peer is usable unless it has been tried, or others are named and it is not.
+// NewCandidates returns candidates for the test of a [Balancer], in the order of peers. reads says whether the call is
+// a read. A peer is usable unless it has Tried set, or other peers have Named set and it has not.
 func NewCandidates(reads bool, peers ...CandidatePeer) Candidates {
 	c := Candidates{reads: reads}
 	for _, is := range peers {
@@ -161,7 +165,7 @@ func balancerNamed(name string) Balancer {
 	return nil
 }
 
-// inOrder takes the first that is usable: what libpq's load_balance_hosts=disable asks for.
+// inOrder takes the first candidate that is usable, as load_balance_hosts=disable of libpq asks for.
 var inOrder Balancer = ordered{}
 
 type ordered struct{}
@@ -175,9 +179,9 @@ func (ordered) Pick(c Candidates) int {
 	return -1
 }
 
-// RoundRobin returns a balancer that takes the candidates in turn, passing over those that are not usable, that have no
-// free connection while others have, and most of the time those that have just risen. Weights do not matter to it. Reads
-// and other calls have a turn each.
+// RoundRobin returns a [Balancer] that takes the candidates in turn. It passes over candidates that are not usable,
+// those that have no free connection while others have one, and most of the time those that have just come up. It
+// ignores weights. Reads and other calls are counted separately.
 func RoundRobin() Balancer {
 	b := new(roundRobin)
 	for i := range b.next {
@@ -211,10 +215,11 @@ func (b *roundRobin) Pick(c Candidates) int {
 	return last
 }
 
-// Nearest returns a balancer that takes the candidate of the lowest round trip, as the looks of the monitors see it.
-// Those within half as much again and 200 us of the lowest are equally near: of two of them drawn at random it takes
-// the less busy one. One without a free connection loses to one that has one. Until round trips are known, about a
-// second after a pool was made, the default chooses. Of more than eight candidates it compares eight drawn at random.
+// Nearest returns a [Balancer] that takes the candidate whose health checks have the shortest round trip. Candidates
+// within one and a half times the shortest plus 200 us count as equally near: Nearest draws two of them at random and
+// takes the less busy one. It prefers candidates that have a free connection. Until round trips are known, about a
+// second after the pool was made, the default chooses. Of more than eight candidates Nearest compares eight, drawn at
+// random.
 func Nearest() Balancer { return nearest{} }
 
 type nearest struct{}

@@ -31,15 +31,15 @@ type discovered struct {
 	err   error
 }
 
-// Discoverer returns all the peers that there are now; see [Options].Discover. [DiscoverDNS], [DiscoverSRV] and
-// [DiscoverReplication] make one.
+// Discoverer returns the complete list of the peers that exist now; see [Options].Discover. [DiscoverDNS],
+// [DiscoverSRV] and [DiscoverReplication] return one.
 type Discoverer func(context.Context) ([]Peer, error)
 
-// DiscoveryStatus is what came of the last time that Options.Discover was asked.
+// DiscoveryStatus is the result of the last call of Options.Discover.
 type DiscoveryStatus struct {
-	At    time.Time `json:"at,omitzero"`   // zero: it has not answered yet
-	Peers int       `json:"peers"`         // how many it named
-	Err   string    `json:"err,omitempty"` // why it was not followed; "" where it was
+	At    time.Time `json:"at,omitzero"`   // zero if no call has returned yet
+	Peers int       `json:"peers"`         // length of the list
+	Err   string    `json:"err,omitempty"` // why the list was not used; "" if it was
 }
 
 const (
@@ -285,9 +285,9 @@ var resolver interface {
 	LookupSRV(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
 } = net.DefaultResolver
 
-// DiscoverDNS finds a peer at each address of a host: of its A records, or where there are none of its AAAA records, since a
-// server with both would be two peers. A certificate is checked for the host's name. Port 0 is the template's. For
-// [Options].Discover.
+// DiscoverDNS returns a [Discoverer] for [Options].Discover that finds a peer at every address of a host. It uses the
+// host's A records, or its AAAA records if there are no A records, because a server with both would become two peers.
+// Certificates are checked for the name of the host. Port 0 means the port of Options.Config.
 func DiscoverDNS(host string, port uint16) Discoverer {
 	return func(ctx context.Context) ([]Peer, error) {
 		addrs, err := resolver.LookupNetIP(ctx, "ip", host)
@@ -306,9 +306,10 @@ func DiscoverDNS(host string, port uint16) Discoverer {
 	}
 }
 
-// DiscoverSRV finds a peer at each target of a name's SRV records (RFC 2782), as of _postgresql._tcp.example.com for
-// service "postgresql", proto "tcp" and name "example.com"; service and proto empty look name up as it is. Priorities and
-// weights are not used. For [Options].Discover.
+// DiscoverSRV returns a [Discoverer] for [Options].Discover that finds a peer at every target of a name's SRV records
+// (RFC 2782). For example, service "postgresql", proto "tcp" and name "example.com" look up
+// _postgresql._tcp.example.com. If service and proto are empty, it looks up name itself. It ignores priorities and
+// weights.
 func DiscoverSRV(service, proto, name string) Discoverer {
 	return func(ctx context.Context) ([]Peer, error) {
 		_, records, err := resolver.LookupSRV(ctx, service, proto, name)
@@ -331,11 +332,13 @@ func discoverSRVName(name string, _ uint16) Discoverer {
 	return DiscoverSRV("", "", name)
 }
 
-// DiscoverReplication finds the standbys of the pool's own primary, and the primary itself, in its pg_stat_replication
-// (PostgreSQL documentation, 28.2.4): each that streams and replays, at the address it connects from, with the port of the
-// primary, or where its application_name (cluster_name) says host:port, there. It needs the rights of pg_monitor. Standbys
-// of standbys are not seen. A certificate is checked for the address, unless an application_name gives a host. For
-// [Options].Discover under ModeReplicated.
+// DiscoverReplication returns a [Discoverer] for [Options].Discover that finds the pool's primary, and the standbys
+// that its pg_stat_replication lists as streaming and replaying (PostgreSQL documentation, 28.2.4). It is for
+// [ModeReplicated], and the program's role needs the rights of pg_monitor.
+//
+// A standby is used at the address that it connects from and the primary's port, or at host:port if its
+// application_name (cluster_name) has that form. Certificates are checked for the address, or for the host if an
+// application_name gives one. Standbys of standbys are not found.
 func DiscoverReplication() Discoverer {
 	return func(ctx context.Context) ([]Peer, error) {
 		p, _ := ctx.Value(discovering{}).(*MultiPool)

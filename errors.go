@@ -61,8 +61,8 @@ var (
 // PeerCause says why one peer could not take a call.
 type PeerCause struct {
 	Peer string `json:"peer"` // the peer's name
-	Why  Why    `json:"why"`  // the state that kept it out; WhyNone where it was well, and had no room or had been tried
-	Err  error  `json:"-"`    // the fault that led to that state; nil where there is none. In JSON it is a text, "err"
+	Why  Why    `json:"why"`  // WhyNone if it was healthy, but had no free connection or had been tried
+	Err  error  `json:"-"`    // the fault that led to Why, or nil; in JSON its text, as "err"
 }
 
 // MarshalJSON writes the cause with its error as text.

@@ -8,32 +8,34 @@ import (
 	"time"
 )
 
-// Reason is why a call went where it went: a closed set, fit for a metric's label.
+// Reason is why a call, or an attempt of it, goes where it goes. The set of values is fixed, so it suits as a label of
+// metrics.
 type Reason uint8
 
 const (
-	// ReasonNone, the zero value: there is no decision.
+	// ReasonNone, the zero value, means that there is no decision.
 	ReasonNone Reason = iota
-	// ReasonRead: a read, on a replica (or on any peer under TargetAny).
+	// ReasonRead means that a read goes to a replica, or to any peer with TargetAny.
 	ReasonRead
-	// ReasonWrite: the kind of call goes to the primary: Exec, Begin, CopyFrom, SendBatch, Acquire, Ping.
+	// ReasonWrite means that the method goes to the primary: Exec, Begin, CopyFrom, SendBatch, Acquire or Ping.
 	ReasonWrite
-	// ReasonStatement: the text of a Query or QueryRow cannot, or must not, run on a standby.
+	// ReasonStatement means that the text of a Query or QueryRow cannot, or must not, run on a standby.
 	ReasonStatement
-	// ReasonRoute: the context or Options.Route says so.
+	// ReasonRoute means that the route in the context or in Options.Route says so.
 	ReasonRoute
-	// ReasonModel: the context names a model whose route says so.
+	// ReasonModel means that the route of the model that the context names says so.
 	ReasonModel
-	// ReasonNoReplica: a read on the primary because no replica could serve.
+	// ReasonNoReplica means that a read goes to the primary because no replica can serve it.
 	ReasonNoReplica
-	// ReasonReplicasBehind: a read on the primary because no replica was known to be within its route's MaxLag, or all of them are
-	// paused or cut off.
+	// ReasonReplicasBehind means that a read goes to the primary because no replica is known to be within the MaxLag of
+	// its route, or because all replicas are paused or cut off.
 	ReasonReplicasBehind
-	// ReasonRefused: run again on the primary because a standby refused the statement.
+	// ReasonRefused means that the statement is run again on the primary because a standby refused it.
 	ReasonRefused
-	// ReasonRetry: sent again, to another peer where there is one, because the attempt before failed.
+	// ReasonRetry means that the call is sent again, to another peer if there is one, because the attempt before
+	// failed.
 	ReasonRetry
-	// ReasonSolo: the pool has one peer.
+	// ReasonSolo means that the pool has one peer.
 	ReasonSolo
 )
 
@@ -50,15 +52,16 @@ func (r *Reason) UnmarshalText(text []byte) error {
 	return unmarshalName(reasonNames[:], r, "reason", text)
 }
 
-// Kind tells reads from writes: a closed set, fit for a metric's label. It does not depend on where the call goes.
+// Kind says whether a call is a read or a write, wherever it goes. The set of values is fixed, so it suits as a label
+// of metrics.
 type Kind uint8
 
 const (
-	// KindNone, the zero value: there is no call.
+	// KindNone, the zero value, means that there is no call.
 	KindNone Kind = iota
-	// KindRead: a Query or QueryRow whose text reads, or the begin of a read-only transaction.
+	// KindRead means a Query or QueryRow that is a read by its text, or the begin of a read-only transaction.
 	KindRead
-	// KindWrite: everything else; a read, too, from the moment when a standby has refused it as a write.
+	// KindWrite means every other call, and a read after a standby has refused it as a write.
 	KindWrite
 )
 
@@ -73,7 +76,7 @@ func (k Kind) MarshalText() ([]byte, error) { return marshalName(kindNames[:], k
 // UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (k *Kind) UnmarshalText(text []byte) error { return unmarshalName(kindNames[:], k, "kind", text) }
 
-// Decision is where one attempt of a call goes, and why.
+// Decision says where one attempt of a call goes, and why.
 type Decision struct {
 	Peer    string `json:"peer"` // the peer's name; "" if there is none
 	Reason  Reason `json:"reason"`
@@ -126,16 +129,18 @@ type Outcome uint8
 const (
 	// OutcomeNone, the zero value: there is no call.
 	OutcomeNone Outcome = iota
-	// OutcomeOK: without an error; a QueryRow that found no row, too.
+	// OutcomeOK: the call had no error, or it was a QueryRow that found no row.
 	OutcomeOK
-	// OutcomeFailed: by an error of the statement or of the program: the server's answer, a Scan, an unknown name, a closed pool.
+	// OutcomeFailed: the statement or the program was at fault, as by a server's answer, a Scan, an unknown name or a
+	// closed pool.
 	OutcomeFailed
-	// OutcomeUnavailable: no peer could take it in time, or the one that had it failed, refused the connection or had no room.
+	// OutcomeUnavailable: no peer could take the call in time, or the peer that had it failed, refused the connection or
+	// had no room.
 	OutcomeUnavailable
-	// OutcomeUnknown: its error matches ErrOutcomeUnknown. In a pool of one peer, whose errors are pgxpool's, a write that was
-	// lost is OutcomeUnavailable, and one that its caller's context ended OutcomeCanceled.
+	// OutcomeUnknown: the error matches ErrOutcomeUnknown. A pool of one peer returns the errors of pgxpool: there a write
+	// that was lost is OutcomeUnavailable, and one that its caller's context ended is OutcomeCanceled.
 	OutcomeUnknown
-	// OutcomeCanceled: the caller's context ended it. A wait for a peer that it ended is OutcomeUnavailable.
+	// OutcomeCanceled: the caller's context ended the call. If it ended a wait for a peer, that is OutcomeUnavailable.
 	OutcomeCanceled
 )
 
@@ -152,30 +157,30 @@ func (o *Outcome) UnmarshalText(text []byte) error {
 	return unmarshalName(outcomeNames[:], o, "outcome", text)
 }
 
-// CallEnd is a call that has ended.
+// CallEnd reports a call that has ended.
 type CallEnd struct {
 	Pool      string    `json:"pool"` // Options.Name
 	Operation Operation `json:"operation"`
 
-	// Decision is that of the last attempt, and so Attempt is how many there were. Peer is "" and Attempt 0 where there was
-	// none. Of a commit it is that of the begin, with one attempt.
+	// Decision is that of the last attempt, so that Attempt is the number of attempts. If there was none, Peer is "" and
+	// Attempt is 0. A commit has the Decision of its begin, with one attempt.
 	Decision
 
 	Outcome  Outcome       `json:"outcome"`
-	SQLState string        `json:"sqlstate"` // of the server's answer where the error has one; "" elsewhere
+	SQLState string        `json:"sqlstate"` // of the server's answer, if the error has one
 	Duration time.Duration `json:"duration_ns"`
 }
 
-// PeerEvent is a change of one peer.
+// PeerEvent reports a change of one peer.
 type PeerEvent struct {
 	Pool     string `json:"pool"` // Options.Name
 	Peer     string `json:"peer"`
 	Role     Role   `json:"role"`
 	FromRole Role   `json:"from_role"`
-	From     Health `json:"from"`    // HealthUnknown of a peer that has come
-	To       Health `json:"to"`      // HealthGone of one that was removed
-	Slow     bool   `json:"slow"`    // its reads take far longer than elsewhere
-	Drained  bool   `json:"drained"` // by the operator
+	From     Health `json:"from"`    // HealthUnknown if the peer was added
+	To       Health `json:"to"`      // HealthGone if the peer was removed
+	Slow     bool   `json:"slow"`    // gets no reads because it is far slower than others
+	Drained  bool   `json:"drained"` // by Drain or DrainPrimary
 	Unfit    Why    `json:"unfit"`   // see PeerStatus.Unfit
 
 	// What Slow, Drained and Unfit were before.
@@ -183,7 +188,7 @@ type PeerEvent struct {
 	WasDrained bool `json:"was_drained"`
 	WasUnfit   Why  `json:"was_unfit"`
 
-	Cause error     `json:"-"` // the fault that led to it; nil where none did. In JSON it is a text, "cause"
+	Cause error     `json:"-"` // the fault that led to the change, or nil; in JSON its text, as "cause"
 	At    time.Time `json:"at,omitzero"`
 }
 
@@ -196,7 +201,7 @@ func (e PeerEvent) MarshalJSON() ([]byte, error) {
 	}{fields(e), errorText{e.Cause}})
 }
 
-// UnmarshalJSON is the reverse of MarshalJSON; of the cause it has the text.
+// UnmarshalJSON is the inverse of MarshalJSON, except that Cause becomes an error of which only the text is the same.
 func (e *PeerEvent) UnmarshalJSON(data []byte) error {
 	type fields PeerEvent
 	in := struct {
@@ -208,16 +213,16 @@ func (e *PeerEvent) UnmarshalJSON(data []byte) error {
 	return err
 }
 
-// PrimaryEvent is a change of which peer takes the writes, or of which claim to.
+// PrimaryEvent reports a change of the peer that takes the writes, or of the peers that claim to be the primary.
 type PrimaryEvent struct {
 	Pool     string    `json:"pool"`             // Options.Name
 	Primary  string    `json:"primary"`          // the primary's name; "" while there is none. One that is down is the primary until it is replaced
-	Previous string    `json:"previous"`         // before
-	Timeline uint32    `json:"timeline"`         // the cluster's; 0: not known
-	Rivals   []string  `json:"rivals,omitempty"` // peers that claim to be the primary and are not followed
-	Split    bool      `json:"split"`            // nothing tells which is right: writes are held, and fail with ErrSplitBrain
-	Next     string    `json:"next,omitempty"`   // the peer that takes them as soon as every peer that answers has been looked at since it claims to; "" if none waits for that
-	Forgot   string    `json:"forgot,omitempty"` // the peer that Forget was called for; "" otherwise
+	Previous string    `json:"previous"`         // the primary before the event; "" if there was none
+	Timeline uint32    `json:"timeline"`         // the cluster's; 0 if unknown
+	Rivals   []string  `json:"rivals,omitempty"` // peers that claim to be the primary and get no writes
+	Split    bool      `json:"split"`            // nothing tells which peer is the primary: writes wait, and fail with ErrSplitBrain
+	Next     string    `json:"next,omitempty"`   // the peer that will take the writes once every peer that answers has been checked after its claim; "" if there is none
+	Forgot   string    `json:"forgot,omitempty"` // the peer that Forget was called for, or ""
 	At       time.Time `json:"at,omitzero"`
 }
 
@@ -255,16 +260,17 @@ func (e *DiscoveryEvent) UnmarshalJSON(data []byte) error {
 // pool, and close it: inside a hook Close does not wait for the hooks. A hook that waits for another goroutine's Close waits
 // for ever, since that waits for the hook.
 type Hooks struct {
-	// PeerChanged is called when a peer's health or role has changed, or it has become slow or quick, fit or unfit to be
-	// read; when it is drained or resumed, added or removed. With nothing changed and a Cause that says what is wrong it is
-	// called when a peer's sessions show that its Peer.Proxy should be set, once, and when a primary that was replaced is still
-	// to be met behind a peer with Proxy, once for each promotion.
+	// PeerChanged is called when the health or the role of a peer has changed, when a peer has become slow, unfit, or
+	// no longer so, and when it is drained, resumed, added or removed.
+	//
+	// It is also called in two cases in which nothing has changed, and then Cause says what is wrong. The first is that
+	// the sessions of a peer show that its Peer.Proxy should be set; it is reported once. The second is that a peer
+	// with Peer.Proxy still leads to a primary that was replaced; it is reported once for every promotion.
 	PeerChanged func(PeerEvent)
 
-	// PrimaryChanged is called when another peer takes the writes, or none does any more; when a peer begins or ceases
-	// to claim that it does; when nothing tells any more, or something does again, who is right; when the operator has
-	// what a peer has shown forgotten. Under ModeOrdered it
-	// tells who takes everything, under ModeEquivalent nothing.
+	// PrimaryChanged is called when another peer takes the writes, or no peer does any more; when a peer begins or
+	// ceases to claim to be the primary; when it becomes unclear, or clear again, which peer is the primary; and after
+	// a Forget. In [ModeOrdered] it reports the peer that takes all calls. In [ModeEquivalent] it is not called.
 	PrimaryChanged func(PrimaryEvent)
 
 	// DiscoveryChanged is called when Options.Discover fails, or names what cannot be followed, and did not before; and when it

@@ -16,19 +16,20 @@ import (
 // The wire is its connection's tracer: pgx tells it of every statement, whoever sent it and however: through the pool,
 // on an acquired connection, in a transaction, a batch or a copy. That is the breaker's feed.
 
-// AcquireTracer traces Acquire on a MultiPool. A tracer in ConnConfig.Tracer that implements it is called as pgxpool's
-// own would be; one that implements pgxpool.AcquireTracer is called too, with the pgxpool that the connection is taken from.
+// AcquireTracer traces Acquire on a [MultiPool]. The pool calls ConnConfig.Tracer, if that implements AcquireTracer, as
+// pgxpool calls a pgxpool.AcquireTracer. If it implements pgxpool.AcquireTracer, it is called too, with the pgxpool
+// that the connection comes from.
 type AcquireTracer interface {
-	// TraceAcquireStart is called at the beginning of an acquire from a peer's pool; the returned context is used for
-	// the rest of it and passed to TraceAcquireEnd.
+	// TraceAcquireStart is called when an acquire from a peer's pool begins. The returned context is used for the rest
+	// of the acquire and is passed to TraceAcquireEnd.
 	TraceAcquireStart(ctx context.Context, pool *MultiPool, data TraceAcquireStartData) context.Context
-	// TraceAcquireEnd is called when a connection has been acquired, or has not.
+	// TraceAcquireEnd is called when a connection has been acquired, or the acquire has failed.
 	TraceAcquireEnd(ctx context.Context, pool *MultiPool, data TraceAcquireEndData)
 }
 
 // ReleaseTracer traces Release on a MultiPool; see [AcquireTracer].
 type ReleaseTracer interface {
-	// TraceRelease is called at the beginning of Release.
+	// TraceRelease is called when Release begins.
 	TraceRelease(pool *MultiPool, data TraceReleaseData)
 }
 

@@ -25,11 +25,14 @@ const (
 	pingAfter = time.Second
 )
 
-// ShouldPing is what [ParseConfig] puts into the pool configuration of several hosts: instead of a ping, a whole round
-// trip before a statement on a connection that was idle for a second, it peeks at the socket of one that was idle for
-// 10 ms, without a round trip. It asks for the ping, which ends a dead connection without the caller noticing, where the
-// server has hung up or something has arrived; and where a peek is not possible, after a second as pgxpool does. Peeks need Linux, and a socket that nothing of the program's
-// wraps.
+// ShouldPing reports whether pgxpool should ping an idle connection before it hands the connection out. [ParseConfig]
+// sets it as the ShouldPing of a configuration of several hosts.
+//
+// pgxpool pings a connection that was idle for more than a second, which costs a round trip before the statement.
+// ShouldPing instead checks the socket of a connection that was idle for 10 ms or more, which costs none. It returns
+// true if the server has closed the connection or if something has arrived; the ping then ends a dead connection
+// without an error for the caller. If it cannot check the socket, it returns true after a second, as pgxpool does. The
+// check needs Linux, and a socket that the program has not wrapped.
 func ShouldPing(_ context.Context, p pgxpool.ShouldPingParams) bool {
 	if p.IdleDuration < peekAfter {
 		return false

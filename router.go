@@ -12,19 +12,21 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Router sends each call to one of several MultiPools, by the model that its context names ([WithModel]): to the pool
-// that owns the model, and to the default where none does or no model is named. Each pool stands for a cluster of its
-// own; one that is down is noticed by its own callers alone. The methods that are calls have the signatures of [MultiPool]'s,
-// so what takes an interface of these takes a Router. Stat, PrimaryPool and ReplicaPool take a context too, to go by its
-// model; Status, Reset and Close are of all pools. It is safe for concurrent use.
+// Router sends every call to one of several MultiPools, each of which is for one cluster. A call goes to the pool that
+// owns the model which its context names ([WithModel]), or to the default pool if no pool owns it or no model is named.
+// If a cluster is down, only the calls to it notice.
+//
+// The methods that make calls have the signatures of [MultiPool]'s, so an interface of these methods accepts a Router.
+// Stat, PrimaryPool and ReplicaPool take a context too, for its model. Status, Reset and Close apply to all pools. A
+// Router is safe for concurrent use.
 type Router struct {
 	def    *MultiPool
 	models map[string]*MultiPool
 }
 
-// NewRouter makes a router of a default pool and the pools that own models. The map is copied; one pool may own several
-// models. Within its pool a model goes as the pool's own Options.Models says, if that has it: a pool of a router takes
-// any name. An error names what is missing: a default, a pool, a name.
+// NewRouter returns a [Router] with a default pool and the pools that own models. It copies models. One pool may own
+// several models. A pool sends the calls of a model as its own Options.Models says, if that has the model. A pool of a
+// Router accepts every name of a model. NewRouter returns an error if def, a pool or the name of a model is missing.
 func NewRouter(def *MultiPool, models map[string]*MultiPool) (*Router, error) {
 	if def == nil {
 		return nil, errors.New("multipool: a router needs a default pool")
@@ -80,7 +82,7 @@ func (r *Router) QueryRow(ctx context.Context, sql string, args ...any) pgx.Row 
 	return r.Pool(ctx).QueryRow(ctx, sql, args...)
 }
 
-// SendBatch is [MultiPool.SendBatch] on the model's pool: a batch has one model, its context's.
+// SendBatch is [MultiPool.SendBatch] on the model's pool. A batch has one model, that of ctx.
 func (r *Router) SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults {
 	return r.Pool(ctx).SendBatch(ctx, b)
 }
@@ -119,7 +121,7 @@ func (r *Router) Explain(ctx context.Context, sql string) (Decision, error) {
 	return r.Pool(ctx).Explain(ctx, sql)
 }
 
-// WaitForPrimary is [MultiPool.WaitForPrimary] on the model's pool. The other pools may have no primary.
+// WaitForPrimary is [MultiPool.WaitForPrimary] on the model's pool. It does not wait for the other pools.
 func (r *Router) WaitForPrimary(ctx context.Context) error { return r.Pool(ctx).WaitForPrimary(ctx) }
 
 // PrimaryPool is [MultiPool.PrimaryPool] of the model's pool.
@@ -131,15 +133,15 @@ func (r *Router) ReplicaPool(ctx context.Context) *pgxpool.Pool { return r.Pool(
 // Stat is [MultiPool.Stat] of the model's pool.
 func (r *Router) Stat(ctx context.Context) *pgxpool.Stat { return r.Pool(ctx).Stat() }
 
-// RoutedPool is one pool of a [Router].
+// RoutedPool is the status of one pool of a [Router].
 type RoutedPool struct {
 	Default bool     `json:"default"` // takes what no pool owns
 	Models  []string `json:"models"`  // that it owns, sorted
 	Status  Status   `json:"status"`
 }
 
-// Status returns a snapshot of every pool, one after another: of the default first, and then of the others, sorted by the
-// first of their models. A pool that owns several models, or is the default too, is there once.
+// Status returns a snapshot of every pool, one after the other: first the default, then the others, sorted by the first
+// of their models. Every pool is listed once, even if it owns several models or is the default too.
 func (r *Router) Status() []RoutedPool {
 	var all []RoutedPool
 	for _, p := range r.pools() {
@@ -154,14 +156,14 @@ func (r *Router) Status() []RoutedPool {
 	return all
 }
 
-// Reset resets all of the pools; see [MultiPool.Reset].
+// Reset resets all pools; see [MultiPool.Reset].
 func (r *Router) Reset() {
 	for _, p := range r.pools() {
 		p.Reset()
 	}
 }
 
-// Close closes all of the pools, one after another; see [MultiPool.Close].
+// Close closes all pools, one after the other; see [MultiPool.Close].
 func (r *Router) Close() {
 	for _, p := range r.pools() {
 		p.Close()

@@ -6,24 +6,26 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Status is a snapshot of a pool and its peers. Values of different peers are read one after another. Calls are counted
-// that go through the MultiPool; what goes through a pool of its own (PeerPool, PrimaryPool, ReplicaPool) shows in the
-// judgement of the peer and in that pool's Stat, and what goes through PrimaryPool and ReplicaPool in InFlight too. Under
-// ModeOrdered Primary is the peer that takes everything, under ModeEquivalent none.
+// Status is a snapshot of a pool and its peers. The values of different peers are read one after the other.
 //
-// Its JSON is part of the interface, and so is that of the other types with tags: names in snake_case, states as their labels,
-// durations as whole nanoseconds in names that end in _ns, times as RFC 3339 and left out where they are zero, errors as their
-// texts, the system identifier as a string, since a JavaScript number cannot hold it. Everything but PeerStatus.Stat is read
-// back as it was written.
+// The counters of a PeerStatus count calls on the MultiPool. A call on a pool that PeerPool, PrimaryPool or ReplicaPool
+// has returned counts for the health of the peer and in that pool's Stat. A call on the pools of PrimaryPool and
+// ReplicaPool also counts in InFlight. In [ModeOrdered] Primary is the peer that takes all calls. In [ModeEquivalent]
+// it is "".
+//
+// The JSON form is part of the interface, and so is that of the other types with tags. Names are in snake_case. States
+// are their labels. Durations are whole nanoseconds, under names that end in _ns. Times are RFC 3339, and are left out
+// if they are zero. Errors are their texts. The system identifier is a string, since a JavaScript number cannot hold
+// it. Everything except PeerStatus.Stat is marshaled, and unmarshals to what it was.
 type Status struct {
 	Name    string       `json:"name"`             // Options.Name
 	Peers   []PeerStatus `json:"peers"`            // in the order of the configuration
 	Primary string       `json:"primary"`          // the primary's name; "" while there is none. One that is down is the primary until it is replaced
-	Rivals  []string     `json:"rivals,omitempty"` // names of peers that claim to be the primary and are not followed
-	Split   bool         `json:"split"`            // nothing tells which is right: writes are held
+	Rivals  []string     `json:"rivals,omitempty"` // peers that claim to be the primary and get no writes
+	Split   bool         `json:"split"`            // nothing tells which peer is the primary: writes wait
 	Waiting int64        `json:"waiting"`          // calls that wait for a peer
 
-	// Discarded is how many events the hooks were not told of, because one of them was slow.
+	// Discarded is how many events were not passed to the hooks, because a hook was slow.
 	Discarded int64 `json:"discarded"`
 
 	Discovery DiscoveryStatus `json:"discovery,omitzero"` // zero without Options.Discover
@@ -64,46 +66,47 @@ func (s *PoolTotals) add(t *pgxpool.Stat) {
 	s.MaxIdleDestroyCount += t.MaxIdleDestroyCount()
 }
 
-// PeerStatus is one peer.
+// PeerStatus is a snapshot of one peer.
 type PeerStatus struct {
 	Name    string       `json:"name"`
 	Host    string       `json:"host"`
 	Port    uint16       `json:"port"`
 	Role    Role         `json:"role"`
-	Primary bool         `json:"primary"` // is the primary, be it down
-	Health  Health       `json:"health"`  // of a pool's only peer: what its last connect has shown
+	Primary bool         `json:"primary"` // is the primary, even if it is down
+	Health  Health       `json:"health"`  // in a pool of one peer: as its last connect showed
 	Breaker BreakerState `json:"breaker"`
-	Serves  bool         `json:"serves"` // is a candidate of reads or writes; of a pool's only peer: its last connect did not fail
-	Why     Why          `json:"why"`    // why it does not serve: WhyNone if, and only if, Serves
-	// Unfit is what is wrong with a peer that answers: with the data of a replica (WhyBehind, WhyPaused, WhyCutOff,
-	// WhyOtherHistory, WhyOlderTimeline, WhyRefusesSetUp), with a primary that is not followed (WhyOlderTimeline,
-	// WhyDisputed), or with either (WhyOtherCluster, WhySameServer). Nothing is: WhyNone. Such a peer takes no calls, except
-	// that a replica whose data is old is read where no other can be: it Serves then, and is Unfit all the same.
+	Serves  bool         `json:"serves"` // takes reads or writes; in a pool of one peer: its last connect did not fail
+	Why     Why          `json:"why"`    // why it does not serve; WhyNone if, and only if, Serves
+	// Unfit says what is wrong with a peer that answers, or is WhyNone. It may be the data of a replica (WhyBehind,
+	// WhyPaused, WhyCutOff, WhyOtherHistory, WhyOlderTimeline, WhyRefusesSetUp), the claim of a primary that does not
+	// get the writes (WhyOlderTimeline, WhyDisputed), or either (WhyOtherCluster, WhySameServer). An unfit peer takes
+	// no calls, with one exception: a replica with old data serves reads if no other peer can. Then Serves is true
+	// although Unfit is set.
 	Unfit   Why    `json:"unfit"`
-	Slow    bool   `json:"slow"`          // is left out of the reads for being far slower than the others
-	Drained bool   `json:"drained"`       // by the operator
-	System  uint64 `json:"system,string"` // its system identifier; 0: unknown
-	// SameAs is the name of the peer that stands for the same server, and takes what goes to it; "" where there is none. Calls
-	// that name this one still go here.
+	Slow    bool   `json:"slow"`          // gets no reads because it is far slower than the others
+	Drained bool   `json:"drained"`       // by Drain or DrainPrimary
+	System  uint64 `json:"system,string"` // system identifier; 0 if unknown
+	// SameAs is the name of the peer that is the same server and takes its calls, or "" if there is none. Calls whose
+	// route names this peer still go here.
 	SameAs     string  `json:"same_as,omitempty"`
 	Zone       string  `json:"zone,omitempty"`
-	Weight     float64 `json:"weight"`      // 1 where none was given
+	Weight     float64 `json:"weight"`      // 1 if none was configured
 	LastResort bool    `json:"last_resort"` // see Peer.LastResort
-	Timeline   uint32  `json:"timeline"`    // of the log that a primary writes, or that a replica receives; 0: unknown
+	Timeline   uint32  `json:"timeline"`    // of the log that a primary writes or a replica receives; 0 if unknown
 
-	// Lag is how far a replica was behind the primary when it was last looked at, at least: log that it lacked in bytes, and
-	// for how long the primary had had something that it did not show. LagKnown is false of a primary, before both have
-	// been looked at, and of a peer behind a pooler.
+	// Lag is how far, at least, a replica was behind the primary at its last health check: the bytes of log that it
+	// lacked, and how long the primary had had something that it did not show. LagKnown is false for a primary, for a
+	// peer behind a pooler, and until both the peer and the primary have been checked.
 	Lag      Lag  `json:"lag"`
 	LagKnown bool `json:"lag_known"`
 
-	RoundTrip time.Duration `json:"round_trip_ns"` // of the monitor's looks, smoothed; 0: not known
+	RoundTrip time.Duration `json:"round_trip_ns"` // smoothed duration of the health checks; 0 if unknown
 
 	InFlight int64 `json:"in_flight"` // calls waiting for a connection or running
-	Reads    int64 `json:"reads"`     // calls sent there first as reads
-	Writes   int64 `json:"writes"`    // ... as writes
-	Retries  int64 `json:"retries"`   // calls sent there after another attempt had failed
-	Trips    int64 `json:"trips"`     // how often the breaker has opened
+	Reads    int64 `json:"reads"`     // reads whose first attempt went here
+	Writes   int64 `json:"writes"`    // writes whose first attempt went here
+	Retries  int64 `json:"retries"`   // calls sent here after an earlier attempt had failed
+	Trips    int64 `json:"trips"`     // how often the peer went down
 
 	LastFault string    `json:"last_fault,omitempty"` // "" if there was none
 	FaultAt   time.Time `json:"fault_at,omitzero"`
