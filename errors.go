@@ -100,7 +100,7 @@ func (e *errorText) UnmarshalText(text []byte) error {
 //
 // It matches [ErrNoPrimary] if Intent is IntentPrimary, and [ErrNoReplica] if Intent is IntentReplica. It unwraps to
 // the Err of every peer, to the last error that the call itself met, to the context's error if the caller's context
-// ended the wait, to [ErrSplitBrain] if that is the reason, and to the error of Options.Discover if that fails.
+// ended the wait, to [ErrSplitBrain] if that is the reason, and to the error of Options.Discover while that fails.
 type NoPeerError struct {
 	Intent Intent      `json:"intent"` // what the call needed
 	Peers  []PeerCause `json:"peers"`  // in the order of the configuration
@@ -110,9 +110,9 @@ type NoPeerError struct {
 	lost      bool  // no peer has ever claimed to be the primary, and all are known
 }
 
-// Error lists the peers with their causes. Peers with the same cause are listed together, after it. For an error in
-// connecting it shows the cause only. It asks for the primary if every peer is a replica and none has ever been the
-// primary, and says so if Options.Discover fails. The text never contains a password or a connection string.
+// Error lists the causes, each with the names of the peers that have it. For an error in connecting it shows the cause
+// only. If every peer is a replica and none has ever been the primary, it asks where the primary is. If
+// Options.Discover fails, it says so. The text never contains a password or a connection string.
 func (e *NoPeerError) Error() string {
 	type group struct {
 		what  string
