@@ -44,8 +44,7 @@ import (
 func (p *MultiPool) PrimaryPool() *pgxpool.Pool { return p.followers.get(p, quota.Primary) }
 
 // ReplicaPool is like [MultiPool.PrimaryPool], for reads. Its connections are spread over the healthy replicas. If no
-// replica can serve, they go to the primary, as those of Query do, but leave Options.WriteReserve
-// free.
+// replica can serve, they go to the primary, as those of Query do, but leave Options.WriteReserve free.
 //
 // A new connection goes to the replica with the fewest connections of this pool. After replicas have come or gone, the
 // pool evens out its connections under load: every 100 ms it closes one that it would have handed out, if its replica

@@ -255,10 +255,12 @@ func (e *DiscoveryEvent) UnmarshalJSON(data []byte) error {
 	return err
 }
 
-// Hooks are told what happens. A nil func is skipped. PeerChanged, PrimaryChanged and DiscoveryChanged are called in order, by one goroutine of the
-// pool's; where one is slow, up to 256 events wait, and more are discarded and counted (Status.Discarded). They may use the
-// pool, and close it: inside a hook Close does not wait for the hooks. A hook that waits for another goroutine's Close waits
-// for ever, since that waits for the hook.
+// Hooks are functions that the pool calls when something happens. A nil function is skipped. One goroutine of the pool
+// calls PeerChanged, PrimaryChanged and DiscoveryChanged, in order. While one of them is slow, up to 256 events wait;
+// more are discarded and counted in Status.Discarded. Routed and Done run on the callers' goroutines.
+//
+// A hook may use the pool, and may close it: inside a hook, Close does not wait for the hooks. A hook that waits for a
+// Close in another goroutine waits forever, since that Close waits for the hook.
 type Hooks struct {
 	// PeerChanged is called when the health or the role of a peer has changed, when a peer has become slow, unfit, or
 	// no longer so, and when it is drained, resumed, added or removed.
@@ -277,7 +279,7 @@ type Hooks struct {
 	// is followed again. That it failed because the pool has no primary to ask, as DiscoverReplication may, is not told here.
 	DiscoveryChanged func(DiscoveryEvent)
 
-	// Routed is called on the caller's goroutine before each attempt of each call, so it must be quick.
+	// Routed is called before every attempt of every call, on the caller's goroutine, so it must be fast.
 	Routed func(context.Context, Decision)
 
 	// Done is called once for every call that Routed is called for, and for those that end before, when it has ended: Exec,
@@ -292,7 +294,7 @@ type Hooks struct {
 	Done func(context.Context, CallEnd)
 }
 
-// JoinHooks returns hooks that call each of h in turn; nil ones are skipped.
+// JoinHooks returns hooks that call those of every h in turn. It skips nil ones.
 func JoinHooks(h ...*Hooks) *Hooks {
 	out := &Hooks{}
 	for _, one := range h {

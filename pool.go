@@ -242,11 +242,13 @@ func (p *MultiPool) attend(q *peer) {
 // clock is the time since the pool was made.
 func (p *MultiPool) clock() time.Duration { return time.Since(p.begun) }
 
-// Close closes all connections of all peers and rejects further calls with [ErrClosedPool]. It blocks until every
-// connection that the program holds has been returned, as pgxpool's does, and until every goroutine of the pool has
-// ended and every event has been told to the [Hooks]. A server on which something still runs after a second is asked whether
-// it is there, and where it does not answer its connections are cut; but not in a pool of one peer. Close may be called more
-// than once, and inside a hook: there it waits for no hook, and events that wait are told after it has returned.
+// Close closes all connections of all peers. Later calls fail with [ErrClosedPool]. As in pgxpool, Close waits until
+// every connection that the program holds has been returned. It also waits until every goroutine of the pool has ended
+// and every event has been passed to the [Hooks]. If something still runs on a server after a second, the pool asks
+// whether the server is there, and cuts its connections if it does not answer; a pool of one peer does not.
+//
+// Close may be called more than once. It may be called inside a hook: then it waits for no hook, and waiting events are
+// passed on after it has returned.
 func (p *MultiPool) Close() {
 	p.closeOnce.Do(func() {
 		p.changing.Lock()
