@@ -249,7 +249,7 @@ func TestTheEndOfALostCommitIsTold(t *testing.T) {
 func TestTheEndOfCallsOfAPoolOfOnePeerIsTold(t *testing.T) {
 	accounts(t, 0, nil, func(ctx context.Context, x *fakes, told *ends) {
 		solo := func(op Operation, k Kind, o Outcome) CallEnd {
-			return CallEnd{"shop", op, Decision{"primary:5432", ReasonSolo, 1, k}, o, "", 0}
+			return CallEnd{"shop", op, Decision{"primary:5432", ReasonOnePeer, 1, k}, o, "", 0}
 		}
 		require.NoError(t, x.pool.QueryRow(ctx, "select 1").Scan(new(int)))
 		assert.Equal(t, solo(OperationQuery, KindRead, OutcomeOK), ended(t, told))

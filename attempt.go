@@ -270,7 +270,7 @@ func (p *MultiPool) intend(ctx context.Context, op operation, sql string, in *in
 	}
 	in.decide(op, sql, n, r)
 	if p.solo && !in.forced {
-		in.reason = ReasonSolo
+		in.reason = ReasonOnePeer
 	}
 	in.forced = in.forced || p.config.Mode == ModeOrdered // there is nobody else to send it to
 	return nil

@@ -531,7 +531,7 @@ func TestAServerThatStartsIsNotShownAsDraining(t *testing.T) {
 		}()
 		<-done
 		settled()
-		assert.Equal(t, HealthDraining, x.peer("replica1").Health)
+		assert.Equal(t, HealthShuttingDown, x.peer("replica1").Health)
 		c.Release()
 	})
 }

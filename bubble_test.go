@@ -567,7 +567,7 @@ func TestAReplicaThatRefusedASessionIsReadAgain(t *testing.T) {
 				require.Equal(t, "replica1:5432", x.read(ctx))
 				x.replicas[0].FailNextWith(1, refusal)
 				require.Equal(t, "primary:5432", x.read(ctx))
-				require.Equal(t, WhyRefusesSetUp, x.peer("replica1").Unfit)
+				require.Equal(t, WhySetupFails, x.peer("replica1").Unfit)
 				time.Sleep(10 * time.Second)
 				require.Equal(t, "primary:5432", x.read(ctx))
 				mend(x)

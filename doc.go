@@ -78,10 +78,10 @@
 //	                       --probe fails-----> down
 //
 //	any --connection refused for password, database, TLS--> misconfigured
-//	    --connection refused, server shuts down-----------> draining
+//	    --connection refused, server shuts down-----------> shutting-down
 //	    --connection refused, server starts---------------> starting
 //
-//	down, misconfigured, draining, starting --health check succeeds--> up
+//	down, misconfigured, shutting-down, starting --health check succeeds--> up
 //
 // The first fault makes a peer suspect. A suspect gets no reads while a healthy peer can serve them, and its monitor
 // probes it at once, on existing connections and by a new one.

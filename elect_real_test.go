@@ -108,8 +108,8 @@ func TestTheOperatorHasATimelineForgotten(t *testing.T) {
 	writesTo(t, p, s[0])
 	waitFor(t, "the event", 10*time.Second, func() bool {
 		for _, e := range events.list() {
-			if e.Forgot == s[1].Addr() {
-				return e.Primary == s[0].Addr() || e.Next == s[0].Addr()
+			if e.Forgotten == s[1].Addr() {
+				return e.Primary == s[0].Addr() || e.NextPrimary == s[0].Addr()
 			}
 		}
 		return false

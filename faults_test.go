@@ -255,7 +255,7 @@ func TestFaultSmartStopLetsLongStreamsEnd(t *testing.T) {
 	// there are idle ones, of which there may be as many as the pool may have.
 	waitFor(t, victim.Name()+" to be draining", 10*time.Second, func() bool {
 		s.pool.PeerPool(victim.Addr()).Reset()
-		return s.status(victim).Health == HealthDraining
+		return s.status(victim).Health == HealthShuttingDown
 	})
 	tell()
 	streams.Wait()

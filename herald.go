@@ -144,7 +144,7 @@ func primaryEvent(old, next *topology, o observation) (PrimaryEvent, bool) {
 	}
 	return PrimaryEvent{
 		Primary: next.primary.called(), Previous: old.primary.called(), Timeline: next.timeline,
-		Rivals: namesOfPeers(next.rivals), Split: next.split, Next: next.heir.called(), Forgot: forgot, At: time.Now(),
+		Rivals: namesOfPeers(next.rivals), Split: next.split, NextPrimary: next.heir.called(), Forgotten: forgot, At: time.Now(),
 	}, true
 }
 

@@ -35,11 +35,11 @@ const (
 	// ReasonRetry means that the call is sent again, to another peer if there is one, because the attempt before
 	// failed.
 	ReasonRetry
-	// ReasonSolo means that the pool has one peer.
-	ReasonSolo
+	// ReasonOnePeer means that the pool has one peer.
+	ReasonOnePeer
 )
 
-var reasonNames = [...]string{"none", "read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "solo"}
+var reasonNames = [...]string{"none", "read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "one-peer"}
 
 // String returns the label of the value.
 func (r Reason) String() string { return nameOf(reasonNames[:], r, "reason") }
@@ -215,15 +215,15 @@ func (e *PeerEvent) UnmarshalJSON(data []byte) error {
 
 // PrimaryEvent reports a change of the peer that takes the writes, or of the peers that claim to be the primary.
 type PrimaryEvent struct {
-	Pool     string    `json:"pool"`             // Options.Name
-	Primary  string    `json:"primary"`          // the primary's name; "" while there is none. One that is down is the primary until it is replaced
-	Previous string    `json:"previous"`         // the primary before the event; "" if there was none
-	Timeline uint32    `json:"timeline"`         // the cluster's; 0 if unknown
-	Rivals   []string  `json:"rivals,omitempty"` // peers that claim to be the primary and get no writes
-	Split    bool      `json:"split"`            // nothing tells which peer is the primary: writes wait, and fail with ErrSplitBrain
-	Next     string    `json:"next,omitempty"`   // the peer that will take the writes once every peer that answers has been checked after its claim; "" if there is none
-	Forgot   string    `json:"forgot,omitempty"` // the peer that Forget was called for, or ""
-	At       time.Time `json:"at,omitzero"`
+	Pool        string    `json:"pool"`                   // Options.Name
+	Primary     string    `json:"primary"`                // the primary's name; "" while there is none. One that is down is the primary until it is replaced
+	Previous    string    `json:"previous"`               // the primary before the event; "" if there was none
+	Timeline    uint32    `json:"timeline"`               // the cluster's; 0 if unknown
+	Rivals      []string  `json:"rivals,omitempty"`       // peers that claim to be the primary and get no writes
+	Split       bool      `json:"split"`                  // nothing tells which peer is the primary: writes wait, and fail with ErrSplitBrain
+	NextPrimary string    `json:"next_primary,omitempty"` // the peer that will take the writes once every peer that answers has been checked after its claim; "" if there is none
+	Forgotten   string    `json:"forgotten,omitempty"`    // the peer that Forget was called for, or ""
+	At          time.Time `json:"at,omitzero"`
 }
 
 // DiscoveryEvent says that Options.Discover has begun to fail, or does not fail any more.
@@ -420,13 +420,13 @@ func logPrimary(l *slog.Logger, e PrimaryEvent) {
 	rivals := slog.Any("rivals", e.Rivals)
 	log := func(level slog.Level, message string, attrs ...slog.Attr) {
 		attrs = append([]slog.Attr{slog.String("pool", e.Pool)}, attrs...)
-		if e.Next != "" {
-			attrs = append(attrs, slog.String("next", e.Next))
+		if e.NextPrimary != "" {
+			attrs = append(attrs, slog.String("next_primary", e.NextPrimary))
 		}
 		l.LogAttrs(context.Background(), level, "multipool: "+message, attrs...)
 	}
-	if e.Forgot != "" {
-		log(slog.LevelInfo, "what a peer had shown is forgotten", slog.String("forgot", e.Forgot), primary, timeline)
+	if e.Forgotten != "" {
+		log(slog.LevelInfo, "what a peer had shown is forgotten", slog.String("forgotten", e.Forgotten), primary, timeline)
 	}
 	switch {
 	case e.Primary == e.Previous:
@@ -442,7 +442,7 @@ func logPrimary(l *slog.Logger, e PrimaryEvent) {
 		log(slog.LevelError, "split brain", primary, timeline, rivals)
 	case len(e.Rivals) > 0:
 		log(slog.LevelError, "another server claims to be the primary", primary, timeline, rivals)
-	case e.Primary == e.Previous && e.Forgot == "":
+	case e.Primary == e.Previous && e.Forgotten == "":
 		log(slog.LevelInfo, "no other server claims to be the primary any more", primary, timeline)
 	}
 }

@@ -175,8 +175,8 @@ level=ERROR msg="multipool: another server claims to be the primary" primary=b t
 		{PrimaryEvent{Previous: "a", Timeline: 1}, `level=WARN msg="multipool: no primary" previous=a timeline=1`},
 		{PrimaryEvent{Primary: "a", Previous: "a", Timeline: 1, Rivals: []string{"b"}, Split: true},
 			`level=ERROR msg="multipool: split brain" primary=a timeline=1 rivals=[b]`},
-		{PrimaryEvent{Primary: "a", Previous: "a", Timeline: 1, Forgot: "b", Next: "c"},
-			`level=INFO msg="multipool: what a peer had shown is forgotten" forgot=b primary=a timeline=1 next=c`},
+		{PrimaryEvent{Primary: "a", Previous: "a", Timeline: 1, Forgotten: "b", NextPrimary: "c"},
+			`level=INFO msg="multipool: what a peer had shown is forgotten" forgotten=b primary=a timeline=1 next_primary=c`},
 	} {
 		var log bytes.Buffer
 		hooks := SlogHooks(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{

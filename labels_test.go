@@ -57,15 +57,15 @@ func TestTheTextsOfEnumerations(t *testing.T) {
 	testLabels(t, "target", TargetInherit, "inherit", "auto", "primary", "prefer-replica", "replica", "any")
 	testLabels(t, "retry", RetryInherit, "inherit", "safe", "reads", "never")
 	testLabels(t, "reason", ReasonNone,
-		"none", "read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "solo")
-	testLabels(t, "health", HealthUnknown, "unknown", "up", "suspect", "down", "misconfigured", "draining", "starting", "gone")
+		"none", "read", "write", "statement", "route", "model", "no-replica", "replicas-behind", "refused", "retry", "one-peer")
+	testLabels(t, "health", HealthUnknown, "unknown", "up", "suspect", "down", "misconfigured", "shutting-down", "starting", "gone")
 	testLabels(t, "breaker state", BreakerClosed, "closed", "open", "half-open")
 	testLabels(t, "kind", KindNone, "none", "read", "write")
 	testLabels(t, "intent", IntentRead, "read", "primary", "replica")
 	testLabels(t, "why", WhyNone,
-		"none", "unknown", "suspect", "down", "misconfigured", "draining", "starting", "drained", "other-cluster", "same-server",
-		"older-timeline", "disputed", "unconfirmed", "role-unknown", "refuses-set-up", "behind", "paused", "cut-off",
-		"other-history", "slow", "last-resort", "not-first", "not-named", "replica", "primary", "not-within-lag")
+		"none", "unknown", "suspect", "down", "misconfigured", "shutting-down", "starting", "drained", "other-cluster", "same-server",
+		"older-timeline", "disputed", "unconfirmed", "role-unknown", "setup-fails", "behind", "paused", "cut-off",
+		"diverged", "slow", "last-resort", "not-first", "not-named", "replica", "primary", "not-within-lag")
 	require.Len(t, whyPhrases, len(whyNames))
 	for _, phrase := range whyPhrases {
 		require.NotEmpty(t, phrase)

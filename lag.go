@@ -113,7 +113,7 @@ const (
 
 // why is the reason for which a replica of this fitness is not read.
 func (f fitness) why() Why {
-	return [...]Why{fitBehind: WhyBehind, fitPaused: WhyPaused, fitCutOff: WhyCutOff, fitAstray: WhyOtherHistory}[f]
+	return [...]Why{fitBehind: WhyBehind, fitPaused: WhyPaused, fitCutOff: WhyCutOff, fitAstray: WhyDiverged}[f]
 }
 
 // distance is how far a replica was behind the primary when it was looked at, by positions of the primary that were read

@@ -303,7 +303,7 @@ func (m *monitor) listen(ctx context.Context) {
 // out reports whether the peer is out of use by a verdict, not by a suspicion.
 func (m *monitor) out() bool {
 	switch Health(m.peer.health.Load()) {
-	case HealthDraining, HealthStarting, HealthMisconfigured:
+	case HealthShuttingDown, HealthStarting, HealthMisconfigured:
 		return true
 	}
 	return !m.peer.breaker.closed()
@@ -318,7 +318,7 @@ func (m *monitor) examine(ctx context.Context) time.Duration {
 	switch {
 	case !m.peer.breaker.closed():
 		err = m.recover(ctx)
-	case m.peer.questioned(), Health(m.peer.health.Load()) >= HealthDraining:
+	case m.peer.questioned(), Health(m.peer.health.Load()) >= HealthShuttingDown:
 		err = m.probe(ctx)
 	default:
 		err = m.regular(ctx)
@@ -640,8 +640,8 @@ func (m *monitor) judge(ctx context.Context, seen sight, err error) error {
 		p.rise(observation{cause: err}, false) // the server was not asked, so nothing is known against it
 	case v.Class == pgfault.Starting:
 		to := HealthStarting
-		if seen.undialled || Health(p.health.Load()) == HealthDraining && p.sockets.used() {
-			to = HealthDraining // a server that starts has no sessions
+		if seen.undialled || Health(p.health.Load()) == HealthShuttingDown && p.sockets.used() {
+			to = HealthShuttingDown // a server that starts has no sessions
 		}
 		m.fall(to, err)
 	case !v.BlamesServer() && pgfault.Answered(err):

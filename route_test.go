@@ -493,7 +493,7 @@ func TestNamesOfRoutesAreThoseOfTheConnectionString(t *testing.T) {
 		"inherit": TargetInherit, "auto": TargetAuto, "primary": TargetPrimary, "prefer-replica": TargetPreferReplica, "replica": TargetReplica,
 		"any": TargetAny, "unknown target": Target(99), "safe": RetrySafe, "reads": RetryReads,
 		"never": RetryNever, "unknown retry": Retry(99), "replicated": ModeReplicated, "unknown mode": Mode(99),
-		"unknown": RoleUnknown, "unknown role": Role(99), "model": ReasonModel, "solo": ReasonSolo, "unknown reason": Reason(99),
+		"unknown": RoleUnknown, "unknown role": Role(99), "model": ReasonModel, "one-peer": ReasonOnePeer, "unknown reason": Reason(99),
 	} {
 		require.Equal(t, want, name.String())
 	}

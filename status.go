@@ -78,7 +78,7 @@ type PeerStatus struct {
 	Serves  bool         `json:"serves"` // takes reads or writes; in a pool of one peer: its last connect did not fail
 	Why     Why          `json:"why"`    // why it does not serve; WhyNone if, and only if, Serves
 	// Unfit says what is wrong with a peer that answers, or is WhyNone. It may be the data of a replica (WhyBehind,
-	// WhyPaused, WhyCutOff, WhyOtherHistory, WhyOlderTimeline, WhyRefusesSetUp), the claim of a primary that does not
+	// WhyPaused, WhyCutOff, WhyDiverged, WhyOlderTimeline, WhySetupFails), the claim of a primary that does not
 	// get the writes (WhyOlderTimeline, WhyDisputed), or either (WhyOtherCluster, WhySameServer). An unfit peer takes
 	// no calls, with one exception: a replica with old data serves reads if no other peer can. Then Serves is true
 	// although Unfit is set.

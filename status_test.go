@@ -78,9 +78,9 @@ func TestTheJSONOfWhatHooksAndErrorsSay(t *testing.T) {
 			Cause: errors.New("refused"), At: noon})
 	requireJSON(t, `{"pool": "", "peer": "a", "role": "unknown", "from_role": "unknown", "from": "unknown", "to": "gone", "slow": false,
 		"drained": false, "unfit": "none", "was_slow": false, "was_drained": false, "was_unfit": "none"}`, PeerEvent{Peer: "a", To: HealthGone})
-	requireJSON(t, `{"pool": "orders", "primary": "b", "previous": "a", "timeline": 2, "rivals": ["a"], "split": true, "next": "c", "forgot": "d",
+	requireJSON(t, `{"pool": "orders", "primary": "b", "previous": "a", "timeline": 2, "rivals": ["a"], "split": true, "next_primary": "c", "forgotten": "d",
 		"at": "2026-12-01T12:00:00.5Z"}`,
-		PrimaryEvent{Pool: "orders", Primary: "b", Previous: "a", Timeline: 2, Rivals: []string{"a"}, Split: true, Next: "c", Forgot: "d", At: noon})
+		PrimaryEvent{Pool: "orders", Primary: "b", Previous: "a", Timeline: 2, Rivals: []string{"a"}, Split: true, NextPrimary: "c", Forgotten: "d", At: noon})
 	requireJSON(t, `{"pool": "orders", "operation": "commit", "peer": "a", "reason": "write", "attempt": 2, "kind": "write",
 		"outcome": "unknown", "sqlstate": "57P01", "duration_ns": 5}`,
 		CallEnd{"orders", OperationCommit, Decision{"a", ReasonWrite, 2, KindWrite}, OutcomeUnknown, "57P01", 5})

@@ -43,17 +43,17 @@ const (
 	// HealthMisconfigured means that the server answers, and refuses this program: its password, database, certificate,
 	// ...
 	HealthMisconfigured
-	// HealthDraining means that the server is shutting down. Open sessions continue, new ones are refused.
-	HealthDraining
+	// HealthShuttingDown means that the server is shutting down. Open sessions continue, new ones are refused.
+	HealthShuttingDown
 	// HealthStarting means that the server answers, but takes no sessions yet and has none.
 	HealthStarting
 	// HealthGone means that the peer was removed. It is used in PeerEvent.To only.
 	HealthGone
 )
 
-var healthNames = [...]string{"unknown", "up", "suspect", "down", "misconfigured", "draining", "starting", "gone"}
+var healthNames = [...]string{"unknown", "up", "suspect", "down", "misconfigured", "shutting-down", "starting", "gone"}
 
-// String returns "unknown", "up", "suspect", "down", "misconfigured", "draining", "starting" or "gone".
+// String returns "unknown", "up", "suspect", "down", "misconfigured", "shutting-down", "starting" or "gone".
 func (h Health) String() string { return nameOf(healthNames[:], h, "health") }
 
 // MarshalText returns the text that String returns, or an error if the value is not one of the constants.
@@ -75,8 +75,8 @@ func (h Health) why() Why {
 		return WhyDown
 	case HealthMisconfigured:
 		return WhyMisconfigured
-	case HealthDraining:
-		return WhyDraining
+	case HealthShuttingDown:
+		return WhyShuttingDown
 	case HealthStarting:
 		return WhyStarting
 	}
@@ -138,7 +138,7 @@ func (m *member) unfit() Why {
 	case m.stray && m.fitness != fitAstray:
 		return WhyOlderTimeline
 	case m.hostile != nil:
-		return WhyRefusesSetUp
+		return WhySetupFails
 	}
 	return m.fitness.why()
 }

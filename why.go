@@ -16,8 +16,8 @@ const (
 	WhyDown
 	// WhyMisconfigured means that the server answers, and refuses this program.
 	WhyMisconfigured
-	// WhyDraining means that the server is shutting down.
-	WhyDraining
+	// WhyShuttingDown means that the server is shutting down.
+	WhyShuttingDown
 	// WhyStarting means that the server takes no sessions yet.
 	WhyStarting
 	// WhyDrained means that the program has called Drain.
@@ -36,16 +36,16 @@ const (
 	WhyUnconfirmed
 	// WhyRoleUnknown means that the peer answers, but has not shown yet whether it is a primary or a replica.
 	WhyRoleUnknown
-	// WhyRefusesSetUp means that what the program does to set up a connection cannot run on a standby.
-	WhyRefusesSetUp
+	// WhySetupFails means that what the program does to set up a connection cannot run on a standby.
+	WhySetupFails
 	// WhyBehind means that the replica is further behind than Options.MaxLag.
 	WhyBehind
 	// WhyPaused means that the replay of the replica is paused.
 	WhyPaused
 	// WhyCutOff means that the replica lacks log of the primary, and does not receive it.
 	WhyCutOff
-	// WhyOtherHistory means that the replica has log that the primary never had.
-	WhyOtherHistory
+	// WhyDiverged means that the replica has log that the primary never had.
+	WhyDiverged
 	// WhySlow means that reads take far longer on the peer than on others.
 	WhySlow
 	// WhyLastResort means that the peer serves only if no other peer can.
@@ -68,7 +68,7 @@ var whyNames = [...]string{
 	WhySuspect:       "suspect",
 	WhyDown:          "down",
 	WhyMisconfigured: "misconfigured",
-	WhyDraining:      "draining",
+	WhyShuttingDown:  "shutting-down",
 	WhyStarting:      "starting",
 	WhyDrained:       "drained",
 	WhyOtherCluster:  "other-cluster",
@@ -77,11 +77,11 @@ var whyNames = [...]string{
 	WhyDisputed:      "disputed",
 	WhyUnconfirmed:   "unconfirmed",
 	WhyRoleUnknown:   "role-unknown",
-	WhyRefusesSetUp:  "refuses-set-up",
+	WhySetupFails:    "setup-fails",
 	WhyBehind:        "behind",
 	WhyPaused:        "paused",
 	WhyCutOff:        "cut-off",
-	WhyOtherHistory:  "other-history",
+	WhyDiverged:      "diverged",
 	WhySlow:          "slow",
 	WhyLastResort:    "last-resort",
 	WhyNotFirst:      "not-first",
@@ -98,7 +98,7 @@ var whyPhrases = [...]string{
 	WhySuspect:       "suspect",
 	WhyDown:          "down",
 	WhyMisconfigured: "misconfigured",
-	WhyDraining:      "draining",
+	WhyShuttingDown:  "shutting down",
 	WhyStarting:      "starting",
 	WhyDrained:       "is drained",
 	WhyOtherCluster:  "is of another cluster",
@@ -107,11 +107,11 @@ var whyPhrases = [...]string{
 	WhyDisputed:      "claims to be the primary",
 	WhyUnconfirmed:   "is not confirmed yet",
 	WhyRoleUnknown:   "is of unknown role",
-	WhyRefusesSetUp:  "refuses the program's own set-up of a connection",
+	WhySetupFails:    "refuses the program's own set-up of a connection",
 	WhyBehind:        "is behind",
 	WhyPaused:        "replay is paused",
 	WhyCutOff:        "is cut off from its primary",
-	WhyOtherHistory:  "is not a replica of the primary",
+	WhyDiverged:      "is not a replica of the primary",
 	WhySlow:          "is slow",
 	WhyLastResort:    "serves only where no other peer can",
 	WhyNotFirst:      "is not the first that is well",
@@ -202,7 +202,7 @@ func (t *topology) why(m *member, in *intent) (Why, error) {
 		return WhyNone, nil
 	case in.place == placeReplica && m.role == RolePrimary:
 		return WhyPrimary, nil
-	case unfit == WhyRefusesSetUp:
+	case unfit == WhySetupFails:
 		return unfit, m.hostile
 	case unfit != WhyNone:
 		return unfit, nil
