@@ -413,7 +413,7 @@ func sketch(err error) string {
 var (
 	localPort = regexp.MustCompile(`(127\.0\.0\.1:)\d+->`)
 	// A full server says either, by whether another session is about to end.
-	noRoom = regexp.MustCompile(`sorry, too many clients already|remaining connection slots are reserved for [a-z_ -]+`)
+	noRoom = regexp.MustCompile(`sorry, too many clients already|remaining connection slots are reserved for [a-z_-]+( [a-z_-]+)*`)
 )
 
 // chain is the types of an error and of all that it unwraps to, with the codes of the server's.

@@ -378,7 +378,7 @@ func TestOffIsTheOnlyNegativeNumber(t *testing.T) {
 		"CheckInterval (multipool_check_interval) is -1ns: must be at least 10ms": with(func(o *Options) { o.CheckInterval = Off }),
 		"peer a: MaxConns is -1: must not be negative":                            with(func(o *Options) { o.Peers = []Peer{{Name: "a", Host: "a", MaxConns: -1}, {Host: "b"}} }),
 		"peer a: Weight is -1: must not be negative (set LastResort":              with(func(o *Options) { o.Peers = []Peer{{Name: "a", Host: "a", Weight: -1}, {Host: "b"}} }),
-		`in model "m"`: with(func(o *Options) { o.Models = map[string]Route{"m": {MaxLag: Lag{Time: -2}}} }),
+		`Models["m"].MaxLag: its Time is -2ns`:                                    with(func(o *Options) { o.Models = map[string]Route{"m": {MaxLag: Lag{Time: -2}}} }),
 	} {
 		_, err := Open(context.Background(), o)
 		require.ErrorContains(t, err, says)
