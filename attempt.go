@@ -36,8 +36,9 @@ type progress struct {
 	fell    *peer // a server on which a read has lost its connection, nothing having been known against it
 }
 
-// maxResent is how often one call is sent again after it reached a server.
-const maxResent = 2
+// maxResent is how often one call is sent again after it reached a server: where three replicas die one after another, the
+// primary is the fourth that a read reaches. What may be the cause of its losses itself is stopped earlier (poisonous).
+const maxResent = 3
 
 // attempt is the one loop by which every call goes out: choose a peer, take a connection, run, and where that failed
 // judge whether and where to go on. What run returned beside its error comes back with the last error.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -579,6 +580,12 @@ func TestABackupIsNoPeer(t *testing.T) {
 			t.Skip("no pg_receivewal")
 		}
 		program = found[len(found)-1]
+	}
+	server, err := pgtest.Version()
+	require.NoError(t, err)
+	major, _, _ := strings.Cut(server, ".")
+	if of, err := exec.Command(program, "--version").Output(); err != nil || !strings.Contains(string(of), " "+major+".") {
+		t.Skipf("no pg_receivewal of PostgreSQL %s", major)
 	}
 	backup := exec.CommandContext(ctx, program, "-h", s[0].Host(), "-p", fmt.Sprint(s[0].Port()), "-U", "postgres", "-D", t.TempDir())
 	require.NoError(t, backup.Start())

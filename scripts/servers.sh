@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 exec go run ./internal/versions -here -servers 14,18 $race -run "^Test($(echo '
 	NoMoreCautionThanProofNeeds AWriteThatIsStoppedInItsCommit AStalePlanFailsNoRead WhatAReplicaDoesNotKnowYetIsReadOnThePrimary
 	RunTx ASecondCommitTouches ACommitThatIsGivenUp AnAnswerCountsOnly
-	ALookThatBorrows AReplicaThatIsOld AReplicaOfAPrimaryThatIdles ReadsFollowTheReplication ABackupIsNoPeer
+	ALookThatBorrows AReplicaOfAPrimaryThatIdles ReadsFollowTheReplication ABackupIsNoPeer
 	ARealServerUnderTwoNames AMistakenPromotion TheOperatorHasATimeline ASecondFailover AServerOfAnotherCluster WritersFollowAPromotion
 	WhatWritesThroughQuery WhatActsOnItsServer ADefaultOfSerializable TargetSessionAttrs NoFaultWhenTheServerIsFull
 	Stops Switchover Rejoin Follow SyncApply ReplayAndReceiver PasswordAndTLS
