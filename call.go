@@ -17,7 +17,7 @@ type call struct {
 	follower *follower
 
 	mu     sync.Mutex // a connection's making may outlive its call
-	at     *peer      // where it has a permit and counts for the load; nil: nowhere
+	at     *peer      // where it has a permit and counts for the load, or nil
 	guest  bool       // ... and a place among the reads that fell back to the primary
 	left   bool
 	failed error

@@ -23,7 +23,7 @@ type discovery struct {
 
 	mu     sync.Mutex
 	last   DiscoveryStatus
-	failed error // why it fails; nil: it does not
+	failed error // why it fails, or nil
 }
 
 type discovered struct {
@@ -154,7 +154,7 @@ func (d *discovery) note(peers int, err error) (e DiscoveryEvent, changed bool) 
 	return DiscoveryEvent{Cause: err, Peers: peers, At: d.last.At}, changed
 }
 
-// failure is why discovery fails; nil: it does not.
+// failure returns why discovery fails, or nil.
 func (d *discovery) failure() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

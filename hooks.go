@@ -226,10 +226,10 @@ type PrimaryEvent struct {
 	At          time.Time `json:"at,omitzero"`
 }
 
-// DiscoveryEvent says that Options.Discover has begun to fail, or does not fail any more.
+// DiscoveryEvent reports that Options.Discover has begun to fail, or that it works again.
 type DiscoveryEvent struct {
 	Pool  string    `json:"pool"`  // Options.Name
-	Cause error     `json:"-"`     // why what it says is not followed; nil: it is again. In JSON it is a text, "cause"
+	Cause error     `json:"-"`     // why its list is not used, or nil if it is used again; in JSON its text, as "cause"
 	Peers int       `json:"peers"` // how many peers it named
 	At    time.Time `json:"at,omitzero"`
 }
@@ -243,7 +243,7 @@ func (e DiscoveryEvent) MarshalJSON() ([]byte, error) {
 	}{fields(e), errorText{e.Cause}})
 }
 
-// UnmarshalJSON is the reverse of MarshalJSON; of the cause it has the text.
+// UnmarshalJSON is the inverse of MarshalJSON, except that Cause becomes an error of which only the text is the same.
 func (e *DiscoveryEvent) UnmarshalJSON(data []byte) error {
 	type fields DiscoveryEvent
 	in := struct {

@@ -43,8 +43,8 @@ type peer struct {
 	knocks     knocks
 	number     int32                 // tells it from the pool's other peers, also from those that were
 	sighted    atomic.Pointer[sight] // by the last look that told which server it is
-	guests     quota.Bulkhead        // for reads that fell back to the primary; nil: no limit
-	writers    quota.Bulkhead        // for writes that may wait for a standby; nil: no limit
+	guests     quota.Bulkhead        // for reads that fell back to the primary; nil if there is no limit
+	writers    quota.Bulkhead        // for writes that may wait for a standby; nil if there is no limit
 	awaits     atomic.Bool           // the last look found a primary whose commits wait for standbys
 
 	// verdicts orders what opens and closes the breaker with what is published of it; observe is called under it.

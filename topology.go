@@ -112,7 +112,7 @@ type member struct {
 	held    bool  // has been the primary by this name
 	foreign bool  // of another cluster: refused
 	stray   bool  // a replica of a primary that was replaced
-	alias   *peer // the peer that is used in its stead, as both names lead to one server; nil: none
+	alias   *peer // the peer that is used in its stead, as both names lead to one server, or nil
 }
 
 // answers reports whether the peer gives answers to its looks, or has not been judged yet.

@@ -106,7 +106,7 @@ type part struct {
 	tests            []string
 }
 
-// split deals the tests out to as many parts as they need. Neighbours, which are often alike, go to different parts.
+// split deals the tests out to as many parts as they need. Neighbors often take equally long, and go to different parts.
 func (p part) split(tests []string) []part {
 	p.of = (len(tests) + perPart - 1) / perPart
 	parts := make([]part, p.of)

@@ -108,7 +108,7 @@ type evidence struct {
 }
 
 // judge judges an error by its type and SQLSTATE (PostgreSQL documentation, appendix A). It is pure except that it reads
-// the caller's context, which knows whose deadline has passed: pgx reports its own deadline and the caller's alike.
+// the caller's context, which knows whose deadline has passed: pgx reports its own deadline as it reports the caller's.
 // pgconn.SafeToRetry is not asked: it says false for a dial that was refused, and up to pgx 5.12 it said true for a
 // statement in flight under the simple protocol.
 func judge(e evidence) Verdict {

@@ -253,7 +253,7 @@ func readTree(root string) (*tree, error) { return walkTree(root, nil) }
 // readRunning is readTree where files come and go.
 func readRunning(root string) (*tree, error) { return walkTree(root, fs.ErrNotExist) }
 
-// walkTree reads a tree, and leaves out what gives the tolerated error; nil: nothing does.
+// walkTree reads a tree, and leaves out what gives the tolerated error, if that is not nil.
 func walkTree(root string, tolerated error) (*tree, error) {
 	t := &tree{root: root}
 	unless := func(err error) error {

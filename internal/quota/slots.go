@@ -9,7 +9,7 @@ type Slots struct {
 	mu      sync.Mutex // guards the fields below; nothing blocks under it
 	taken   [pools]int32
 	waiting int           // connections that wait for a slot
-	freed   chan struct{} // closed when a slot has become free; nil: nobody waits
+	freed   chan struct{} // closed when a slot has become free; nil while nobody waits
 }
 
 // Take takes a slot and returns nil, or returns a channel that is closed when one has become free. Slots are counted but
