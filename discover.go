@@ -118,15 +118,21 @@ func (d *discovery) ask(ctx context.Context, p *MultiPool) ([]peerConfig, error)
 	return configs, nil
 }
 
-// call calls Options.Discover, and leaves it where it does not heed its context: it is not called again before it has ended.
+// callDiscover is the function under which every call of Options.Discover runs; see inside.
+//
+//go:noinline
+func callDiscover(ctx context.Context, f Discoverer) (found discovered) {
+	found.peers, found.err = f(ctx)
+	return found
+}
+
+// call calls Options.Discover, and goes on without it where it does not heed its context: it is not called again before it
+// has returned. Close waits for it.
 func (d *discovery) call(ctx context.Context, p *MultiPool) ([]Peer, error) {
 	if d.pending == nil {
 		answer := make(chan discovered, 1)
 		d.pending = answer
-		go func() {
-			peers, err := p.config.Discover(ctx)
-			answer <- discovered{peers, err}
-		}()
+		p.asking.Go(func() { answer <- callDiscover(ctx, p.config.Discover) })
 	}
 	select {
 	case found := <-d.pending:

@@ -6,8 +6,10 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -107,4 +109,41 @@ func TestAStandbyIsWhereItSaysOrWhereItComesFrom(t *testing.T) {
 	require.Equal(t, Peer{Host: "db7", Port: 6543}, got)
 	_, err = DiscoverReplication()(t.Context())
 	require.Error(t, err)
+}
+
+func TestCloseWaitsForDiscover(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		began, returned := make(chan struct{}), false
+		o := Options{Config: x.pool.Config(), Discover: func(ctx context.Context) ([]Peer, error) {
+			close(began)
+			<-ctx.Done()
+			time.Sleep(time.Second) // cleaning up
+			returned = true
+			return nil, ctx.Err()
+		}}
+		pool, err := Open(ctx, o)
+		require.NoError(t, err)
+		<-began
+		pool.Close()
+		assert.True(t, returned)
+	})
+}
+
+func TestCloseInsideDiscover(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		pool, closed := new(MultiPool), make(chan struct{})
+		made := make(chan struct{})
+		o := Options{Config: x.pool.Config(), Discover: func(ctx context.Context) ([]Peer, error) {
+			<-made
+			pool.Close()
+			close(closed)
+			return nil, ctx.Err()
+		}}
+		var err error
+		pool, err = Open(ctx, o)
+		require.NoError(t, err)
+		close(made)
+		<-closed
+		pool.Close()
+	})
 }

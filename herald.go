@@ -166,15 +166,15 @@ func (h *herald) run(ctx context.Context) {
 	}
 }
 
-// callHooks is the function under which every hook of a herald runs; see insideHook.
+// callHooks is the function under which every hook of a herald runs; see inside.
 //
 //go:noinline
 func callHooks(deliver func()) { deliver() }
 
-// insideHook reports whether its caller was called by a hook of a herald, of whichever pool: then callHooks is on the stack.
-// A pool's herald cannot tell who calls: any goroutine may call Close while a hook runs.
-func insideHook() bool {
-	under := reflect.ValueOf(callHooks).Pointer()
+// inside reports whether its caller was called by a function of the program's under caller, for any pool: then caller is
+// on the stack. A pool cannot tell in another way who calls: any goroutine may call Close while a hook runs.
+func inside(caller any) bool {
+	under := reflect.ValueOf(caller).Pointer()
 	pcs := make([]uintptr, 64)
 	n := runtime.Callers(1, pcs)
 	for ; n == len(pcs); n = runtime.Callers(1, pcs) {

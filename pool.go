@@ -90,6 +90,7 @@ type MultiPool struct {
 	stop      context.CancelFunc
 	monitors  sync.WaitGroup
 	telling   sync.WaitGroup // the herald
+	asking    sync.WaitGroup // a call of Options.Discover
 }
 
 // settleTime is how long the first calls wait for peers that have not answered yet, where others have.
@@ -247,8 +248,10 @@ func (p *MultiPool) clock() time.Duration { return time.Since(p.begun) }
 // and every event has been passed to the [Hooks]. If something still runs on a server after a second, the pool asks
 // whether the server is there, and cuts its connections if it does not answer; a pool of one peer does not.
 //
+// Close cancels the context of a call of Options.Discover, and waits for the call to return.
+//
 // Close may be called more than once. It may be called inside a hook: then it waits for no hook, and waiting events are
-// passed on after it has returned.
+// passed on after it has returned. It may be called inside Options.Discover, for which it does not wait then.
 func (p *MultiPool) Close() {
 	p.closeOnce.Do(func() {
 		p.changing.Lock()
@@ -267,7 +270,11 @@ func (p *MultiPool) Close() {
 		}
 		pools.Wait()
 	})
-	if !insideHook() { // which would wait for itself
+	// Neither waits for itself.
+	if !inside(callDiscover) {
+		p.asking.Wait()
+	}
+	if !inside(callHooks) {
 		p.telling.Wait()
 	}
 }
