@@ -325,7 +325,7 @@ func (a *approach) knock(ctx context.Context, e entry) (net.Conn, error) {
 	now.peer, now.generation = a.to, a.to.generation.Load()
 	a.wire.generation, a.wire.started = now.generation, now.generation
 	a.knocked = true
-	a.wire.use.Store(useNew) // the last try may have been cut
+	a.wire.use.restart() // the last try may have been cut
 	conn, err := a.dialHost(ctx, host, port)
 	now.dialled = err == nil
 	if err != nil && a.base.Err() == nil {

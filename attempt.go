@@ -83,7 +83,7 @@ func goThrough[T any](ctx context.Context, p *MultiPool, in *intent, t *trail, r
 		conn, w, err := peer.acquire(ctx, in, t)
 		if err == nil {
 			if in.reads && in.mayResend(w) {
-				w.use.Store(useRead)
+				w.use.read()
 			}
 			if err = p.lapsed(in, t, peer, w); err == nil && in.findsLost(t, w) {
 				err = errGone // it was lost before: that says nothing about the statement
@@ -140,7 +140,7 @@ func (p *MultiPool) lapsed(in *intent, t *trail, q *peer, w *wire) error {
 	switch top := p.topology.Load(); {
 	case p.solo:
 		return nil
-	case w.use.Load() == useRead && Health(q.health.Load()) == HealthDown:
+	case w.use.reading() && Health(q.health.Load()) == HealthDown:
 		return errPeerDown
 	case in.place == placePrimary && p.config.Mode != ModeOrdered && Role(q.role.Load()) == RoleReplica:
 		return errLapsed // it came back as a replica, and its first new connection was the first to say so

@@ -64,7 +64,7 @@ func afterConnect(user *pgxpool.Config) func(context.Context, *pgx.Conn) error {
 			}
 		}
 		if w != nil {
-			w.use.CompareAndSwap(useNew, useNone)
+			w.use.ready()
 		}
 		return nil
 	}
@@ -81,12 +81,12 @@ func afterRelease(user *pgxpool.Config) func(*pgx.Conn) bool {
 		w := wireOf(conn)
 		if w != nil && w.swept {
 			w.swept = false
-			w.use.CompareAndSwap(useNew, useNone)
+			w.use.ready()
 			return true
 		}
 		ok := own(conn)
 		if ok && w != nil { // else it is closed, and gives back then what it has
-			w.use.CompareAndSwap(useNew, useNone)
+			w.use.ready()
 			w.leave()
 		}
 		return ok

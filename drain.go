@@ -107,7 +107,7 @@ func (p *peer) shutOut() bool {
 	if !p.drained.Load() {
 		return false
 	}
-	p.sockets.cut(useNone, true)
+	p.sockets.cut(connIdle, true)
 	return true
 }
 

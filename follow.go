@@ -339,7 +339,7 @@ func (f *follower) prepareConn(say func(context.Context, *pgx.Conn) (bool, error
 		if _, swept := ctx.(sweeping); swept {
 			w.quiet = f.keeps(top, w.peer)
 			w.swept = w.quiet
-			return w.quiet && w.use.CompareAndSwap(useNone, useHeld), nil
+			return w.quiet && w.use.claim(), nil
 		}
 		if !contains(f.candidates(top), w.peer) || f.shed(top, w.peer) {
 			return false, nil

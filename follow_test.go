@@ -274,9 +274,9 @@ func TestNobodyIsHandedAConnectionOfAnEarlierPrimary(t *testing.T) {
 		pool := x.pool.PrimaryPool()
 		c, err := pool.Acquire(ctx)
 		require.NoError(t, err)
-		settled()                           // a look that is under way has seen a primary
-		wireOf(c.Conn()).use.Store(useNone) // as if it were idle
-		x.primary.SetStandby(true)          // whoever looks meanwhile sees the same
+		settled()                         // a look that is under way has seen a primary
+		wireOf(c.Conn()).use.settle(true) // as if it were idle
+		x.primary.SetStandby(true)        // whoever looks meanwhile sees the same
 		x.pool.observe(observation{peer: x.pool.peers()[0], role: RoleReplica})
 		ok, err := x.pool.followers.made[0].prepareConn(nil)(ctx, c.Conn())
 		require.NoError(t, err)

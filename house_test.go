@@ -161,6 +161,7 @@ var imports = map[string][]string{
 	"compose.go":   {pgxPath, pgconnPath, poolPath},
 	"given.go":     {pgconnPath, protoPath, poolPath, quotaPath},
 	"address.go":   {pgconnPath},
+	"conn.go":      {},
 	"wire.go":      {pgxPath, pgconnPath, faultPath, quotaPath},
 	"sockets.go":   {quotaPath},
 	"cancel.go":    {pgconnPath},
@@ -293,6 +294,25 @@ func TestNoFileOfTheRootReadsASQLSTATE(t *testing.T) {
 		}
 	}
 	require.Empty(t, found, "questions for internal/pgfault")
+}
+
+// Only conn.go changes the state of a connection: elsewhere a change would be one that its diagram does not have.
+func TestOnlyConnGoTouchesAConnectionsState(t *testing.T) {
+	t.Parallel()
+	info, uses := houseTypes(t), 0
+	var found []string
+	for expr, selection := range info.Selections {
+		if selection.Obj().Name() != "word" || !strings.HasSuffix(selection.Recv().String(), ".connUse") {
+			continue
+		}
+		if at := info.fset.Position(expr.Pos()); at.Filename == "conn.go" {
+			uses++
+		} else {
+			found = append(found, at.String())
+		}
+	}
+	require.Empty(t, found)
+	require.NotZero(t, uses, "the field has another name")
 }
 
 // houseInfo is what the type checker knows of the package, tests excepted.

@@ -147,7 +147,7 @@ func (p *MultiPool) part(q *peer, forgets string) {
 			leave()
 			<-q.unattended
 		}
-		q.sockets.cut(useNone, true) // also of the pools that follow
+		q.sockets.cut(connIdle, true) // also of the pools that follow
 		q.close(func() {})
 	})
 }

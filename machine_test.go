@@ -855,7 +855,7 @@ func (m *machine) state() string {
 			q.name, Health(q.health.Load()), q.load.out.Load(), stat.TotalConns(), stat.AcquiredConns(), stat.IdleConns(),
 			stat.ConstructingConns(), len(q.dials), len(q.guests))
 		q.sockets.wires(func(w *wire) {
-			fmt.Fprintf(&b, " [use %d seq %d out %v]", w.use.Load(), w.seq.Load(), w.out.Load())
+			fmt.Fprintf(&b, " [use %v seq %d out %v]", w.use.state(), w.seq.Load(), w.out.Load())
 		})
 		b.WriteString("\n")
 	}
@@ -1003,7 +1003,7 @@ func (m *machine) leftovers() (wrong []string) {
 			add("%s: its share is %d of %d", q.name, share, fullShare)
 		}
 		q.sockets.wires(func(w *wire) {
-			if use, seq := w.use.Load(), w.seq.Load(); use != useNone || seq&1 == 1 || w.out.Load()&outAll != 0 || w.dialling {
+			if use, seq := w.use.state(), w.seq.Load(); use != connIdle || seq&1 == 1 || w.out.Load()&outAll != 0 || w.dialling {
 				add("%s: a connection at rest: use %d, seq %d, out %v, dialling %v", q.name, use, seq, w.out.Load(), w.dialling)
 			}
 		})

@@ -132,7 +132,7 @@ func (m *monitor) moved(seen sight) {
 	}
 	p.generation.Add(1)
 	if known := p.owner.topology.Load().member(p); known != nil && known.role == RolePrimary && seen.role == RolePrimary && seen.timeline > known.timeline {
-		p.sockets.cut(useHeld, false)
+		p.sockets.cut(connHeld, false)
 	}
 	p.pool.Reset()
 	p.owner.followers.reset()
@@ -143,7 +143,7 @@ func (p *MultiPool) recheck(old, next *topology, o observation) {
 	if next.timeline > old.timeline {
 		for _, q := range next.peers {
 			if q.proxy {
-				q.sockets.cutIf(useHeld, func(w *wire) bool {
+				q.sockets.cutIf(connHeld, func(w *wire) bool {
 					at := w.at.Load()
 					if at == nil || !next.outdates(*at) {
 						return false

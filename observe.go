@@ -419,13 +419,8 @@ func farewell(c *pgx.Conn) {
 func (w *wire) released() {
 	w.settle()
 	closed, hook := w.pg.IsClosed(), w.peer.config.AfterRelease != nil
-	rest := useNone
-	if hook || closed && w.peer.shared.Load() {
-		rest = useNew // the program has it, or pgx is cleaning up behind it: it has its slot until it is closed
-	}
-	for use := w.use.Load(); use != useCut && !w.use.CompareAndSwap(use, rest); {
-		use = w.use.Load()
-	}
+	// While the program's hook has it, or pgx cleans up after it, it is not idle: it has its slot until it is closed.
+	w.use.settle(!hook && !(closed && w.peer.shared.Load()))
 	if closed || !hook {
 		w.leave()
 	}

@@ -41,7 +41,7 @@ func ShouldPing(_ context.Context, p pgxpool.ShouldPingParams) bool {
 	if w == nil {
 		return p.IdleDuration > pingAfter
 	}
-	if w.use.Load() == useCut {
+	if w.use.wasCut() {
 		return false // by ourselves: it will not be handed out
 	}
 	switch w.eye.look() {

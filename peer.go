@@ -419,7 +419,7 @@ func (p *peer) fall(to Health, cause error) {
 	p.doubted.Store(false)
 	p.rate.clear()
 	if to == HealthDown {
-		p.sockets.cut(useRow, true)
+		p.sockets.cut(connRow, true)
 		p.era.Load().end()
 	}
 	p.pool.Reset()
@@ -429,7 +429,7 @@ func (p *peer) fall(to Health, cause error) {
 // writing. Statements under way end with an unknown outcome.
 func (p *peer) replaced() {
 	p.generation.Add(1)
-	p.sockets.cut(useHeld, false)
+	p.sockets.cut(connHeld, false)
 	p.pool.Reset()
 }
 
@@ -492,7 +492,7 @@ func (p *peer) fitness() fitness {
 // does not answer is not waited for: calls in progress there are cut.
 func (p *peer) close(also func()) {
 	if !p.solo && Health(p.health.Load()) == HealthDown {
-		p.sockets.cut(useHeld, true)
+		p.sockets.cut(connHeld, true)
 	}
 	closed := make(chan struct{})
 	go func() {
@@ -517,9 +517,9 @@ func (p *peer) close(also func()) {
 	}
 	hangUp(c)
 	if err == nil || pgfault.IsLocal(err) || pgfault.Answered(err) && pgfault.Check(err).Class != pgfault.Server {
-		p.sockets.cut(useNone, true) // what a caller left behind; the rest goes on
+		p.sockets.cut(connIdle, true) // what a caller left behind; the rest goes on
 	} else {
-		p.sockets.cut(useHeld, true)
+		p.sockets.cut(connHeld, true)
 	}
 	<-closed
 }

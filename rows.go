@@ -51,12 +51,14 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 	r.Rows, r.conn = in, c
 	r.writes = w.writes
 	if in.Next() {
-		use := useHeld // a row is out: it cannot be sent again
+		kept := false
 		if one {
-			use = useRow
 			w.row = rowCall{ctx, sql, args}
+			kept = w.use.show()
+		} else {
+			kept = w.use.keep() // a row is out: it cannot be sent again
 		}
-		if w.use.CompareAndSwap(useRead, use) || w.use.Load() != useCut {
+		if kept {
 			r.account = w.been.account
 			return r, nil
 		}

@@ -62,7 +62,7 @@ func (r *sockets) forget(s *socket) {
 
 // cut closes the connections whose use is at most the given one, and refuses new ones until open is called: pgx would
 // dial again to cancel what it was running, and keep the pool's slot for 15 s meanwhile.
-func (r *sockets) cut(most int32, shut bool) {
+func (r *sockets) cut(most connState, shut bool) {
 	r.mu.Lock()
 	r.shut = r.shut || shut
 	r.mu.Unlock()
@@ -70,11 +70,11 @@ func (r *sockets) cut(most int32, shut bool) {
 }
 
 // cutIf closes those of the connections that are meant.
-func (r *sockets) cutIf(most int32, meant func(*wire) bool) {
+func (r *sockets) cutIf(most connState, meant func(*wire) bool) {
 	r.mu.Lock()
 	var closing []*socket
 	for s := range r.all {
-		if meant(s.wire) && s.wire.seize(most) {
+		if meant(s.wire) && s.wire.use.cut(most) {
 			closing = append(closing, s)
 		}
 	}
@@ -107,14 +107,14 @@ func (r *sockets) idle(k quota.Pool) *socket {
 	var own *socket
 	for s := range r.all {
 		switch w := s.wire; {
-		case !s.main || w.use.Load() != useNone:
+		case !s.main || !w.use.idle():
 		case w.pool == k:
 			own = s
-		case w.use.CompareAndSwap(useNone, useCut):
+		case w.use.evict():
 			return s
 		}
 	}
-	if own != nil && own.wire.use.CompareAndSwap(useNone, useCut) {
+	if own != nil && own.wire.use.evict() {
 		return own
 	}
 	return nil
@@ -137,7 +137,7 @@ func (r *sockets) used() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for s := range r.all {
-		if use := s.wire.use.Load(); s.main && (use == useRead || use == useHeld) {
+		if use := s.wire.use.state(); s.main && (use == connRead || use == connHeld) {
 			return true
 		}
 	}

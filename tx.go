@@ -47,7 +47,10 @@ func (p *MultiPool) begin(ctx context.Context, o pgx.TxOptions) (*Tx, error) {
 		if err != nil {
 			return nil, err
 		}
-		w.use.Store(useHeld)
+		if !w.use.keep() {
+			_ = t.Rollback(ctx) // it is being cut, and will be begun again
+			return nil, errPeerDown
+		}
 		return newTx(t, c, w), nil
 	})
 }

@@ -117,7 +117,7 @@ func (w *watch) count(p *peer, now time.Time, void bool) (used bool) {
 		used = used || seq&1 == 1 || seq != c.seen
 		if seq&1 == 1 && seq == c.seen { // it ran at the last tick already
 			running = true
-			if c.use.Load() == useRead && c.noted != seq && seq > 1 { // not the first, which is prepared there, too
+			if c.use.reading() && c.noted != seq && seq > 1 { // not the first, which is prepared there, too
 				c.noted = seq             // once, however long it runs: it is one read
 				p.latency.note(watchTick) // at least; a peer that is slow enough gets too few reads to be sampled
 			}

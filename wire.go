@@ -25,7 +25,7 @@ type wire struct {
 
 	// Read from other goroutines: by who cuts, by the watch, by whoever closes the socket.
 	seq atomic.Uint32 // statements begun and ended: odd while one is running
-	use atomic.Int32  // what the connection is used for
+	use connUse       // what the connection is used for
 	out atomic.Int32  // what the call that has it counts for with the peer, and above that how many have had it
 
 	left    uint8 // of slab
@@ -67,16 +67,6 @@ type wire struct {
 
 // slabLen is how many wrappers of rows are made at a time.
 const slabLen = 64
-
-// What a connection is used for, as far as it matters to who would cut it.
-const (
-	useNew  int32 = iota // being made, or left behind by a caller who has gone
-	useNone              // idle in the pool: whoever wants it claims it, and whoever wants its slot evicts it
-	useRead              // a read that has not handed out a row and may be sent again elsewhere
-	useRow               // the same, whose row is here, and its caller has yet to scan it
-	useHeld              // anything else: a write, a transaction, a stream, a connection that the program holds
-	useCut               // closed, or being closed, by ourselves
-)
 
 // What a call that has the connection counts for: each is a bit.
 const (
@@ -254,39 +244,22 @@ func (w *wire) shook() {
 // has closed the connection for good reason.
 func (w *wire) claim(ctx context.Context, c *pgx.Conn, say func(context.Context, *pgx.Conn) (bool, error)) (bool, error) {
 	if say == nil {
-		return w.hold(useNone), nil
+		return w.use.claim() && w.taken(), nil
 	}
-	if !w.use.CompareAndSwap(useNone, useNew) {
+	if !w.use.check() {
 		return false, nil
 	}
 	if ok, err := say(ctx, c); !ok || err != nil {
-		w.use.CompareAndSwap(useNew, useNone)
+		w.use.ready()
 		return ok, err
 	}
-	return w.hold(useNew), nil
+	return w.use.pass() && w.taken(), nil
 }
 
-// hold marks the connection as held, unless it has been taken away meanwhile.
-func (w *wire) hold(was int32) bool {
-	if !w.use.CompareAndSwap(was, useHeld) {
-		return false
-	}
+// taken is the first that is done with a connection that has a user.
+func (w *wire) taken() bool {
 	if w.peer.asked {
 		w.presume()
 	}
 	return true
-}
-
-// seize claims a connection whose use is at most the given one, in order to close it.
-func (w *wire) seize(most int32) bool {
-	use := w.use.Load()
-	switch {
-	case use == useCut:
-		return true
-	case use > most:
-		return false
-	case use == useHeld:
-		return true // its user will find out
-	}
-	return w.use.CompareAndSwap(use, useCut) || most >= useHeld // else its use has just changed: it is held
 }
