@@ -109,96 +109,106 @@ var closed = map[string]struct{ imports, abstains []string }{
 	"sqltext": {nil, []string{"context", "net", "os", "time"}},
 }
 
-// imports is what each file of this package may import besides the standard library: three rooms, one direction of
-// knowledge. A new file enters here when it enters the house.
+// imports is what every file of this package may import besides the standard library. A file belongs to the group of the
+// first word of its name. A new file needs a line here.
 var imports = map[string][]string{
-	// the front
-	"doc.go":        {},
-	"pool.go":       {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath, quotaPath},
-	"attempt.go":    {pgconnPath, poolPath, puddlePath, sqltextPath, faultPath},
-	"news.go":       {},
-	"options.go":    {pgxPath, pgconnPath, poolPath},
-	"template.go":   {pgxPath, pgconnPath, poolPath},
-	"connstring.go": {pgconnPath},
-	"route.go":      {pgxPath},
-	"intent.go":     {sqltextPath, faultPath},
-	"pick.go":       {},
-	"why.go":        {},
-	"rows.go":       {pgxPath, pgconnPath, pgtypePath, poolPath, sqltextPath},
-	"tx.go":         {pgxPath, poolPath, faultPath},
-	"batch.go":      {pgxPath, pgconnPath, poolPath, faultPath},
-	"runtx.go":      {pgxPath, pgconnPath, faultPath},
-	"receipt.go":    {pgxPath, poolPath, faultPath},
-	"router.go":     {pgxPath, pgconnPath, poolPath},
-	"follow.go":     {pgxPath, poolPath, quotaPath},
-	"call.go":       {quotaPath},
-	"approach.go":   {pgxPath, pgconnPath, faultPath, quotaPath},
-	"drain.go":      {},
-	"live.go":       {},
-	"discover.go":   {pgxPath, poolPath},
-	"hooks.go":      {},
-	"account.go":    {faultPath},
-	"herald.go":     {},
-	"status.go":     {poolPath},
-	"labels.go":     {},
-	"errors.go":     {pgconnPath, puddlePath, faultPath},
+	// what a program sees
+	"doc.go":                {},
+	"pool.go":               {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath, quotaPath},
+	"options.go":            {pgxPath, pgconnPath, poolPath},
+	"options_connstring.go": {pgconnPath},
+	"options_given.go":      {pgconnPath, protoPath, poolPath, quotaPath},
+	"options_peers.go":      {pgxPath, pgconnPath, poolPath},
+	"balancer.go":           {},
+	"breaker.go":            {breakerPath},
+	"route.go":              {pgxPath},
+	"router.go":             {pgxPath, pgconnPath, poolPath},
+	"errors.go":             {pgconnPath, puddlePath, faultPath},
+	"hooks.go":              {},
+	"status.go":             {poolPath},
+	"status_labels.go":      {},
+	"status_why.go":         {},
+	"admin_drain.go":        {},
+	"admin_peers.go":        {},
+	"discover.go":           {pgxPath, poolPath},
 
-	// the middle
-	"topology.go": {},
-	"election.go": {},
-	"identity.go": {},
-	"marks.go":    {},
-	"modes.go":    {},
-	"roster.go":   {},
-	"draw.go":     {},
-	"load.go":     {},
-	"balancer.go": {},
-	"lag.go":      {},
-	"lsn.go":      {},
+	// one call, from start to end
+	"call.go":         {pgconnPath, poolPath, puddlePath, sqltextPath, faultPath},
+	"call_account.go": {faultPath},
+	"call_batch.go":   {pgxPath, pgconnPath, poolPath, faultPath},
+	"call_commit.go":  {pgxPath, poolPath, faultPath},
+	"call_outcome.go": {pgxPath, sqltextPath, faultPath},
+	"call_plan.go":    {sqltextPath, faultPath},
+	"call_rows.go":    {pgxPath, pgconnPath, pgtypePath, poolPath, sqltextPath},
+	"call_runtx.go":   {pgxPath, pgconnPath, faultPath},
+	"call_tx.go":      {pgxPath, poolPath, faultPath},
 
-	// the back
-	"peer.go":      {poolPath, faultPath, quotaPath},
-	"compose.go":   {pgxPath, pgconnPath, poolPath},
-	"given.go":     {pgconnPath, protoPath, poolPath, quotaPath},
-	"address.go":   {pgconnPath},
-	"conn.go":      {},
-	"wire.go":      {pgxPath, pgconnPath, faultPath, quotaPath},
-	"sockets.go":   {quotaPath},
-	"cancel.go":    {pgconnPath},
-	"slots.go":     {quotaPath},
-	"reserve.go":   {poolPath, quotaPath},
-	"peek.go":      {poolPath},
-	"keepalive.go": {},
-	"observe.go":   {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath},
-	"outcome.go":   {pgxPath, sqltextPath, faultPath},
-	"breaker.go":   {breakerPath},
-	"monitor.go":   {pgxPath, pgconnPath, faultPath},
-	"look.go":      {pgxPath, pgconnPath, watchPath, faultPath},
-	"move.go":      {pgxPath, pgconnPath, faultPath},
-	"watch.go":     {},
-	"twin.go":      {pgxPath, pgconnPath},
-	"latency.go":   {},
+	// which peer gets it
+	"choose.go":      {},
+	"choose_list.go": {},
+	"choose_load.go": {},
+	"choose_two.go":  {},
+
+	// the one writer of the snapshot, and who is told
+	"state.go":  {},
+	"events.go": {},
+
+	// the pools that follow a promotion
+	"follow.go":         {pgxPath, poolPath, quotaPath},
+	"follow_acquire.go": {quotaPath},
+	"follow_dial.go":    {pgxPath, pgconnPath, faultPath, quotaPath},
+
+	// one server
+	"peer.go":         {poolPath, faultPath, quotaPath},
+	"peer_address.go": {pgconnPath},
+	"peer_check.go":   {pgxPath, pgconnPath, watchPath, faultPath},
+	"peer_latency.go": {},
+	"peer_monitor.go": {pgxPath, pgconnPath, faultPath},
+	"peer_move.go":    {pgxPath, pgconnPath, faultPath},
+	"peer_permits.go": {poolPath, quotaPath},
+	"peer_pool.go":    {pgxPath, pgconnPath, poolPath},
+	"peer_slots.go":   {quotaPath},
+	"peer_stall.go":   {},
+	"peer_twin.go":    {pgxPath, pgconnPath},
+
+	// one connection
+	"conn.go":           {},
+	"conn_alive.go":     {poolPath},
+	"conn_cancel.go":    {pgconnPath},
+	"conn_data.go":      {pgxPath, pgconnPath, faultPath, quotaPath},
+	"conn_keepalive.go": {},
+	"conn_socket.go":    {quotaPath},
+	"conn_tracer.go":    {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath},
+
+	// what is known of the servers: decisions, without clock, network or pool
+	"topology.go":           {},
+	"topology_election.go":  {},
+	"topology_identity.go":  {},
+	"topology_lag.go":       {},
+	"topology_lsn.go":       {},
+	"topology_modes.go":     {},
+	"topology_timelines.go": {},
 }
 
 // abstains is what the files that decide keep away from of the standard library: clocks, networks, contexts.
 var abstains = map[string][]string{
-	"topology.go": {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"election.go": {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"identity.go": {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"marks.go":    {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"modes.go":    {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"roster.go":   {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"pick.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"why.go":      {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"intent.go":   {"context", "net", "os", "sync", "sync/atomic", "time"},
-	"draw.go":     {"context", "net", "os", "sync", "time"},
-	"load.go":     {"context", "net", "os", "sync", "time"},
-	"balancer.go": {"context", "net", "os", "sync"},
-	"route.go":    {"net", "os", "sync", "time"},
-	"lag.go":      {"context", "net", "os"},
-	"lsn.go":      {"context", "net", "os", "sync", "time"},
-	"errors.go":   {"context", "net", "os", "sync", "time", faultPath},
-	"outcome.go":  {"net", "os", "sync", "time"},
+	"topology.go":           {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"topology_election.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"topology_identity.go":  {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"topology_timelines.go": {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"topology_modes.go":     {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"choose_list.go":        {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"choose.go":             {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"status_why.go":         {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"call_plan.go":          {"context", "net", "os", "sync", "sync/atomic", "time"},
+	"choose_two.go":         {"context", "net", "os", "sync", "time"},
+	"choose_load.go":        {"context", "net", "os", "sync", "time"},
+	"balancer.go":           {"context", "net", "os", "sync"},
+	"route.go":              {"net", "os", "sync", "time"},
+	"topology_lag.go":       {"context", "net", "os"},
+	"topology_lsn.go":       {"context", "net", "os", "sync", "time"},
+	"errors.go":             {"context", "net", "os", "sync", "time", faultPath},
+	"call_outcome.go":       {"net", "os", "sync", "time"},
 }
 
 // knowsNot is what the files that keep the topology do not speak of: who asks for a peer, and how it is talked to.
@@ -319,6 +329,7 @@ func TestOnlyConnGoTouchesAConnectionsState(t *testing.T) {
 type houseInfo struct {
 	types.Info
 	fset    *gotoken.FileSet
+	root    *types.Package
 	pgError types.Type // pgconn.PgError
 }
 
@@ -333,7 +344,9 @@ func houseTypes(t *testing.T) houseInfo {
 	}
 	require.NoError(t, err)
 	compiled := map[string]string{}
-	info := houseInfo{Info: types.Info{Selections: map[*ast.SelectorExpr]*types.Selection{}}, fset: gotoken.NewFileSet()}
+	info := houseInfo{fset: gotoken.NewFileSet(), Info: types.Info{
+		Selections: map[*ast.SelectorExpr]*types.Selection{}, Uses: map[*ast.Ident]types.Object{},
+	}}
 	var files []*ast.File
 	for line := range strings.Lines(string(out)) {
 		fields := strings.Split(strings.TrimSpace(line), "=")
@@ -356,14 +369,62 @@ func houseTypes(t *testing.T) houseInfo {
 		}
 	}
 	require.NotNil(t, info.pgError)
+	info.root = root
 	return info
+}
+
+// groupOf returns the first word of a file's name.
+func groupOf(file string) string {
+	word, _, _ := strings.Cut(strings.TrimSuffix(file, ".go"), "_")
+	return word
+}
+
+// The root's size, and who uses whom: the matrix of docs/architecture.md. Neither may grow without a reason; what has
+// become smaller becomes the new bound.
+//
+//	go test -v -run TestTheHouseCounts .
+func TestTheHouseCounts(t *testing.T) {
+	t.Parallel()
+	info := houseTypes(t)
+	files, names := map[string]bool{}, 0
+	for _, name := range info.root.Scope().Names() {
+		if !gotoken.IsExported(name) {
+			names++
+		}
+	}
+	edges := map[[2]string]map[[2]string]bool{} // by groups, the pairs of files
+	for id, obj := range info.Uses {
+		from := info.fset.Position(id.Pos()).Filename
+		files[from] = true
+		if obj.Pkg() != info.root || obj.Pos() == 0 {
+			continue
+		}
+		if _, field := obj.(*types.Var); field && obj.Parent() != info.root.Scope() {
+			continue // a field or a variable of a function: who has the type uses the file
+		}
+		to := info.fset.Position(obj.Pos()).Filename
+		if a, b := groupOf(from), groupOf(to); a != b {
+			pair := [2]string{a, b}
+			if edges[pair] == nil {
+				edges[pair] = map[[2]string]bool{}
+			}
+			edges[pair][[2]string{from, to}] = true
+		}
+	}
+	t.Logf("%d files, %d unexported names", len(files), names)
+	total := 0
+	for _, pair := range slices.SortedFunc(maps.Keys(edges), func(a, b [2]string) int { return strings.Compare(a[0]+" "+a[1], b[0]+" "+b[1]) }) {
+		t.Logf("%10s -> %-10s %d", pair[0], pair[1], len(edges[pair]))
+		total += len(edges[pair])
+	}
+	t.Logf("%d edges among files of different groups", total)
 }
 
 // What is known of the peers does not depend on who asks.
 func TestTheTopologyKnowsNothingOfCallsAndConnections(t *testing.T) {
 	t.Parallel()
 	files := houseFiles(t)
-	for _, name := range []string{"topology.go", "election.go", "identity.go", "marks.go", "modes.go", "roster.go", "lag.go", "lsn.go"} {
+	for _, name := range []string{"topology.go", "topology_election.go", "topology_identity.go", "topology_timelines.go", "topology_modes.go", "choose_list.go", "topology_lag.go", "topology_lsn.go"} {
 		ast.Inspect(files[name], func(n ast.Node) bool {
 			if id, is := n.(*ast.Ident); is && slices.Contains(knowsNot, id.Name) {
 				t.Errorf("%s speaks of %s", name, id.Name)
