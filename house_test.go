@@ -96,6 +96,7 @@ const (
 	testifyPath = "github.com/stretchr/testify"
 
 	rootPath    = "github.com/pgmultipool/multipool"
+	dsnPath     = rootPath + "/internal/dsn"
 	faultPath   = rootPath + "/internal/pgfault"
 	quotaPath   = rootPath + "/internal/quota"
 	sqltextPath = rootPath + "/internal/sqltext"
@@ -104,6 +105,7 @@ const (
 // closed is what each package of internal that decides, and knows no pool, may import besides the standard library, and
 // what it keeps away from in it. The compiler sees to it that they know nothing of the root.
 var closed = map[string]struct{ imports, abstains []string }{
+	"dsn":     {[]string{pgconnPath}, []string{"context", "net", "sync", "sync/atomic"}},
 	"pgfault": {[]string{pgxPath, pgconnPath, puddlePath}, []string{"os", "sync"}},
 	"quota":   {nil, []string{"context", "net", "os"}},
 	"sqltext": {nil, []string{"context", "net", "os", "time"}},
@@ -113,24 +115,23 @@ var closed = map[string]struct{ imports, abstains []string }{
 // first word of its name. A new file needs a line here.
 var imports = map[string][]string{
 	// what a program sees
-	"doc.go":                {},
-	"pool.go":               {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath, quotaPath},
-	"options.go":            {pgxPath, pgconnPath, poolPath},
-	"options_connstring.go": {pgconnPath},
-	"options_given.go":      {pgconnPath, protoPath, poolPath, quotaPath},
-	"options_peers.go":      {pgxPath, pgconnPath, poolPath},
-	"balancer.go":           {},
-	"breaker.go":            {breakerPath},
-	"route.go":              {pgxPath},
-	"router.go":             {pgxPath, pgconnPath, poolPath},
-	"errors.go":             {pgconnPath, puddlePath, faultPath},
-	"hooks.go":              {},
-	"status.go":             {poolPath},
-	"status_labels.go":      {},
-	"status_why.go":         {},
-	"admin_drain.go":        {},
-	"admin_peers.go":        {},
-	"discover.go":           {pgxPath, poolPath},
+	"doc.go":           {},
+	"pool.go":          {pgxPath, pgconnPath, poolPath, sqltextPath, faultPath, quotaPath},
+	"options.go":       {dsnPath, pgxPath, pgconnPath, poolPath},
+	"options_given.go": {dsnPath, pgconnPath, protoPath, poolPath, quotaPath},
+	"options_peers.go": {dsnPath, pgxPath, pgconnPath, poolPath},
+	"balancer.go":      {},
+	"breaker.go":       {breakerPath},
+	"route.go":         {pgxPath},
+	"router.go":        {pgxPath, pgconnPath, poolPath},
+	"errors.go":        {pgconnPath, puddlePath, faultPath},
+	"hooks.go":         {},
+	"status.go":        {poolPath},
+	"status_labels.go": {},
+	"status_why.go":    {},
+	"admin_drain.go":   {},
+	"admin_peers.go":   {},
+	"discover.go":      {pgxPath, poolPath},
 
 	// one call, from start to end
 	"call.go":         {pgconnPath, poolPath, puddlePath, sqltextPath, faultPath},

@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/pgmultipool/multipool/internal/dsn"
 	"github.com/pgmultipool/multipool/internal/pgfake"
 )
 
@@ -133,7 +134,7 @@ func plainPoolOf(t *testing.T, connString string) *pgxpool.Config {
 
 func TestAPeersOwnConnectionStringIsToldTheSame(t *testing.T) {
 	withoutEnvironment(t)
-	own := ": set it in Options.Config (its own are " + strings.Join(peerKeys, ", ") + ")"
+	own := ": set it in Options.Config (its own are " + strings.Join(dsn.PeerKeys, ", ") + ")"
 	for connString, says := range map[string]string{
 		"db1/app":                             mustBegin,
 		"mysql://app@db1/app?sslmode=require": mustBegin,
@@ -428,7 +429,7 @@ func TestEveryKeyHasItsBounds(t *testing.T) {
 		}
 		require.EqualError(t, err, fmt.Sprintf("multipool: %s=%q: %s", tc.key, tc.value, tc.says))
 	}
-	for _, key := range knownKeys() {
+	for _, key := range dsn.KnownKeys(ourKeys()) {
 		require.True(t, tested[key], "no bounds of %s are tested", key)
 	}
 	_, err := ParseConfig("host=db1,db2 user=app pool_health_check_period=0") // which pgxpool.ParseConfig takes

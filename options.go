@@ -15,6 +15,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/dsn"
 )
 
 // Off turns a limit or a timer off in a field whose zero value means its default: [Options].Wait, MaxWaiting,
@@ -348,6 +350,15 @@ var settings = []setting{
 	}},
 }
 
+// ourKeys are the keys that this package adds to pgxpool's.
+func ourKeys() []string {
+	keys := make([]string, len(settings))
+	for i, s := range settings {
+		keys[i] = s.key
+	}
+	return keys
+}
+
 // loadBalanceHosts is a key of libpq's (PostgreSQL documentation, 34.1.2) that pgx does not know.
 const loadBalanceHosts = "load_balance_hosts"
 
@@ -383,7 +394,7 @@ func setTrue(field *bool, v string, sets bool) error {
 func setDuration(field *time.Duration, v string) error {
 	d, err := time.ParseDuration(v)
 	if err != nil {
-		return errNoDuration
+		return dsn.ErrNoDuration
 	}
 	if d < 0 {
 		return errNegative
@@ -443,7 +454,7 @@ func setDuration(field *time.Duration, v string) error {
 func ParseConfig(connString string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(connString)
 	if err != nil {
-		return nil, cmp.Or(checkForm(connString), poolKeyError(connString), newConnStringError(connString, err))
+		return nil, cmp.Or(dsn.CheckForm(connString), dsn.CheckPoolKeys(connString), dsn.ParseError(connString, err))
 	}
 	probe := Options{Config: config}
 	if err := probe.takeKeys(maps.Clone(config.ConnConfig.RuntimeParams)); err != nil {
@@ -456,10 +467,10 @@ func ParseConfig(connString string) (*pgxpool.Config, error) {
 	if len(peers) == 1 && probe.Discover == nil {
 		return config, nil
 	}
-	if _, set := lookup(connString, "connect_timeout", "PGCONNECT_TIMEOUT"); !set && config.ConnConfig.ConnectTimeout == 0 {
+	if _, set := dsn.Lookup(connString, "connect_timeout", "PGCONNECT_TIMEOUT"); !set && config.ConnConfig.ConnectTimeout == 0 {
 		config.ConnConfig.ConnectTimeout = defaultConnectTimeout
 	}
-	if _, set := lookup(connString, "pool_ping_timeout", ""); !set && config.PingTimeout == 0 {
+	if _, set := dsn.Lookup(connString, "pool_ping_timeout", ""); !set && config.PingTimeout == 0 {
 		config.PingTimeout = defaultPingTimeout
 	}
 	config.ShouldPing = ShouldPing
@@ -488,7 +499,7 @@ type saying struct{ name, value string }
 func said(params map[string]string, connString string) map[string]saying {
 	given := func(key string) bool {
 		_, there := params[key]
-		_, inString := lookup(connString, key, "")
+		_, inString := dsn.Lookup(connString, key, "")
 		return there || inString
 	}
 	all := map[string]saying{}
@@ -519,16 +530,16 @@ var overruling = map[string][]string{
 // takeKeys moves our keys out of params into the fields that are still zero, and with them what the environment says.
 func (c *Options) takeKeys(params map[string]string) error {
 	connString := c.Config.ConnString()
-	if err := checkForm(connString); err != nil {
+	if err := dsn.CheckForm(connString); err != nil {
 		return err
 	}
 	if len(c.Peers) == 0 && c.Config.ConnConfig.Fallbacks != nil {
-		if err := checkHosts(connString); err != nil {
+		if err := dsn.CheckHosts(connString); err != nil {
 			return err
 		}
 	}
 	for _, key := range sortedKeys(params) {
-		if err := checkKey(key, connString); err != nil {
+		if err := dsn.CheckKey(key, connString, ourKeys()); err != nil {
 			return err
 		}
 	}
@@ -552,7 +563,7 @@ func (c *Options) takeKeys(params map[string]string) error {
 // checkContradictions names two keys of which one says the contrary of the other. Every value is valid.
 func checkContradictions(all map[string]saying, connString string) error {
 	attrs := saying{name: "target_session_attrs"}
-	attrs.value, _ = lookup(connString, attrs.name, "")
+	attrs.value, _ = dsn.Lookup(connString, attrs.name, "")
 	if target := all["multipool_target"]; attrs.value == "" && target.name != "multipool_target" {
 		attrs = saying{"PGTARGETSESSIONATTRS", os.Getenv("PGTARGETSESSIONATTRS")} // both are of the environment
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/pgmultipool/multipool/internal/dsn"
 	"github.com/pgmultipool/multipool/internal/quota"
 )
 
@@ -101,7 +102,7 @@ func isOurKey(key string) bool {
 // saysAny reports whether a connection string asks for any server, of which pgx tells as little as of one that says
 // nothing.
 func saysAny(connString string) bool {
-	v, _ := lookup(connString, "target_session_attrs", "PGTARGETSESSIONATTRS")
+	v, _ := dsn.Lookup(connString, "target_session_attrs", "PGTARGETSESSIONATTRS")
 	return v == "any"
 }
 

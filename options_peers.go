@@ -13,6 +13,8 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/pgmultipool/multipool/internal/dsn"
 )
 
 // spreadLifetimes gives a peer's pool its default jitter.
@@ -151,25 +153,25 @@ func isSocket(host string) bool {
 // server has to prove its own stays as the template says where the string says nothing.
 func adopt(to *pgconn.Config, connString string) error {
 	from, err := pgconn.ParseConfig(connString)
-	if err := checkForm(connString); err != nil {
+	if err := dsn.CheckForm(connString); err != nil {
 		return err
 	}
 	if err != nil {
-		return newConnStringError(connString, err)
+		return dsn.ParseError(connString, err)
 	}
-	if err := checkHosts(connString); err != nil {
+	if err := dsn.CheckHosts(connString); err != nil {
 		return err
 	}
-	if err := checkPeerKeys(connString); err != nil {
+	if err := dsn.CheckPeerKeys(connString, ourKeys()); err != nil {
 		return err
 	}
 	graft(to, from, peerFields...)
 	to.KerberosSrvName = cmp.Or(from.KerberosSrvName, to.KerberosSrvName)
 	to.KerberosSpn = cmp.Or(from.KerberosSpn, to.KerberosSpn)
-	if _, given := lookup(connString, "channel_binding", ""); given || from.ChannelBinding != "prefer" {
+	if _, given := dsn.Lookup(connString, "channel_binding", ""); given || from.ChannelBinding != "prefer" {
 		to.ChannelBinding = from.ChannelBinding
 	}
-	if _, given := lookup(connString, "require_auth", ""); given || from.RequireAuth != "" {
+	if _, given := dsn.Lookup(connString, "require_auth", ""); given || from.RequireAuth != "" {
 		to.RequireAuth = from.RequireAuth
 	}
 	return nil
@@ -246,9 +248,9 @@ func waysTo(cc *pgconn.Config, connString, host string) ([]*pgconn.FallbackConfi
 // saidWays are the ways to a host by what connString says; cc takes them in. What cc says otherwise of TLS the program has set
 // since: it would be lost, or at odds with the rest.
 func saidWays(cc *pgconn.Config, connString, host string) ([]*pgconn.FallbackConfig, error) {
-	said, err := pgconn.ParseConfig(withHost(connString, host, cc.Port))
+	said, err := pgconn.ParseConfig(dsn.WithHost(connString, host, cc.Port))
 	if err != nil {
-		return nil, newConnStringError(connString, err)
+		return nil, dsn.ParseError(connString, err)
 	}
 	switch {
 	case slices.ContainsFunc(waysOf(said), func(w *pgconn.FallbackConfig) bool { return w.Host != host }):
@@ -331,7 +333,7 @@ func ownPassword(config, own *pgxpool.Config) {
 	if err != nil || first.Password != config.ConnConfig.Password {
 		return
 	}
-	again, err := pgconn.ParseConfig(withHost(connString, own.ConnConfig.Host, own.ConnConfig.Port))
+	again, err := pgconn.ParseConfig(dsn.WithHost(connString, own.ConnConfig.Host, own.ConnConfig.Port))
 	if err == nil && again.Host == own.ConnConfig.Host && again.Password != "" {
 		own.ConnConfig.Password = again.Password
 	}

@@ -25,6 +25,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/stretchr/testify/require"
+
+	"github.com/pgmultipool/multipool/internal/dsn"
 )
 
 // withoutEnvironment hides what the machine says about PostgreSQL: variables and files. Tests that parse connection
@@ -224,7 +226,7 @@ func TestABadValueOfAPgxpoolKeyIsAnErrorThatNamesKeyValueAndBound(t *testing.T) 
 				require.Empty(t, parse.ConnString)
 			}
 		})
-		require.NotNil(t, poolKeys[tc.key])
+		require.NotNil(t, dsn.PoolKeys[tc.key])
 	}
 	_, err := ParseConfig("host=db1 user=app password=Kq7wZx93Vt pool_max_conns=Kq7wZx93Vt")
 	require.ErrorContains(t, err, "multipool: pool_max_conns: must be a whole number")
@@ -233,11 +235,11 @@ func TestABadValueOfAPgxpoolKeyIsAnErrorThatNamesKeyValueAndBound(t *testing.T) 
 // What pgxpool takes we take, and what it refuses we can explain.
 func TestThePgxpoolKeysAreThoseOfPgxpool(t *testing.T) {
 	withoutEnvironment(t)
-	for key := range poolKeys {
+	for key := range dsn.PoolKeys {
 		for _, value := range []string{"0", "-1", "1", "7", "2147483647", "2147483648", "1s", "-1s", "0s", "", "x"} {
 			connString := "postgres://app@db1/app?" + key + "=" + value
 			pool, err := pgxpool.ParseConfig(connString)
-			require.Equal(t, err == nil, poolKeyError(connString) == nil, "%s=%q: %v", key, value, err)
+			require.Equal(t, err == nil, dsn.CheckPoolKeys(connString) == nil, "%s=%q: %v", key, value, err)
 			if err == nil {
 				require.NotContains(t, pool.ConnConfig.RuntimeParams, key)
 			}
@@ -265,7 +267,7 @@ func TestParseOptionsGivesTheKeysAsFields(t *testing.T) {
 	require.Equal(t, map[string]string{"application_name": "n"}, o.Config.ConnConfig.RuntimeParams)
 	require.NotNil(t, o.Config.ShouldPing, "as ParseConfig has it for several hosts")
 	_, err = ParseOptions("postgres://u@a,b/d?multipool_wait=soon")
-	require.EqualError(t, err, `multipool: multipool_wait="soon": `+errNoDuration.Error())
+	require.EqualError(t, err, `multipool: multipool_wait="soon": `+dsn.ErrNoDuration.Error())
 }
 
 func TestFieldsOfOptionsHaveBoundsToo(t *testing.T) {
@@ -1111,7 +1113,7 @@ func TestAPeersOwnConnectionStringHasNoKeyThatDoesNotHold(t *testing.T) {
 			require.ErrorContains(t, err, "peer x: ConnString")
 			require.ErrorContains(t, err, "channel_binding", "what may be there")
 			requireNoSecret(t, err, secret, connString)
-			if strings.HasSuffix(connString, secret) || strings.Contains(connString, "://") || isCommonKey(key) {
+			if strings.HasSuffix(connString, secret) || strings.Contains(connString, "://") || dsn.IsCommonKey(key, ourKeys()) {
 				require.ErrorContains(t, err, key+" is not a peer's own")
 			}
 		}
@@ -1216,9 +1218,9 @@ func FuzzLookup(f *testing.F) {
 			t.Skip()
 		}
 		want, wantFound := config.RuntimeParams["application_name"]
-		got, found := lookup(connString, "application_name", "")
+		got, found := dsn.Lookup(connString, "application_name", "")
 		if got != want || found != wantFound {
-			t.Fatalf("%q: application_name is %q (%v), lookup says %q (%v)", connString, want, wantFound, got, found)
+			t.Fatalf("%q: application_name is %q (%v), Lookup says %q (%v)", connString, want, wantFound, got, found)
 		}
 	})
 }

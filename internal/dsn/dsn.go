@@ -1,9 +1,13 @@
-package multipool
+// Package dsn reads what pgx does not tell of a connection string that it has parsed: which keys it has, and whether a key
+// that pgx took for a run-time parameter was meant to be another. Its errors name what is wrong and never show a part of
+// a password.
+package dsn
 
 import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"math"
 	"net/url"
 	"os"
@@ -15,11 +19,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// What pgx does not tell of a connection string it has parsed, and what it tells too much of one it has not.
-
-// lookup finds a key in a connection string that has been parsed without error, or in the environment (env "": not
-// there). pgx keeps neither the keys it knows nor whether a default was given.
-func lookup(connString, key, env string) (string, bool) {
+// Lookup finds a key in a connection string that has been parsed without error, or else in the environment variable env
+// if env is not "". pgx keeps neither the keys that it knows nor whether a default was given.
+func Lookup(connString, key, env string) (string, bool) {
 	value, found := "", false
 	for name, v := range pairs(connString) {
 		if name == key {
@@ -33,7 +35,7 @@ func lookup(connString, key, env string) (string, bool) {
 	return value, found
 }
 
-// pairs are the keys of a connection string that has been parsed without error, and their values; of a URI those behind the
+// pairs are the keys of a connection string that has been parsed without error, and their values; of a URI those after the
 // question mark.
 func pairs(connString string) iter.Seq2[string, string] {
 	_, rest, isURL := cutURL(connString)
@@ -57,7 +59,7 @@ func decodeURI(s string) string {
 	return plain
 }
 
-// cutURL splits a connection URI behind its user information, which may hold any character but '@' and '/'.
+// cutURL splits a connection URI after its user information, which may hold any character but '@' and '/'.
 func cutURL(connString string) (head, rest string, ok bool) {
 	for _, scheme := range []string{"postgres://", "postgresql://"} {
 		if p, is := strings.CutPrefix(connString, scheme); is {
@@ -91,7 +93,7 @@ func keywordPairs(s string) iter.Seq2[string, string] {
 	}
 }
 
-// cutValue splits a keyword/value string behind its first value.
+// cutValue splits a keyword/value string after its first value.
 func cutValue(s string) (value, rest string) {
 	s, quoted := strings.CutPrefix(s, "'")
 	var b strings.Builder
@@ -112,10 +114,10 @@ func cutValue(s string) (value, rest string) {
 	return b.String(), s[min(end+1, len(s)):]
 }
 
-// withHost returns connString for another server.
-func withHost(connString, host string, port uint16) string {
+// WithHost returns connString for another server.
+func WithHost(connString, host string, port uint16) string {
 	if head, rest, isURL := cutURL(connString); isURL {
-		v := url.Values{"host": {host}, "port": {strconv.Itoa(int(port))}}
+		at := "host=" + strings.ReplaceAll(url.QueryEscape(host), "+", "%20") + "&port=" + strconv.Itoa(int(port)) // no form: a plus is a plus
 		rest = strings.TrimRight(rest, "&")
 		sep := "?"
 		switch {
@@ -124,37 +126,37 @@ func withHost(connString, host string, port uint16) string {
 		case strings.Contains(rest, "?"):
 			sep = "&"
 		}
-		return head + rest + sep + v.Encode()
+		return head + rest + sep + at
 	}
 	escape := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
 	return fmt.Sprintf("%s host='%s' port=%d", connString, escape.Replace(host), port)
 }
 
-// checkForm names the form where a string, whether or not pgx takes it, is neither a URI nor key=value pairs: of another
+// CheckForm names the form where a string, whether or not pgx takes it, is neither a URI nor key=value pairs: of another
 // scheme it makes one long key, which the server refuses.
-func checkForm(connString string) error {
+func CheckForm(connString string) error {
 	if _, _, isURL := cutURL(connString); isURL || strings.Trim(connString, blanks) == "" {
 		return nil
 	}
 	if key, _, is := strings.Cut(connString, "="); is && !strings.ContainsAny(key, ":/@?,[") {
 		return nil
 	}
-	return &connStringError{"multipool: cannot parse the connection string: it must begin with postgres:// or postgresql://, or be key=value pairs"}
+	return &stringError{"multipool: cannot parse the connection string: it must begin with postgres:// or postgresql://, or be key=value pairs"}
 }
 
-// checkHosts names an empty element of a list of hosts. To libpq it is the default host: to a pool of several servers one
+// CheckHosts names an empty element of a list of hosts. To libpq it is the default host: to a pool of several servers one
 // more, which nobody meant.
-func checkHosts(connString string) error {
+func CheckHosts(connString string) error {
 	hosts := strings.Split(hostsOf(connString), ",")
 	if i := slices.IndexFunc(hosts, func(h string) bool { return strings.Trim(h, " ") == "" }); i >= 0 && len(hosts) > 1 {
-		return &connStringError{fmt.Sprintf("multipool: host #%d of %d in the list is empty", i+1, len(hosts))}
+		return &stringError{fmt.Sprintf("multipool: host #%d of %d in the list is empty", i+1, len(hosts))}
 	}
 	return nil
 }
 
 // hostsOf is the list of hosts of a connection string that has been parsed without error, or else of the environment.
 func hostsOf(connString string) string {
-	if hosts, given := lookup(connString, "host", ""); given {
+	if hosts, given := Lookup(connString, "host", ""); given {
 		return hosts
 	}
 	if _, rest, isURL := cutURL(connString); isURL {
@@ -173,36 +175,36 @@ func hostsOf(connString string) string {
 			return list
 		}
 	}
-	hosts, _ := lookup("", "", "PGHOST")
+	hosts, _ := Lookup("", "", "PGHOST")
 	return hosts
 }
 
-// checkKey names a run-time parameter that was meant to be a key of ours or of pgxpool's, and the key that was meant. No
+// CheckKey names a run-time parameter that was meant to be a key of ours or of pgxpool's, and the key that was meant. No
 // server has a parameter of such a name.
-func checkKey(key, connString string) error {
-	if slices.Contains(knownKeys(), key) {
+func CheckKey(key, connString string, ours []string) error {
+	if slices.Contains(KnownKeys(ours), key) {
 		return nil
 	}
-	like, near := likelyKey(key)
+	like, near := likelyKey(key, ours)
 	if !near {
 		return nil
 	}
 	if holdsSecret(key, connString) {
-		return &connStringError{"multipool: unknown key (it is not shown, as it may be a part of the password: " + like + ")"}
+		return &stringError{"multipool: unknown key (it is not shown, as it may be a part of the password: " + like + ")"}
 	}
 	return fmt.Errorf("multipool: unknown key %s (%s)", key, like)
 }
 
 // likelyKey says which key was meant by one that is not known; false: it looks like none of them. A name with a dot is a
 // program's own parameter.
-func likelyKey(key string) (string, bool) {
+func likelyKey(key string, ours []string) (string, bool) {
 	if strings.Contains(key, ".") {
 		return "", false
 	}
 	folded := strings.ReplaceAll(strings.ToLower(key), "-", "_")
 	best, least := "", maxTypos+1
 	var kin []string // of its prefix
-	for _, known := range knownKeys() {
+	for _, known := range KnownKeys(ours) {
 		if d := editDistance(folded, known, least); d < least {
 			best, least = known, d
 		}
@@ -247,58 +249,54 @@ func editDistance(a, b string, limit int) int {
 	return row[len(b)]
 }
 
-// knownKeys are ours and pgxpool's.
-func knownKeys() []string {
-	var keys []string
-	for _, s := range settings {
-		keys = append(keys, s.key)
-	}
-	return append(keys, sortedKeys(poolKeys)...)
+// KnownKeys returns ours, the keys that the package adds, and after them pgxpool's.
+func KnownKeys(ours []string) []string {
+	return slices.Concat(ours, slices.Sorted(maps.Keys(PoolKeys)))
 }
 
-// peerKeys are the keys of a peer's own connection string: which server it is, how it is known to be it, and who asks.
-var peerKeys = []string{
+// PeerKeys are the keys of a peer's own connection string: which server it is, how it is known to be it, and who asks.
+var PeerKeys = []string{
 	"host", "port", "dbname", "database", "user", "password", "passfile", "service", "servicefile",
 	"ssl", "sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcertmode", "sslnegotiation", "sslsni",
 	"channel_binding", "require_auth", "krbsrvname", "krbspn",
 }
 
-// checkPeerKeys names a key that a peer's own connection string cannot have: what is said there, and not heeded, would be
+// CheckPeerKeys names a key that a peer's own connection string cannot have: what is said there, and not heeded, would be
 // believed to hold.
-func checkPeerKeys(connString string) error {
+func CheckPeerKeys(connString string, ours []string) error {
 	behind := false // the password
 	for key := range pairs(connString) {
 		switch {
-		case slices.Contains(peerKeys, key):
+		case slices.Contains(PeerKeys, key):
 			behind = behind || strings.HasSuffix(key, "password")
-		case !isCommonKey(key) && (behind || holdsSecret(key, connString)):
+		case !IsCommonKey(key, ours) && (behind || holdsSecret(key, connString)):
 			// Where a password should have been quoted or encoded, what is taken for a key is a part of it.
-			return fmt.Errorf("ConnString has a key behind the password that is not a peer's own, or the password is not quoted (its own are %s)", strings.Join(peerKeys, ", "))
+			return fmt.Errorf("ConnString has a key behind the password that is not a peer's own, or the password is not quoted (its own are %s)", strings.Join(PeerKeys, ", "))
 		default:
 			meant := ""
-			if like, near := likelyKey(key); near && !isCommonKey(key) {
+			if like, near := likelyKey(key, ours); near && !IsCommonKey(key, ours) {
 				meant = " (" + like + ")"
 			}
-			return fmt.Errorf("ConnString: %s is not a peer's own%s: set it in Options.Config (its own are %s)", key, meant, strings.Join(peerKeys, ", "))
+			return fmt.Errorf("ConnString: %s is not a peer's own%s: set it in Options.Config (its own are %s)", key, meant, strings.Join(PeerKeys, ", "))
 		}
 	}
 	return nil
 }
 
-// isCommonKey reports whether a key is one beyond doubt, and no part of a password.
-func isCommonKey(key string) bool {
-	return slices.Contains(knownKeys(), key) ||
+// IsCommonKey reports whether a key is one beyond doubt, and no part of a password.
+func IsCommonKey(key string, ours []string) bool {
+	return slices.Contains(KnownKeys(ours), key) ||
 		slices.Contains([]string{"application_name", "connect_timeout", "options", "target_session_attrs"}, key)
 }
 
-// connStringError replaces pgconn.ParseConfigError, whose exported ConnString holds the password, and whose cause may
+// stringError replaces pgconn.ParseConfigError, whose exported ConnString holds the password, and whose cause may
 // quote a part of it.
-type connStringError struct{ text string }
+type stringError struct{ text string }
 
-func (e *connStringError) Error() string { return e.text }
+func (e *stringError) Error() string { return e.text }
 
 // As gives errors.As a pgconn.ParseConfigError without the string, for programs that look for the type.
-func (e *connStringError) As(target any) bool {
+func (e *stringError) As(target any) bool {
 	if t, ok := target.(**pgconn.ParseConfigError); ok {
 		*t = pgconn.NewParseConfigError("", e.text, nil).(*pgconn.ParseConfigError)
 		return true
@@ -306,7 +304,8 @@ func (e *connStringError) As(target any) bool {
 	return false
 }
 
-func newConnStringError(connString string, err error) error {
+// ParseError returns pgconn's error of a string that it cannot parse, without the string and without the password.
+func ParseError(connString string, err error) error {
 	text := err.Error()
 	if parse := new(pgconn.ParseConfigError); errors.As(err, &parse) {
 		// Its text is: cannot parse `<redacted string>`: <what> (<why>)
@@ -321,11 +320,11 @@ func newConnStringError(connString string, err error) error {
 	if holdsSecret(text, connString) {
 		text = "it is malformed near the password: percent-encode special characters in a URI, quote them in keyword/value form"
 	}
-	return &connStringError{"multipool: cannot parse the connection string: " + text}
+	return &stringError{"multipool: cannot parse the connection string: " + text}
 }
 
-// poolKeys are pgxpool's keys, each with what its value must be.
-var poolKeys = map[string]func(string) error{
+// PoolKeys are pgxpool's keys, each with what its value must be.
+var PoolKeys = map[string]func(string) error{
 	"pool_max_conns":                wholeNumber(1),
 	"pool_min_conns":                wholeNumber(math.MinInt32),
 	"pool_min_idle_conns":           wholeNumber(math.MinInt32),
@@ -345,32 +344,33 @@ func wholeNumber(least int64) func(string) error {
 	}
 }
 
-var errNoDuration = errors.New("must be a duration such as 500ms or 5s")
+// ErrNoDuration says what a duration must be.
+var ErrNoDuration = errors.New("must be a duration such as 500ms or 5s")
 
 func duration(v string) error {
 	if _, err := time.ParseDuration(v); err != nil {
-		return errNoDuration
+		return ErrNoDuration
 	}
 	return nil
 }
 
-// poolKeyError is the error of a key at which pgxpool takes offence without saying what is wrong with which value; nil: it is
-// something else.
-func poolKeyError(connString string) error {
+// CheckPoolKeys returns an error that names the key of pgxpool's, and its value, which pgxpool refuses without naming them. It
+// returns nil if none of those keys is wrong.
+func CheckPoolKeys(connString string) error {
 	config, err := pgconn.ParseConfig(connString)
 	if err != nil {
 		return nil
 	}
-	for _, key := range sortedKeys(poolKeys) {
+	for _, key := range slices.Sorted(maps.Keys(PoolKeys)) {
 		value, given := config.RuntimeParams[key]
 		if !given {
 			continue
 		}
-		if err := poolKeys[key](value); err != nil {
+		if err := PoolKeys[key](value); err != nil {
 			if !holdsSecret(value, connString) {
 				key = fmt.Sprintf("%s=%q", key, value)
 			}
-			return &connStringError{fmt.Sprintf("multipool: %s: %v", key, err)}
+			return &stringError{fmt.Sprintf("multipool: %s: %v", key, err)}
 		}
 	}
 	return nil
