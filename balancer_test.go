@@ -35,7 +35,7 @@ func TestTheBalancerIsAskedWhereThereIsAChoice(t *testing.T) {
 		place place
 		named string
 		news  []news
-		want  string // whom it is asked about; "": it is not
+		want  string // whom it is asked about; "" if it is not
 	}{
 		{"reads", ModeReplicated, placeReads, "", nil, "bcd"},
 		{"reads with one replica", ModeReplicated, placeReads, "", []news{turned("c", HealthDown), turned("d", HealthDown)}, ""},

@@ -37,7 +37,7 @@ const (
 	blipsTime     = 8 * time.Second // without MULTIPOOL_BLIPS
 	blipMost      = 2 * time.Second
 	blipAfter     = 500 * time.Millisecond // until what was disturbed has been found to be, on a busy machine
-	blipsDeadline = 20 * time.Second       // of each call: generous, so that what fails does so by the pool's own word
+	blipsDeadline = 20 * time.Second       // of every call: generous, so that what fails does so by the pool's own word
 )
 
 // blip is one disturbance of the network in front of a server, for a time.

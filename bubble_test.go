@@ -1385,7 +1385,7 @@ func testAPromotedModestReplica(t *testing.T, bySession bool) {
 	})
 }
 
-// Calls that hold connections and run nothing, one after another, are no hang, though nothing ends and at each tick some wait.
+// Calls that hold connections and run nothing, one after another, are no hang, though nothing ends and at every tick some wait.
 func TestWhoWaitsWhileOthersAreServedMakesNobodySuspect(t *testing.T) {
 	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 1 }, func(ctx context.Context, x *fakes) {
 		settled()

@@ -22,7 +22,7 @@ type trail struct {
 	picked *topology // that the last attempt was picked on
 	reason Reason    // why the next attempt goes where it goes, where that is not the intent's own reason
 	guest  bool      // the next attempt is a read that falls back to the primary
-	last   error     // of the last attempt; nil: there was none
+	last   error     // of the last attempt; nil if there was none
 	waits  bool      // the last error is one that waiting may cure
 	until  time.Time
 	held   time.Time // when a dial of the call was held back first
@@ -216,12 +216,21 @@ func (f *failure) crashed() bool {
 	return f.end.Lost && !unsent && !pgfault.AnsweredByServer(f.err)
 }
 
-// verdict judges the failure. seenAs is the role that its peer is known by.
-func (f *failure) verdict(ctx context.Context, seenAs Role) pgfault.Verdict {
-	if f.sent {
-		return pgfault.Statement(ctx, f.err, f.end)
+// verdict judges a failure of the call, with what only the pool knows of it: the call's text, the role that the peer is
+// known by, and whether it was the pool that was closed or one of its peers.
+func (p *MultiPool) verdict(ctx context.Context, in *intent, f *failure, seenAs Role) pgfault.Verdict {
+	if !f.sent {
+		v := pgfault.Acquire(ctx, f.err, seenAs == RoleReplica)
+		if v.Class == pgfault.Closed && !p.closed.Load() {
+			v.Class = pgfault.Server // the peer was removed after it had been chosen
+		}
+		return v
 	}
-	return pgfault.Acquire(ctx, f.err, seenAs == RoleReplica)
+	v := pgfault.Statement(ctx, f.err, f.end)
+	if v.Class == pgfault.Refused && v.Outcome == pgfault.InPart && f.end.Recovers && in.op != opRewritten && sqltext.RefusedWhole(in.sql) {
+		v.Outcome = pgfault.NotExecuted
+	}
+	return v
 }
 
 // poisonous reports whether a read has lost its connection on two servers that both live, nothing having been known against
@@ -345,15 +354,8 @@ func (p *MultiPool) goOn(ctx context.Context, in *intent, t *trail, f failure) b
 		return false
 	}
 	seenAs := Role(f.at.role.Load())
-	recovers := f.sent && f.end.Recovers
-	v := f.verdict(ctx, seenAs)
-	if v.Class == pgfault.Refused && v.Outcome == pgfault.InPart && recovers && in.op != opRewritten && sqltext.RefusedWhole(in.sql) {
-		v.Outcome = pgfault.NotExecuted
-	}
-	if v.Class == pgfault.Closed && !f.sent && !p.closed.Load() {
-		v.Class = pgfault.Server // the peer was removed after it had been chosen
-	}
-	standby := f.end.Standby && seenAs != RolePrimary || recovers
+	v := p.verdict(ctx, in, &f, seenAs)
+	standby := f.end.Standby && seenAs != RolePrimary || f.sent && f.end.Recovers
 	astray := p.astray(in, v, f)
 	next := in.after(v, f.sent && !astray, standby)
 	if next == stepStop {

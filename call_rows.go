@@ -103,7 +103,7 @@ func (r *rows) Next() bool {
 	return false
 }
 
-// end releases the connection, and marks the error of a write that was lost behind its first row.
+// end releases the connection, and marks the error of a write that was lost after its first row.
 func (r *rows) end() {
 	if r.conn != nil && r.writes && r.Rows.Err() != nil {
 		w := wireOf(r.conn.Conn())

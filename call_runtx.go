@@ -88,7 +88,7 @@ type runEnd struct {
 	commit     pgfault.Ending
 }
 
-// next decides what follows. It is pure but for reading ctx.
+// next decides what follows. It is pure, except that it reads ctx.
 func (e runEnd) next(ctx context.Context) runStep {
 	told := e.commit
 	told.Standby = e.standby

@@ -235,7 +235,7 @@ func TestEveryConnectionHasItsPeersClientCertificate(t *testing.T) {
 }
 
 // A connection that is being made when its server dies moves to another, with the certificate that is shown there, however the
-// program has come by it: the files are read again at each connect, and BeforeConnect may bring another.
+// program has come by it: the files are read again at every connect, and BeforeConnect may bring another.
 func TestClientCertificatesChangeWhileAPoolLives(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)

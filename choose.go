@@ -208,7 +208,7 @@ func (t *topology) refusing(in *intent) (all []*peer) {
 	return all
 }
 
-// causes says of each peer why it did not take the intent.
+// causes says of every peer why it did not take the intent.
 func (t *topology) causes(in *intent) []PeerCause {
 	out := make([]PeerCause, len(t.members))
 	for i := range t.members {

@@ -18,7 +18,7 @@ func weighing(weights ...float64) []*peer {
 	return peers
 }
 
-// chances works out of a table of odds with which probability each peer is drawn.
+// chances works out of a table of odds with which probability every peer is drawn.
 func chances(peers []*peer, table []odds) []float64 {
 	n := len(peers)
 	out := make([]float64, n)

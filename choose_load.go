@@ -18,7 +18,7 @@ type load struct {
 const (
 	fullShare = 1000
 	newShare  = fullShare / 10 // of a peer that has just risen
-	// shareStep is what a tick adds. It divides evenly: what were rounded off at each tick would make easeTime longer.
+	// shareStep is what a tick adds. It divides evenly: what were rounded off at every tick would make easeTime longer.
 	shareStep = (fullShare - newShare) / int32(easeTime/watchTick)
 )
 

@@ -13,12 +13,12 @@ import (
 )
 
 // wire is ours of one connection: made with it, found from it, gone with it. Whatever belongs to a connection hangs
-// here. But for the socket, which is cut from outside, a wire is used by whoever uses the connection, one at a time.
+// here. Except for the socket, which is cut from outside, a wire is used by whoever uses the connection, one at a time.
 type wire struct {
 	// What every call touches, in one line of the processor's cache: many connections evict one another's.
 	peer       *peer
 	pg         *pgconn.PgConn
-	user       *userTracers   // the program's own, called behind ours; nil: none
+	user       *userTracers   // the program's own, called after ours; nil if there is none
 	slab       *[slabLen]rows // wrappers not yet used
 	generation uint64         // the peer's, when this connection was last known to be good
 	started    uint64         // the peer's, when the statement that is running began
@@ -44,7 +44,7 @@ type wire struct {
 	own    *pgx.ConnConfig // what the program would have there
 	over   atomic.Bool     // the making has ended
 
-	reader   *pgconn.ResultReader // of every result; nil: pgx has not one for all
+	reader   *pgconn.ResultReader // of every result; nil if pgx has none for all
 	mode     pgx.QueryExecMode    // by which pgx sends what says nothing of it
 	reported bool                 // the running statement's fault has been
 	gone     bool                 // the connection was known to be closed when the running statement began
@@ -52,13 +52,13 @@ type wire struct {
 	quiet    bool                 // taken and released by ourselves: the program's tracer is not told
 	swept    bool                 // by a sweep, for which the program's PrepareConn was not asked: nor is its AfterRelease
 	pool     quota.Pool           // whose connection it is
-	approach *approach            // how a connection of a pool that follows is being made; nil: it is not
+	approach *approach            // how a connection of a pool that follows is being made; nil if it is not
 	eye      eye                  // on the raw socket
 	noted    uint32               // seq of the last read that the watch has noted as long; the watch's alone
 	seen     uint32               // seq at the watch's last tick; the watch's alone
 	calls    int32                // out's upper part at the watch's last tick; the watch's alone
 
-	at      atomic.Pointer[sight] // what the session has told of its server at its beginning; nil: it was not asked
+	at      atomic.Pointer[sight] // what the session has told of its server at its beginning; nil if it was not asked
 	slot    atomic.Int32
 	counted atomic.Bool            // among the peer's connections that are made
 	born    time.Time              // before it was counted
@@ -240,7 +240,7 @@ func (w *wire) shook() {
 	}
 }
 
-// claim marks an idle connection as held, behind the program's own say; nil: it has none. It reports false where somebody
+// claim marks an idle connection as held, after the program's own say; nil if it has none. It reports false where somebody
 // has closed the connection for good reason.
 func (w *wire) claim(ctx context.Context, c *pgx.Conn, say func(context.Context, *pgx.Conn) (bool, error)) (bool, error) {
 	if say == nil {

@@ -144,7 +144,7 @@ func (r *sockets) used() bool {
 	return false
 }
 
-// wires calls f with each connection's wire.
+// wires calls f with every connection's wire.
 func (r *sockets) wires(f func(*wire)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

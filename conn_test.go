@@ -14,7 +14,7 @@ import (
 var connChanges = []struct {
 	name string
 	do   func(*connUse) bool
-	// What it makes of each state, in the order of the constants; a state in parentheses: it refuses, and nothing changes.
+	// What it makes of every state, in the order of the constants; a state in parentheses: it refuses, and nothing changes.
 	want string
 }{
 	{"restart", (*connUse).restart, "setup (idle) (read) (row) (held) setup"},
@@ -58,7 +58,7 @@ func TestEveryChangeOfAConnectionsState(t *testing.T) {
 	}
 }
 
-// Two changes at once end as one after the other would have: of each pair, from each state.
+// Two changes at once end as one after the other would have: of every pair, from every state.
 func TestTwoChangesOfAConnectionsStateAtOnce(t *testing.T) {
 	t.Parallel()
 	type end struct {

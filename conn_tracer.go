@@ -33,7 +33,7 @@ type ReleaseTracer interface {
 	TraceRelease(pool *MultiPool, data TraceReleaseData)
 }
 
-// userTracers is the program's tracer, asked once for each kind it serves, and called for those. nil: it has none.
+// userTracers is the program's tracer, asked once for every kind it serves, and called for those. nil: it has none.
 type userTracers struct {
 	query   pgx.QueryTracer
 	batch   pgx.BatchTracer
@@ -257,7 +257,7 @@ func (w *wire) TracePrepareStart(ctx context.Context, c *pgx.Conn, d pgx.TracePr
 }
 
 func (w *wire) TracePrepareEnd(ctx context.Context, c *pgx.Conn, d pgx.TracePrepareEndData) {
-	// An error here reaches the end of the statement that needed it, but for a copy's, which pgx ends with nothing.
+	// An error here reaches the end of the statement that needed it, except for a copy's, which pgx ends with nothing.
 	if d.Err != nil && !w.peer.solo && !w.gone {
 		w.reportOnce(pgfault.Statement(ctx, d.Err, pgfault.Ending{Standby: w.standby}), d.Err)
 	}

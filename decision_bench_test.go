@@ -20,7 +20,7 @@ func deep(n int) context.Context {
 }
 
 // idlePool is a pool of n idle peers without servers: the first is the primary. change, where it is not nil, is told of
-// each replica.
+// every replica.
 func idlePool(n int, b Balancer, change func(i int, q *peer)) *MultiPool {
 	p := &MultiPool{}
 	var peers []*peer

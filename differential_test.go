@@ -89,7 +89,7 @@ type differential struct {
 	several bool
 	filler  []*pgx.Conn // sessions that take all room
 
-	control map[string]string // sketches of what comes of each call where there is no fault
+	control map[string]string // sketches of what comes of every call where there is no fault
 	brief   int               // how many calls of the program are made before a fault, and after it
 
 	// What the pool under test has been configured with.

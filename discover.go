@@ -18,7 +18,7 @@ import (
 
 // discovery asks for the peers that there are, and has the pool follow.
 type discovery struct {
-	pending chan discovered // of the call that is under way; nil: none is. Of run's goroutine
+	pending chan discovered // of the call that is under way; nil if none is. Of run's goroutine
 	missed  map[string]int  // how often in a row a peer was left out; under the owner's changing
 
 	mu     sync.Mutex
@@ -263,7 +263,7 @@ var discoveries = map[string]func(c *pgxpool.Config, proxy bool) Discoverer{
 	"replication": func(*pgxpool.Config, bool) Discoverer { return DiscoverReplication() },
 }
 
-// discoverHosts joins what is discovered of each host of a connection string.
+// discoverHosts joins what is discovered of every host of a connection string.
 func discoverHosts(c *pgxpool.Config, proxy bool, each func(string, uint16) Discoverer) Discoverer {
 	hosts, err := splitHosts(c)
 	return func(ctx context.Context) ([]Peer, error) {

@@ -153,7 +153,7 @@ func (e *NoPeerError) Error() string {
 }
 
 // gist is the text of an error beside the name of its peer. Of a pgconn.ConnectError, which tells user, database and address of
-// every try, it is what the tries have met, each cause once.
+// every try, it is what the tries have met, every cause once.
 func gist(err error) string {
 	dial, is := err.(*pgconn.ConnectError)
 	if !is {

@@ -21,13 +21,13 @@ type crowd struct {
 	stop  chan struct{}
 	wait  sync.WaitGroup
 	calls atomic.Int64
-	each  []atomic.Int64 // of which each caller has made so many
+	each  []atomic.Int64 // of which every caller has made so many
 
 	mu     sync.Mutex
 	errors map[string]int
 }
 
-// gather starts n callers of call, each call with a deadline of 5 s.
+// gather starts n callers of call, every call with a deadline of 5 s.
 func gather(n int, call func(ctx context.Context) error) *crowd {
 	return gatherFor(5*time.Second, n, call)
 }
@@ -171,7 +171,7 @@ func TestARoleThatChangesIsSeenFromTraffic(t *testing.T) {
 	assert.Empty(t, failed)
 }
 
-// Under TLS a connection hides its socket, and certificates are checked for each peer's own name.
+// Under TLS a connection hides its socket, and certificates are checked for every peer's own name.
 func TestTheSameUnderTLS(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, TLS: true})

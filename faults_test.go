@@ -25,7 +25,7 @@ import (
 )
 
 // Real faults on real servers: one primary, three replicas, 200 readers with deadlines of 5 s unless said otherwise.
-// What each prints is what docs/failures.md says.
+// What every prints is what docs/failures.md says.
 
 // stage is a cluster under load.
 type stage struct {
@@ -599,7 +599,7 @@ func TestASlowReplicaGetsFewReads(t *testing.T) {
 	s.settle(time.Second) // connections are made by now
 	at := time.Now()
 	steady := p99(s.readers.between(at.Add(-time.Second), at))
-	relay.Delay(min(max(50*time.Millisecond, 3*steady), 150*time.Millisecond)) // each way: slow, and no hang
+	relay.Delay(min(max(50*time.Millisecond, 3*steady), 150*time.Millisecond)) // every way: slow, and no hang
 	s.settle(2 * time.Second)
 	steady = max(steady, 5*time.Millisecond) // what is below is chance
 	for i := range 3 {                       // a busy machine makes the others as slow for a while
@@ -787,7 +787,7 @@ func TestNoFaultWhenThePasswordIsRotated(t *testing.T) {
 func TestAReplicaTwiceAsSlowGetsASmallerShare(t *testing.T) {
 	s, relay := relayed(t, Options{})
 	// Far more than what a busy machine adds to either.
-	relay.Delay(15 * time.Millisecond) // each way
+	relay.Delay(15 * time.Millisecond) // every way
 	readers := gather(12, func(ctx context.Context) error { return s.pool.QueryRow(ctx, "select pg_sleep(0.030)").Scan(new(any)) })
 	s.settle(time.Second)
 	var after Status

@@ -155,7 +155,7 @@ type follower struct {
 	intent  intent
 	user    *pgxpool.Config // the program's hooks
 	pool    *pgxpool.Pool
-	surplus atomic.Pointer[peer] // has one connection too many; nil: none has
+	surplus atomic.Pointer[peer] // has one connection too many; nil if none has
 }
 
 func newFollower(p *MultiPool, k quota.Pool) *follower {
@@ -179,7 +179,7 @@ func wantsOf(k quota.Pool) intent {
 	return intent{op: opAcquire, place: placePrimary, reason: ReasonWrite}
 }
 
-// compose returns the configuration of the pool: the program's, with our hooks chained behind its own.
+// compose returns the configuration of the pool: the program's, with our hooks chained after its own.
 func (f *follower) compose() *pgxpool.Config {
 	c := f.user.Copy()
 	c.MinConns, c.MinIdleConns = 0, 0
@@ -308,7 +308,7 @@ func (f *follower) sweep(top *topology, before []*peer) {
 // of their release.
 type sweeping struct{ context.Context }
 
-// overfull returns the peer that has one connection too many where another has one too few; nil: none has.
+// overfull returns the peer that has one connection too many where another has one too few; nil if none has.
 func (f *follower) overfull(top *topology) (most *peer) {
 	list := f.candidates(top)
 	conns, shares := 0.0, 0.0
@@ -356,7 +356,7 @@ func (f *follower) prepareConn(say func(context.Context, *pgx.Conn) (bool, error
 	}
 }
 
-// shed reports whether a connection of the peer is to go, once for each time that it was found to have too many. It has
+// shed reports whether a connection of the peer is to go, once for every time that it was found to have too many. It has
 // to have them still: the count may have been taken while one was on its way elsewhere.
 func (f *follower) shed(top *topology, q *peer) bool {
 	return f.surplus.Load() == q && f.surplus.CompareAndSwap(q, nil) && f.overfull(top) == q

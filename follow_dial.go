@@ -22,12 +22,12 @@ import (
 // approach is the making of one connection of a pool that follows. A pool returns the error of a connect to its caller
 // and does not try again, so a connect must bear that its server dies under it. pgx tries the addresses of a
 // configuration one after another: the approach lists all peers several times, each with its own way of TLS, and
-// decides at each dial whether this entry is the one to take. The others are passed over at once. In front of each peer stands
-// an entry that leads nowhere: there it is decided who is next, as pgx gives each entry the connect timeout, and a wait is
+// decides at every dial whether this entry is the one to take. The others are passed over at once. In front of every peer stands
+// an entry that leads nowhere: there it is decided who is next, as pgx gives every entry the connect timeout, and a wait is
 // not to be taken from that.
 type approach struct {
 	follower *follower
-	call     *call // for whom; nil: nobody's
+	call     *call // for whom; nil if it is nobody's
 	wire     *wire
 	own      map[*peer]*pgx.ConnConfig // the peers' configurations, copied once: see ownOf
 	timeout  time.Duration             // the pool's own bound, where the program has none
@@ -36,15 +36,15 @@ type approach struct {
 	ctx      context.Context // of waits: ends with the call too
 	end      func()
 
-	want    *peer           // who is to be tried; nil: not chosen yet
+	want    *peer           // who is to be tried; nil if not chosen yet
 	to      *peer           // for whom everything is prepared
-	ours    *pgx.ConnConfig // to's configuration, behind the program's BeforeConnect
+	ours    *pgx.ConnConfig // to's configuration, after the program's BeforeConnect
 	knocked bool            // at want, since it was chosen
 	trail   trail
-	visits  []visit // one for each entry that pgx has come to
+	visits  []visit // one for every entry that pgx has come to
 	failed  error   // ends the approach
 
-	arrived atomic.Pointer[pgconn.DialFunc] // the program's way to dial the peer; nil: not yet
+	arrived atomic.Pointer[pgconn.DialFunc] // the program's way to dial the peer; nil if not yet
 }
 
 // entry is one address in pgx's hands: a peer's, or its second with the other way of TLS (sslmode=prefer, allow).
@@ -155,7 +155,7 @@ func (a *approach) next() error {
 }
 
 // bring takes the call to a peer, and returns the one where it has a turn then: its own, where there is no room and its own
-// will do; nil: it has none.
+// will do; nil if it has none.
 func (a *approach) bring(q *peer, top *topology) (*peer, error) {
 	c := a.call
 	if c == nil || c.move(q, top) {
@@ -301,7 +301,7 @@ func (a *approach) turn() {
 	}
 }
 
-// impersonate makes of a configuration the peer's, with the approach in it. The one in pgx's hands is read behind the dial.
+// impersonate makes of a configuration the peer's, with the approach in it. The one in pgx's hands is read after the dial.
 func (a *approach) impersonate(cc *pgx.ConnConfig) {
 	had := *cc
 	*cc = *a.ours
@@ -380,7 +380,7 @@ func (a *approach) validate(ctx context.Context, pg *pgconn.PgConn) error {
 	return errNotPrimary
 }
 
-// ended takes in how the connect ended. Of one that failed it judges each try, and gives the caller an error that says
+// ended takes in how the connect ended. Of one that failed it judges every try, and gives the caller an error that says
 // what came of it instead of pgx's list of all addresses.
 func (a *approach) ended(err error) {
 	a.end()
@@ -401,12 +401,12 @@ func (a *approach) ended(err error) {
 	}
 }
 
-// judge reports what each visit has met, and returns the last of it as the caller is to see it.
+// judge reports what every visit has met, and returns the last of it as the caller is to see it.
 func (a *approach) judge(err error) (last error) {
 	met := eachOf(err)
 	if len(met) == 0 && len(a.visits) > 0 {
 		met = make([]error, len(a.visits))
-		met[len(met)-1] = err // behind the last: the program's own AfterConnect
+		met[len(met)-1] = err // after the last: the program's own AfterConnect
 	}
 	last = err
 	for i, v := range a.visits {
@@ -442,7 +442,7 @@ func (a *approach) outcome(last error) error {
 	return f.owner.noPeer(f.owner.topology.Load(), &f.intent, &trail{last: last}, nil)
 }
 
-// eachOf takes pgx's error of a connect apart, into one for each address that it tried.
+// eachOf takes pgx's error of a connect apart, into one for every address that it tried.
 func eachOf(err error) []error {
 	var whole *pgconn.ConnectError
 	if !errors.As(err, &whole) {

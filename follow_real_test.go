@@ -109,7 +109,7 @@ func serveAs(t *testing.T, s *pgtest.Server, name string) []byte {
 	return cert
 }
 
-// Each server shows a certificate for its own name; a connection that moves to another server checks it for that one's.
+// Every server shows a certificate for its own name; a connection that moves to another server checks it for that one's.
 func TestAFollowingPoolChecksEachServersOwnName(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2, TLS: true})
 	var roots []byte

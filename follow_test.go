@@ -368,7 +368,7 @@ func TestSaturatedPoolsShareAServerEvenly(t *testing.T) {
 	})
 }
 
-// With one connection for two pools each statement takes the other's: slow, and nobody starves.
+// With one connection for two pools every statement takes the other's: slow, and nobody starves.
 func TestNobodyStarvesWhereTwoPoolsShareOneConnection(t *testing.T) {
 	bubble(t, 1, func(c *Options) { c.Config.MaxConns = 1 }, func(ctx context.Context, x *fakes) {
 		settled()
@@ -948,7 +948,7 @@ func TestReadsThatMoveToThePrimaryLeaveItsReserveAlone(t *testing.T) {
 	})
 }
 
-// pgxpool calls AfterRelease behind the release: until it has ended the connection is the program's.
+// pgxpool calls AfterRelease after the release: until it has ended the connection is the program's.
 func TestNobodyEvictsAConnectionFromUnderAfterRelease(t *testing.T) {
 	var failed atomic.Int64
 	bubble(t, 1, func(c *Options) {

@@ -152,7 +152,7 @@ func TestHAProxyAPromotionBesideALivingPrimary(t *testing.T) {
 	require.NoError(t, b.servers[1].Promote())
 	b.lead("w", 0, 1)
 	b.lead("r", 2)
-	// Each regular look of the write port's monitor is made on a new session, so that one of two meets the promoted server.
+	// Every regular look of the write port's monitor is made on a new session, so that one of two meets the promoted server.
 	waitFor(t, "the newer timeline", 20*time.Second, func() bool { return b.pool.topology.Load().timeline == 2 })
 	b.writers.turnOver(t)
 	stale := entriesFrom(t, b.servers[0], 0)

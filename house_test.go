@@ -102,7 +102,7 @@ const (
 	sqltextPath = rootPath + "/internal/sqltext"
 )
 
-// closed is what each package of internal that decides, and knows no pool, may import besides the standard library, and
+// closed is what every package of internal that decides, and knows no pool, may import besides the standard library, and
 // what it keeps away from in it. The compiler sees to it that they know nothing of the root.
 var closed = map[string]struct{ imports, abstains []string }{
 	"dsn":     {[]string{pgconnPath}, []string{"context", "net", "sync", "sync/atomic"}},

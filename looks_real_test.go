@@ -104,7 +104,7 @@ func sessionsOn(t *testing.T, s *pgtest.Server, role string) (pids []uint32) {
 	return pids
 }
 
-// What looks cost a server, by the scheduler's count of its backends. Absolute times depend on the machine, so each kind is
+// What looks cost a server, by the scheduler's count of its backends. Absolute times depend on the machine, so every kind is
 // compared with the full look as it was sent before, at the same pace.
 func TestWhatLooksCostAServer(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})
@@ -162,7 +162,7 @@ func TestWhatLooksCostAServer(t *testing.T) {
 	}
 }
 
-// What a program's monitors cost each server: at rest, while it writes, and while there is no primary and it waits.
+// What a program's monitors cost every server: at rest, while it writes, and while there is no primary and it waits.
 func TestWhatAProgramsMonitorsCostAServer(t *testing.T) {
 	c := pgtest.Start(t, pgtest.Options{Standbys: 2})
 	must(t, c, "create table log (id bigint)", "create role app login superuser")

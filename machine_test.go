@@ -96,11 +96,11 @@ func (s *machineTallies) add(m *machine) {
 }
 
 const (
-	machineDeadline = 5 * time.Second // of each call
+	machineDeadline = 5 * time.Second // of every call
 	machineReplicas = 3
 	// A call may be handed to a connection once, and again as often as maxResent says.
 	machineSent = 1 + maxResent
-	// Attempts in which nothing was sent have no number of their own: each change of the topology lets a call that waits
+	// Attempts in which nothing was sent have no number of their own: every change of the topology lets a call that waits
 	// try all peers again. Where a server refuses dials and answers the monitor's session, faultSample such faults open a
 	// breaker, and every peer may have to be opened so.
 	machineAttempts = 100
@@ -135,7 +135,7 @@ type machine struct {
 	trace    []string
 	failures []string
 	applied  map[int64]int              // how often an insert took effect
-	excused  map[int64]bool             // reads whose connection was cut behind their rows
+	excused  map[int64]bool             // reads whose connection was cut after their rows
 	batched  map[int64]bool             // the inserts of a batch, and whether it is one of two
 	claims   map[string]pgfault.Outcome // what the table says of a statement that was answered with this message
 	xacts    xacts
@@ -399,7 +399,7 @@ func (f *faultyPeer) fault(s pgfake.Statement, id int64) *pgfake.Response {
 	return nil
 }
 
-// statementID finds the number that makes each statement unique: an argument, or the last number of the text.
+// statementID finds the number that makes every statement unique: an argument, or the last number of the text.
 func statementID(s pgfake.Statement) (id int64, insert bool) {
 	insert = strings.HasPrefix(s.SQL, "insert")
 	if len(s.Args) > 0 {
@@ -888,7 +888,7 @@ func isOpen(q *peer) bool {
 	if q.breaker.closed() || q.breaker.openFor() == 0 {
 		return false
 	}
-	q.breaker.circuit.Counts() // behind whoever is opening it
+	q.breaker.circuit.Counts() // after whoever is opening it
 	return !q.breaker.closed() && q.breaker.openFor() > 0
 }
 
@@ -1016,7 +1016,7 @@ func (m *machine) leftovers() (wrong []string) {
 	return wrong
 }
 
-// accounts checks each write's outcome against what took effect.
+// accounts checks every write's outcome against what took effect.
 func (m *machine) accounts() {
 	m.mu.Lock()
 	writes := m.writes

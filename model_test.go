@@ -40,7 +40,7 @@ type trueServer struct {
 	timeline uint32
 	shut     bool   // its role is told no timeline: it has no rights of pg_monitor
 	up       bool   // answers
-	shown    uint32 // the timeline that the pool knows it to have; 0: none
+	shown    uint32 // the timeline that the pool knows it to have; 0 if there is none
 }
 
 // trueName is where a name leads, and what the pool's monitor knows of it.
@@ -183,7 +183,7 @@ func (w *world) hear(o observation) {
 	}
 }
 
-// check returns what must not be; "": all is well.
+// check returns what must not be; "" if all is well.
 func (w *world) check() string {
 	if len(w.top.writes) > 1 {
 		return "two primaries"

@@ -424,7 +424,7 @@ func setDuration(field *time.Duration, v string) error {
 //
 //   - multipool_name: the pool's name in logs and metrics (default the database)
 //   - multipool_mode: replicated, equivalent, ordered (default replicated)
-//   - multipool_return_after: duration string (default 10s; 0: at once)
+//   - multipool_return_after: duration string (default 10s; 0 means at once)
 //   - multipool_proxy: true or false (default false): true declares every host a Peer.Proxy
 //   - multipool_discover: none, dns (all addresses of the hosts), srv (the host is the name of SRV records), replication (the
 //     primary's standbys) (default none)
@@ -434,10 +434,10 @@ func setDuration(field *time.Duration, v string) error {
 //   - multipool_zone: the program's zone (default none)
 //   - multipool_max_lag: duration, size such as 16MB, or both with a comma between (default 0, none)
 //   - multipool_check_interval: duration string of at least 10ms (default 5s)
-//   - multipool_wait: duration string (default 5s; 0: a call does not wait)
-//   - multipool_max_waiting: integer (default 1000; 0: none)
-//   - multipool_stall_after: duration string of at least 100ms (default 500ms; 0: hangs are not looked for)
-//   - multipool_write_reserve: number from 0 to 0.9 (default 0.25; 0: none)
+//   - multipool_wait: duration string (default 5s; 0 means that a call does not wait)
+//   - multipool_max_waiting: integer (default 1000; 0 means none)
+//   - multipool_stall_after: duration string of at least 100ms (default 500ms; 0 means that hangs are not looked for)
+//   - multipool_write_reserve: number from 0 to 0.9 (default 0.25; 0 means none)
 //   - multipool_monitor_conns: true or false (default true)
 //   - load_balance_hosts: libpq's key: random, disable (default random); disable is the order of the list: multipool_mode=ordered,
 //     or where target_session_attrs or multipool_target ask for a role, the first server of the list that has it

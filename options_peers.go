@@ -288,12 +288,12 @@ func setServerName(pool *pgxpool.Config, name string) {
 	}
 }
 
-// splitHosts makes one template for each host of config. pgx lists a host twice under sslmode=prefer and allow, once
+// splitHosts makes one template for every host of config. pgx lists a host twice under sslmode=prefer and allow, once
 // with TLS and once without: that is one peer with a fallback.
 func splitHosts(config *pgxpool.Config) ([]peerConfig, error) {
 	all := waysOf(&config.ConnConfig.Config)
 	var names []string
-	ways := map[string][]int{} // of each name, by their places in all
+	ways := map[string][]int{} // of every name, by their places in all
 	for i, e := range all {
 		if !isHost(e.Host) {
 			return nil, fmt.Errorf("multipool: host #%d %w", len(names)+1, errNoHost)

@@ -582,7 +582,7 @@ func TestKeysMayStandInTheEnvironment(t *testing.T) {
 			values[s.key] = "3s"
 		}
 	}
-	// What the variable does is what the key does, for each way in.
+	// What the variable does is what the key does, for every way in.
 	plain := func() Options {
 		c, err := pgxpool.ParseConfig(threeHosts)
 		require.NoError(t, err)

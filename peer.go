@@ -33,7 +33,7 @@ type peer struct {
 	shared     atomic.Bool // other pools use the server too: those that follow
 	breaker    *breaker
 	monitor    *monitor
-	leave      func()        // ends the monitor; nil: it was not set going; under the owner's changing
+	leave      func()        // ends the monitor; nil if it was not set going; under the owner's changing
 	retired    chan struct{} // closed when a peer that was removed is closed
 	unattended chan struct{} // closed when the monitor has ended
 	sockets    sockets
@@ -57,7 +57,7 @@ type peer struct {
 	drained    atomic.Bool   // by the operator
 	suspected  atomic.Bool   // a fault was reported and the probe's verdict is out
 	doubted    atomic.Bool   // a probe was asked for, for less than a fault
-	role       atomic.Int32  // the topology's Role, for a comparison at each statement's end
+	role       atomic.Int32  // the topology's Role, for a comparison at every statement's end
 	stale      atomic.Uint32 // the timeline by which a primary that is still behind the address was said to be replaced
 	undeclared atomic.Bool   // it was said that there is more than one server at its address, and Proxy is not set
 	hearsay    atomic.Bool   // the last look's session reported another role than its answer: it repeats, as poolers do
@@ -545,10 +545,10 @@ func (e *era) within(ctx context.Context) (_ context.Context, done func()) {
 	return ctx, func() { stop(); cancel() }
 }
 
-// knocks holds back dials to a peer that has failed the last one: one each knockEach goes, and all when one has succeeded.
+// knocks holds back dials to a peer that has failed the last one: one every knockEach goes, and all when one has succeeded.
 type knocks struct {
 	mu      sync.Mutex
-	failure error       // of the last that ended; nil: it succeeded
+	failure error       // of the last that ended; nil if it succeeded
 	since   time.Time   // when it came
 	last    time.Time   // when one was let go, or ended in failure
 	failing atomic.Bool // whether there is a failure

@@ -55,7 +55,7 @@ const (
 //
 // A primary's timeline is that of the log being written, which tells a promotion at once (pg_control_checkpoint()
 // tells it only after the next checkpoint); its position is that of insertion, as a commit that does not wait for the
-// disk lies behind the written one. A replica's timeline is its receiver's, which only members of pg_monitor see; the
+// disk lags the written one. A replica's timeline is its receiver's, which only members of pg_monitor see; the
 // control file's is an old one for a while.
 var looks = [...]string{lookFull,
 	lookSelect + `, null::pg_catalog.int8, null::pg_catalog.int4` + lookFrom,

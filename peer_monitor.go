@@ -25,7 +25,7 @@ type monitor struct {
 	peer     *peer
 	interval time.Duration
 	borrows  bool         // always look through an idle connection of the pool
-	yielded  atomic.Int64 // when it has given its own up last, by the pool's clock; 0: never
+	yielded  atomic.Int64 // when it has given its own up last, by the pool's clock; 0 if never
 
 	nudged     chan struct{}                      // capacity 1: a nudge is never lost and never waits
 	waking     atomic.Pointer[context.CancelFunc] // ends a rest
@@ -34,7 +34,7 @@ type monitor struct {
 	wanted     atomic.Int32 // calls that wait for the peer
 	mistrusted atomic.Bool  // something contradicts what its session sees
 
-	conn      *pgx.Conn // the monitor's own; nil: none at the moment
+	conn      *pgx.Conn // the monitor's own; nil if there is none at the moment
 	took      connectTimes
 	dialled   time.Time    // when conn was, or the last try to replace it
 	metBefore server       // before the address led to another
@@ -46,7 +46,7 @@ type monitor struct {
 	saw       Role         // what the last look saw
 	before    replay       // what the last look saw of a replica's replay
 	stuck     int          // how often it lacked something, and had not moved
-	strayed   uint64       // the reign in which the replica was ahead of its primary; 0: it was not
+	strayed   uint64       // the reign in which the replica was ahead of its primary; 0 if it was not
 	warmed    int64        // which loss of a primary a connection was made for
 	twins     twins
 	silence   silence
@@ -65,12 +65,12 @@ const (
 	probeTimeout = 500 * time.Millisecond // of a look at a suspect, at least: see patience
 	firstRetry   = 200 * time.Millisecond // after the breaker has opened
 	maxRetry     = time.Second
-	eagerTime    = time.Minute            // how long a peer that is down is tried each maxRetry; then each interval
+	eagerTime    = time.Minute            // how long a peer that is down is tried every maxRetry; then every interval
 	retryStart   = 250 * time.Millisecond // constant for eagerTime, while the server says that it is starting or shutting down
 	retryLacked  = 500 * time.Millisecond // while nobody else serves what the peer could: a call that comes has it tried at once
 	retryAwaited = 150 * time.Millisecond // while calls wait for it; and the least time between a fall and a return
 
-	// While there is no primary each peer is looked at this often, on the connection that there is: writers wait. Where none
+	// While there is no primary every peer is looked at this often, on the connection that there is: writers wait. Where none
 	// does the looks are eased after a while, and where some do after a longer one: failover managers take half a minute.
 	eagerLook    = 25 * time.Millisecond
 	patientAfter = 10 * time.Second
@@ -103,7 +103,7 @@ func newMonitor(p *peer, c *Options) *monitor {
 // summons is the next look, as far as calls wait for it.
 type summons struct {
 	mu    sync.Mutex
-	over  chan struct{} // closed when it has ended; nil: nobody waits
+	over  chan struct{} // closed when it has ended; nil if nobody waits
 	ended time.Time     // the last look
 }
 
@@ -604,7 +604,7 @@ func (m *monitor) forgetReplay() {
 // errHeld is no fault: the peer has flapped, and its time is not over.
 var errHeld = errors.New("multipool: the breaker has not been open for long enough")
 
-// holdFor is how long the breaker stays open this time. It is worked out once for each fall.
+// holdFor is how long the breaker stays open this time. It is worked out once for every fall.
 func (m *monitor) holdFor() time.Duration {
 	fell := m.peer.breaker.openSince()
 	if fell == m.fellAt {

@@ -18,9 +18,9 @@ import (
 // session says which server it has met before the program has it.
 
 const (
-	// A monitor dials anew each redialEach; behind a proxy, and while there is no primary, at each regular look; where its
-	// session leads to a primary that was replaced, each redialFenced. Where something contradicts what it sees it does so at
-	// once, but not more often than each redialLeast.
+	// A monitor dials anew every redialEach; behind a proxy, and while there is no primary, at every regular look; where its
+	// session leads to a primary that was replaced, every redialFenced. Where something contradicts what it sees it does so at
+	// once, but not more often than every redialLeast.
 	redialEach   = 30 * time.Second
 	redialFenced = time.Second
 	redialLeast  = 500 * time.Millisecond
@@ -248,7 +248,7 @@ func (p *peer) contradicted(how error) {
 	p.owner.herald.advise(p.owner.topology.Load(), p, err)
 }
 
-// metStale says, once for each newer timeline, that a primary that was replaced is still to be met behind the address.
+// metStale says, once for every newer timeline, that a primary that was replaced is still to be met behind the address.
 func (p *peer) metStale(timeline, newer uint32) {
 	if was := p.stale.Swap(newer); was == newer {
 		return

@@ -24,7 +24,7 @@ func (p *peer) reserve(c *Options) {
 }
 
 // takePlace takes a place and a connection, which holds it from then on as bit says: no longer than the peer stands, and no
-// longer than until better says that a call of the kind is better off elsewhere; nil: never.
+// longer than until better says that a call of the kind is better off elsewhere; nil if never.
 func (p *peer) takePlace(ctx context.Context, s quota.Bulkhead, bit int32, better func(*topology) bool) (c *pgxpool.Conn, err error) {
 	if err := p.awaitPlace(ctx, s, better); err != nil {
 		return nil, err

@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// compose returns the configuration of the peer's pool: the program's, with our hooks chained behind its own.
+// compose returns the configuration of the peer's pool: the program's, with our hooks chained after its own.
 func (p *peer) compose() *pgxpool.Config {
 	user := p.config
 	c := user.Copy()
@@ -33,7 +33,7 @@ func (p *peer) compose() *pgxpool.Config {
 }
 
 // newPool makes a pool of a composed configuration, and then has it show the program's own: pgxpool has taken what it uses.
-// The tracer it reads for each new connection; in a pool of the program's, made from a copy, it is the program's alone.
+// The tracer it reads for every new connection; in a pool of the program's, made from a copy, it is the program's alone.
 func newPool(ctx context.Context, c, user *pgxpool.Config) (*pgxpool.Pool, error) {
 	pool, err := pgxpool.NewWithConfig(ctx, c)
 	if err != nil {
@@ -46,7 +46,7 @@ func newPool(ctx context.Context, c, user *pgxpool.Config) (*pgxpool.Pool, error
 	return pool, nil
 }
 
-// afterConnect ends the making of a connection, behind the program's own part in it.
+// afterConnect ends the making of a connection, after the program's own part in it.
 func afterConnect(user *pgxpool.Config) func(context.Context, *pgx.Conn) error {
 	return func(ctx context.Context, conn *pgx.Conn) error {
 		w := wireOf(conn)
@@ -70,7 +70,7 @@ func afterConnect(user *pgxpool.Config) func(context.Context, *pgx.Conn) error {
 	}
 }
 
-// afterRelease ends a release, behind the program's own part in it: until then the connection is the program's. nil: it has no
+// afterRelease ends a release, after the program's own part in it: until then the connection is the program's. nil: it has no
 // part, and the release has ended; a hook would cost every release a goroutine.
 func afterRelease(user *pgxpool.Config) func(*pgx.Conn) bool {
 	own := user.AfterRelease
@@ -191,7 +191,7 @@ func (w *wire) dial(ctx context.Context, dial pgconn.DialFunc, network, addr str
 	return s, nil
 }
 
-// prepareConn marks a connection as held, behind the program's own say. pgxpool calls it on every way out of the pool,
+// prepareConn marks a connection as held, after the program's own say. pgxpool calls it on every way out of the pool,
 // PeerPool and AcquireAllIdle included.
 func prepareConn(user *pgxpool.Config) func(context.Context, *pgx.Conn) (bool, error) {
 	say := sayOf(user)
@@ -200,7 +200,7 @@ func prepareConn(user *pgxpool.Config) func(context.Context, *pgx.Conn) (bool, e
 	}
 }
 
-// sayOf returns the program's own PrepareConn, in whichever form; nil: it has none.
+// sayOf returns the program's own PrepareConn, in whichever form; nil if it has none.
 func sayOf(user *pgxpool.Config) func(context.Context, *pgx.Conn) (bool, error) {
 	//lint:ignore SA1019 a program may still use it
 	if before := user.BeforeAcquire; user.PrepareConn == nil && before != nil {

@@ -100,7 +100,7 @@ func (w *watch) steady(now time.Time) {
 // stall is how long a peer has been without an answer while something waited for one.
 type stall struct {
 	quiet    time.Duration
-	patience time.Duration // what is borne before the next suspicion; 0: the configured time
+	patience time.Duration // what is borne before the next suspicion; 0 means the configured time
 }
 
 // count takes in what has ended on a peer since the last tick, and reports whether the program has used it.

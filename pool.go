@@ -371,7 +371,7 @@ func timedRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 	return r, err
 }
 
-// rewrites reports whether a call's arguments begin, behind pgx's other options, with a pgx.QueryRewriter: then its
+// rewrites reports whether a call's arguments begin, after pgx's other options, with a pgx.QueryRewriter: then its
 // text is not what is sent. pgx's own rewriters put numbers in the place of names and leave the rest.
 func rewrites(args []any) bool {
 	for _, arg := range args {

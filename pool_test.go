@@ -74,7 +74,7 @@ type writing struct {
 	name, sql string
 	learned   bool // its text does not show it: the first time it is tried on a replica
 	rows      int
-	effect    string // a count on the primary that grows by one each time; "" where there is nothing to count
+	effect    string // a count on the primary that grows by one every time; "" where there is nothing to count
 }
 
 var writings = []writing{
@@ -407,7 +407,7 @@ func TestExplainReturnsTheErrorThatTheCallWould(t *testing.T) {
 // callCopy is the place of CopyFrom's error in everyCall.
 const callCopy = 5
 
-// everyCall makes each kind of call and returns its error.
+// everyCall makes every kind of call and returns its error.
 func everyCall(ctx context.Context, p *MultiPool) []error {
 	_, exec := p.Exec(ctx, "select 1")
 	rows, query := p.Query(ctx, "select 1")

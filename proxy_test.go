@@ -33,7 +33,7 @@ type pooled struct {
 	events  []PeerEvent
 	readers *company
 	writers *company
-	bears   time.Duration // how long a write may take; 0: 5 s, as everything
+	bears   time.Duration // how long a write may take; 0 means 5 s, as everywhere
 	written atomic.Int64  // writes that said they were done
 }
 
@@ -92,7 +92,7 @@ func keep(n int, call func(ctx context.Context) error) *company {
 	return c
 }
 
-// load starts 50 readers and 20 writers. Each write is a number of its own, so that one done twice shows.
+// load starts 50 readers and 20 writers. Every write is a number of its own, so that one done twice shows.
 func (s *pooled) load() {
 	var id, write atomic.Int64
 	s.readers = keep(50, func(ctx context.Context) error {
@@ -114,7 +114,7 @@ func (s *pooled) load() {
 	s.goOn()
 }
 
-// goOn waits until each kind of caller has made some calls more.
+// goOn waits until every kind of caller has made some calls more.
 func (s *pooled) goOn() {
 	s.t.Helper()
 	s.readers.crowd.reach(s.t, 1000)

@@ -125,7 +125,7 @@ type wishes struct {
 	model string
 
 	// resolved is what the wishes mean to the pool that last asked; a context that serves two pools in turn resolves
-	// again each time, which costs time and nothing else.
+	// again every time, which costs time and nothing else.
 	resolved atomic.Pointer[resolution]
 }
 

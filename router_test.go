@@ -80,7 +80,7 @@ func TestARouterShowsItsPools(t *testing.T) {
 	require.ErrorIs(t, r.WaitForPrimary(short), ErrNoPrimary)
 }
 
-// Two clusters: each model is where it lives, by every kind of call, and when one cluster dies the callers of the other
+// Two clusters: every model is where it lives, by every kind of call, and when one cluster dies the callers of the other
 // notice nothing.
 func TestARouterKeepsClustersApart(t *testing.T) {
 	t.Parallel()

@@ -204,7 +204,7 @@ func (k *soak) calm(from, to time.Time) (longest time.Duration) {
 	return max(longest, to.Sub(at))
 }
 
-// excuse says why a call may have failed; "": it may not.
+// excuse says why a call may have failed; "" if it may not.
 func (k *soak) excuse(c *failedCall) string {
 	switch {
 	case c.own && len(k.met(c.from, c.to, false)) > 0:

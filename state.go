@@ -60,8 +60,8 @@ const heedTime = lookTimeout + probeTimeout
 func (p *MultiPool) instant() instant { return instant(max(p.clock(), 1)) }
 
 const (
-	// Where a lag is bounded each peer is looked at this often. A replica's crossing of a bound shows when the primary
-	// has been looked at after it, and the replica after that; each look may come a fifth late.
+	// Where a lag is bounded every peer is looked at this often. A replica's crossing of a bound shows when the primary
+	// has been looked at after it, and the replica after that; every look may come a fifth late.
 	maxLagLook = 700 * time.Millisecond
 	minLagLook = 50 * time.Millisecond
 	lagLooks   = 3 // within a bound on time
@@ -94,10 +94,10 @@ func (p *MultiPool) nudgeAll() {
 	}
 }
 
-// lagLooks is how often each peer is looked at because of a bound on lag.
+// lagLooks is how often every peer is looked at because of a bound on lag.
 func (p *MultiPool) lagLooks() time.Duration { return time.Duration(p.lagEvery.Load()) }
 
-// orphanedFor is how long there has been no primary that takes writes; 0: there is one, or there was none yet and nobody
+// orphanedFor is how long there has been no primary that takes writes; 0 if there is one, or there was none yet and nobody
 // waits for one.
 func (p *MultiPool) orphanedFor() time.Duration {
 	if len(p.topology.Load().writes) > 0 {

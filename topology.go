@@ -89,11 +89,11 @@ type member struct {
 	peer     *peer
 	role     Role
 	health   Health
-	system   uint64  // the server's system identifier; 0: not told
+	system   uint64  // the server's system identifier; 0 if not told
 	server   server  // which server it is
-	at       string  // the address that the name led to; "": not told
+	at       string  // the address that the name led to; "" if not told
 	aged     bool    // has not answered for so long that its system identifier has no vote
-	timeline uint32  // of the log that a primary writes, or that a replica's receiver gets; 0: not told
+	timeline uint32  // of the log that a primary writes, or that a replica's receiver gets; 0 if not told
 	shown    uint32  // the highest timeline of which it had any trace as a replica
 	fitness  fitness // of a replica: whether its data is what its primary's is
 	slow     bool    // reads there take far longer than elsewhere
@@ -104,7 +104,7 @@ type member struct {
 
 	late bool // joined after the first answers: nobody waits for its
 
-	claimed instant // since when it is known to say that it is the primary of this timeline; 0: since the first answers
+	claimed instant // since when it is known to say that it is the primary of this timeline; 0 means since the first answers
 	looked  instant // when a full look was begun, the first after the topology's last event
 
 	// Worked out by list and elect.
@@ -146,7 +146,7 @@ func (m *member) unfit() Why {
 // claims reports whether the peer says that it is the primary.
 func (m *member) claims() bool { return m.role == RolePrimary && m.stands() }
 
-// topology is an immutable snapshot of all peers, with the list of candidates for each place worked out when it is
+// topology is an immutable snapshot of all peers, with the list of candidates for every place worked out when it is
 // made, so that a reader loads one pointer and indexes. Modes are data: they differ in what apply puts in the lists.
 //
 // It carries peers as identities and calls nothing on them.
@@ -154,21 +154,21 @@ type topology struct {
 	mode    Mode
 	peers   []*peer  // all of them
 	members []member // in the order of the configuration
-	// primary is who takes the writes: it stays while it is down, so that it is the incumbent; nil: nobody yet. Under
+	// primary is who takes the writes: it stays while it is down, so that it is the incumbent; nil if there is none yet. Under
 	// ModeOrdered it is who takes everything, under ModeEquivalent nil.
 	primary *peer
 
 	office   server  // which server that is
-	system   uint64  // the cluster's system identifier; 0: none has told it
+	system   uint64  // the cluster's system identifier; 0 if none has told it
 	sure     bool    // two servers have shown it
-	timeline uint32  // the highest of the marks; 0: there is none
+	timeline uint32  // the highest of the marks; 0 if there is none
 	marks    []mark  // what the cluster's servers have shown; never changed in place
 	elected  bool    // there has been a primary
 	split    bool    // another claims to be the primary, and nothing tells which is right: nobody takes writes
 	rivals   []*peer // who claim to be the primary and are not followed
 	settled  bool    // every peer has answered or failed once, or the time for it is over
 	unseen   bool    // some first look is still under way
-	heir     *peer   // who takes the writes when everybody who answers has been looked at again; nil: nobody waits for that
+	heir     *peer   // who takes the writes when everybody who answers has been looked at again; nil if nobody waits for that
 
 	now   instant // of the last observation that said its time
 	event instant // the last that everybody is to be looked at after: a claim, or a server that came back on a lower timeline
@@ -201,9 +201,9 @@ type observation struct {
 	system   uint64
 	server   server
 	at       string
-	asked    instant // when a look was begun; 0: it is none
+	asked    instant // when a look was begun; 0 if it is none
 	full     bool    // the look asked for everything
-	came     instant // when the news came; 0: not said
+	came     instant // when the news came; 0 means not said
 	aged     bool    // its looks have failed for long
 	timeline uint32
 	alone    bool // a replica whose receiver is not running: its timeline is nobody's
@@ -259,7 +259,7 @@ func soloTopology(p *peer) *topology {
 }
 
 // apply returns the topology after an observation: t itself if it says nothing new. It is pure; any order of the same
-// last word about each peer ends in the same lists, but for the incumbent between two claimants of one timeline.
+// last word about every peer ends in the same lists, except for the incumbent between two claimants of one timeline.
 func (t *topology) apply(o observation) *topology {
 	next := *t
 	next.settled = t.settled || o.settle

@@ -98,7 +98,7 @@ func (t *topology) unheard(claimant *member) bool {
 	return false
 }
 
-// waitsSince is since when somebody claims to be the primary and waits for looks; 0: nobody does.
+// waitsSince is since when somebody claims to be the primary and waits for looks; 0 if nobody does.
 func (t *topology) waitsSince() instant {
 	if m := t.member(t.heir); m != nil {
 		return m.claimed

@@ -82,7 +82,7 @@ func TestAReplicaIsNeverAheadOfWhatItsPrimaryTold(t *testing.T) {
 
 const tick = time.Second
 
-// wrote notes a position of the primary's for each second from the first on.
+// wrote notes a position of the primary's for every second from the first on.
 func wrote(p *positions, of *peer, timeline uint32, all ...lsn) {
 	for i, position := range all {
 		at := time.Duration(i+1) * tick
@@ -168,7 +168,7 @@ func TestWhatIsKnownToBeFreshIsFresh(t *testing.T) {
 	primary := idlePeers("a")[0]
 	dice := rand.New(rand.NewPCG(5, 6))
 	for range 2000 {
-		// A primary that writes at random, and the truth about when each position was there.
+		// A primary that writes at random, and the truth about when every position was there.
 		var p positions
 		var at time.Duration
 		position := lsn(1)

@@ -30,8 +30,8 @@ const (
 )
 
 // replayable is the position to which a standby can have replayed all that lies before l. Where a record ends with its
-// page, pg_current_wal_insert_lsn() points behind the next page's header, and a standby stays before it until there is
-// another record. How long segments are is not known, so behind what would be the header of one a record may have ended
+// page, pg_current_wal_insert_lsn() points past the next page's header, and a standby stays before it until there is
+// another record. How long segments are is not known, so after what would be the header of one a record may have ended
 // all the same: whether a standby is ahead is not to be asked of this.
 func (l lsn) replayable() lsn {
 	if l%walPage == pageHeader {

@@ -31,7 +31,7 @@ func (m Mode) MarshalText() ([]byte, error) { return marshalName(modeNames[:], m
 // UnmarshalText is the inverse of MarshalText. Its error for an unknown text lists the known ones.
 func (m *Mode) UnmarshalText(text []byte) error { return unmarshalName(modeNames[:], m, "mode", text) }
 
-// What each mode puts into the lists: modes are data, and whoever chooses does not know them.
+// What every mode puts into the lists: modes are data, and whoever chooses does not know them.
 
 // listReplicated: reads to the replicas, writes to the primary.
 func (t *topology) listReplicated() {

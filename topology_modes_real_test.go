@@ -55,7 +55,7 @@ func (r *register) turn() {
 	r.page = map[uint16]int{}
 }
 
-// shares returns each server's part of the page.
+// shares returns every server's part of the page.
 func (r *register) shares() map[uint16]float64 {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -188,7 +188,7 @@ func TestOneOfTwoEqualsIsKilled(t *testing.T) {
 	}
 }
 
-// shutGates locks a table on each server; who reads it waits until the session that is returned is closed.
+// shutGates locks a table on every server; who reads it waits until the session that is returned is closed.
 func shutGates(t testing.TB, servers []*pgtest.Server) map[*pgtest.Server]*pgx.Conn {
 	t.Helper()
 	gates := map[*pgtest.Server]*pgx.Conn{}
@@ -211,7 +211,7 @@ type holdup struct {
 	errors []error // of the reads
 }
 
-// heldCalls is how many of each kind are held up.
+// heldCalls is how many of every kind are held up.
 const heldCalls = 10
 
 func holdUp(t testing.TB, p *MultiPool, l *ledger) *holdup {

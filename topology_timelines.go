@@ -15,11 +15,11 @@ type mark struct {
 	name     string
 	at       string // where the name led
 	away     bool   // it leads elsewhere now
-	system   uint64 // of whom it was shown; 0: he did not tell
+	system   uint64 // of whom it was shown; 0 if it did not tell
 	by       server
 	timeline uint32
 	reigned  bool    // it was the primary's
-	back     instant // when the server there was first seen to be back on a lower one; 0: it was not
+	back     instant // when the server there was first seen to be back on a lower one; 0 if it was not
 }
 
 // word is the highest timeline of which a server's last word has a trace.

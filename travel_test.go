@@ -516,7 +516,7 @@ func TestACancelRequestIsKnownForOne(t *testing.T) {
 	}
 }
 
-// The program's tracer is called once for each event, in whatever it makes of what it has been shown.
+// The program's tracer is called once for every event, in whatever it makes of what it has been shown.
 func TestTheProgramsTracerGoesAlong(t *testing.T) {
 	t.Parallel()
 	c := pgtest.Start(t, pgtest.Options{Standbys: 1})

@@ -24,7 +24,7 @@ import (
 
 // Every way to write, cut at every message of the protocol that it exchanges, by a relay, in both directions, before the
 // message and after it, by FIN and by RST; and sessions that the server terminates, or statements that it cancels, under
-// it, while it logs durations and statistics and delays its commits, as the seed draws. Each call appends ids of its own
+// it, while it logs durations and statistics and delays its commits, as the seed draws. Every call appends ids of its own
 // where nothing would refuse an id that comes twice; afterwards what callers were told is compared with what is there. The
 // ways are listed here; their messages are found by watching them.
 //
@@ -32,11 +32,11 @@ import (
 //	MULTIPOOL_APPENDS_SEED=7 go test -v -run TestWritesCut .
 //
 // Let the loop of attempt send lost writes again, and 45 of 5,000 ids are there twice; let mark mark nothing, and 47 are
-// there that were reported as failed. TestTheLedgerOfWritesBites does both from outside, each time.
+// there that were reported as failed. TestTheLedgerOfWritesBites does both from outside, every time.
 
 const (
 	writersAtOnce  = 7
-	writesDeadline = 20 * time.Second // of each call; nobody should come near it
+	writesDeadline = 20 * time.Second // of every call; nobody should come near it
 )
 
 var writesSchema = []string{
@@ -588,7 +588,7 @@ func (b *writesStage) settle() verdicts {
 // writerName is the application_name of the pools whose writes are counted.
 const writerName = "writer"
 
-// appendedAt returns how often each id is there, once no session of a writer is left at the server.
+// appendedAt returns how often every id is there, once no session of a writer is left at the server.
 func appendedAt(t testing.TB, s *pgtest.Server) map[int64]int {
 	t.Helper()
 	ctx := testContext(t)

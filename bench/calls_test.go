@@ -83,7 +83,7 @@ func query(n int) call {
 	}}
 }
 
-// with makes the callers of one side. Each has a context of its own, as each request of a program has: all calls of
+// with makes the callers of one side. Each has a context of its own, as every request of a program has: all calls of
 // one cancellable context share a lock.
 func (c call) with(p pool, n int, contextOf func() context.Context) []caller {
 	callers := make([]caller, n)

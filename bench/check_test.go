@@ -22,13 +22,13 @@ const (
 	// the memory of 64 connections does not stay in a processor's cache, the lines that a wrapper needs among it. That is
 	// the likely reason: with 8 callers the difference is that of one, and a pool of one peer shows it as well.
 	allowedAtOnce = 1000
-	// allowedRow is the same for each row: rows look at a state of their own at each Next.
+	// allowedRow is the same for every row: rows look at a state of their own at every Next.
 	allowedRow = 1
 	// allowedAllocs is for slabs, which are shared by many calls.
 	allowedAllocs = 0.1
 )
 
-// attempts is how often a row is measured, on new pools each time, before it is believed to be bad: the machine may be
+// attempts is how often a row is measured, on new pools every time, before it is believed to be bad: the machine may be
 // busy, or memory may lie badly.
 const attempts = 3
 

@@ -101,7 +101,7 @@ func (c *cluster) multi(tb testing.TB, conns int, change ...func(*multipool.Opti
 	return p
 }
 
-// coin is what a program has that spreads its reads by itself: a pgxpool for each replica, and a coin to choose by. With
+// coin is what a program has that spreads its reads by itself: a pgxpool for every replica, and a coin to choose by. With
 // many callers on few processors two pools cost more than one, whoever chooses: their connections are twice as many, and
 // move from one processor's memory to the other's.
 type coin []*pgxpool.Pool

@@ -23,10 +23,10 @@ const (
 // caller makes one call and reports what went wrong. Each belongs to one goroutine at a time.
 type caller func() error
 
-// trial is one comparison: the same call on each side.
+// trial is one comparison: the same call on every side.
 type trial struct {
-	callers [sides][]caller // as many on each side as call at once
-	calls   int             // of each caller in one turn
+	callers [sides][]caller // as many on every side as call at once
+	calls   int             // of every caller in one turn
 	clock   func() time.Duration
 
 	// refresh, where set, replaces every connection now and then.
@@ -89,10 +89,10 @@ func (t *trial) repeat(tb testing.TB, c caller) {
 	}
 }
 
-// sample holds a figure per round for each side, in nanoseconds per call.
+// sample holds a figure per round for every side, in nanoseconds per call.
 type sample [sides][]float64
 
-// round lets each side take a turn, in random order, and without the garbage collector: its runs would hit whichever
+// round lets every side take a turn, in random order, and without the garbage collector: its runs would hit whichever
 // side they like. What they cost goes by what is allocated, and that is compared by itself.
 func (t *trial) round(tb testing.TB, s *sample) {
 	percent := debug.SetGCPercent(-1)

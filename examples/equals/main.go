@@ -1,6 +1,6 @@
 // Equals shows two pools of equal peers and the models routed between them; see docs/guides/equals.md.
 //
-// It starts two servers for each pool, which stand for the proxies: they know nothing of each other, and each takes reads and
+// It starts two servers for every pool, which stand for the proxies: they know nothing of each other, and each takes reads and
 // writes. It drains and restarts one, kills one and starts it again, kills all of one pool and starts them again, and prints
 // who served when. It fails if a promise of the guide is broken.
 package main

@@ -90,7 +90,7 @@ func (l *load) stop() {
 	l.callers.Wait()
 }
 
-// report prints each text of an error once, then how many calls were made and how many failed; it is an error if any
+// report prints every text of an error once, then how many calls were made and how many failed; it is an error if any
 // did. A write that was in flight when the primary died did not fail: nobody can know, and its caller was told so.
 func (l *load) report(out io.Writer) error {
 	l.reads.printErrors(out, "read")
@@ -115,7 +115,7 @@ type tally struct {
 	until         time.Time // when it last ceased to be none
 	unknown       int       // outcomes that were excused
 	worst         time.Duration
-	errors        map[string]int // how often each text
+	errors        map[string]int // how often every text
 	first         time.Time      // when a call first succeeded since the last excuse
 	now           second
 }

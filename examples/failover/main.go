@@ -25,7 +25,7 @@ import (
 // settings are what the flags say.
 type settings struct {
 	readers, writers, replicas int
-	pace                       time.Duration // how long each state of the cluster is shown
+	pace                       time.Duration // how long every state of the cluster is shown
 	quiet                      bool
 }
 
@@ -103,7 +103,7 @@ func tell(ctx context.Context, cluster *pgtest.Cluster, s settings, out io.Write
 	return errors.Join(err, load.report(out))
 }
 
-// story is what happens to the replicas. Where there are enough of them each trouble strikes another one.
+// story is what happens to the replicas. Where there are enough of them every trouble strikes another one.
 func story(cluster *pgtest.Cluster, pool *multipool.MultiPool, s settings) []step {
 	replicas := cluster.Standbys()
 	killed, frozen, stopped := replicas[0], replicas[1%len(replicas)], replicas[2%len(replicas)]
@@ -243,7 +243,7 @@ func firstWrite(ctx context.Context, server *pgtest.Server) time.Time {
 	return time.Time{}
 }
 
-// each does something to every server at once.
+// every does something to every server at once.
 func each(do func(*pgtest.Server) error, servers ...*pgtest.Server) action {
 	return func(context.Context) error {
 		errs := make([]error, len(servers))

@@ -20,7 +20,7 @@ import (
 )
 
 // What Patroni goes by, in whole seconds. These are the shortest times that its documentation allows: a leader that
-// dies without a word is missed when its lease has run out, ttl after it was last renewed, which happens each loopWait.
+// dies without a word is missed when its lease has run out, ttl after it was last renewed, which happens every loopWait.
 const (
 	shortestTTL  = 20 * time.Second
 	loopWait     = time.Second
@@ -119,7 +119,7 @@ func (c *cluster) start(m *node) error {
 	}
 	var text bytes.Buffer
 	err = configTemplate.Execute(&text, map[string]any{
-		// PostgreSQL shows the scope in the title of each process, by which the sandbox knows its own.
+		// PostgreSQL shows the scope in the title of every process, by which the sandbox knows its own.
 		"Scope": c.box.Name(), "Name": m.name, "Rest": m.rest, "Etcd": c.etcd, "Addr": m.addr,
 		"DataDir": m.dataDir, "BinDir": c.box.BinDir(), "Passfile": c.box.Path(m.name + ".pgpass"),
 		"TTL": int(c.ttl.Seconds()), "LoopWait": int(loopWait.Seconds()), "RetryTimeout": int(retryTimeout.Seconds()),
@@ -168,7 +168,7 @@ func (c *cluster) leader(ctx context.Context) (*node, error) {
 	return nil, fmt.Errorf("nobody leads: %v", roles)
 }
 
-// roles returns the role of each node, as the first Patroni that answers tells it.
+// roles returns the role of every node, as the first Patroni that answers tells it.
 func (c *cluster) roles(ctx context.Context) (map[string]string, error) {
 	var errs []error
 	for _, m := range c.nodes {
@@ -202,7 +202,7 @@ func (c *cluster) untilLedByOther(ctx context.Context, than *node) (*node, error
 	return led, err
 }
 
-// untilWhole waits until all nodes but one stream from that one, the leader, which waits at each commit for one of
+// untilWhole waits until all nodes but one stream from that one, the leader, which waits at every commit for one of
 // them. It returns the leader. A leader that dies in this state takes no acknowledged write with it.
 func (c *cluster) untilWhole(ctx context.Context) (*node, error) {
 	var led *node

@@ -13,7 +13,7 @@ import (
 	"github.com/pgmultipool/multipool"
 )
 
-// ledger knows what became of every write and read, as far as its caller was told. Each write has a number, which it
+// ledger knows what became of every write and read, as far as its caller was told. Every write has a number, which it
 // appends to the table written; that has no key, so that a write which is executed twice stands there twice.
 type ledger struct {
 	mu sync.Mutex
@@ -147,7 +147,7 @@ func (l *ledger) check(ctx context.Context, conn *pgx.Conn) (audit, error) {
 	return l.compare(found), nil
 }
 
-// compare is given how often each number was found.
+// compare is given how often every number was found.
 func (l *ledger) compare(found map[int]int) audit {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -8,10 +8,10 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// probeGap is how often the prober asks each node, and so how exact it is.
+// probeGap is how often the prober asks every node, and so how exact it is.
 const probeGap = 2 * time.Millisecond
 
-// prober finds out on connections of its own, one to each node, since when the node takes writes: what the cluster
+// prober finds out on connections of its own, one to every node, since when the node takes writes: what the cluster
 // itself is to answer for, whatever the pool does.
 type prober struct {
 	cancel context.CancelFunc

@@ -314,7 +314,7 @@ func ParseError(connString string, err error) error {
 		}
 	}
 	if first, last := strings.IndexByte(text, '"'), strings.LastIndexByte(text, '"'); strings.Contains(text, "failed to parse as ") && first >= 0 {
-		// It quotes the string where it is malformed, which may be behind what looks like the password's end.
+		// It quotes the string where it is malformed, which may be after what looks like the password's end.
 		text = text[:first] + "..." + text[last+1:]
 	}
 	if holdsSecret(text, connString) {

@@ -148,7 +148,7 @@ func (l *link) end(rst bool) {
 	close(l.down)
 }
 
-// finish tells both sides EOF. The sockets stay open behind it: a kernel turns a close with unread input into an RST.
+// finish tells both sides EOF. The sockets stay open after it: a kernel turns a close with unread input into an RST.
 func (l *link) finish() {
 	l.client.CloseWrite()
 	l.server.CloseWrite()
@@ -263,7 +263,7 @@ type framer struct {
 	started bool // past the startup, which has no type; only for the client
 }
 
-// next returns what to pass on after these bytes have arrived, and whether the connection ends behind it. Incomplete
+// next returns what to pass on after these bytes have arrived, and whether the connection ends after it. Incomplete
 // messages wait for their rest. The bytes are valid until sent is called.
 func (f *framer) next(chunk []byte) (send []byte, v verdict) {
 	f.buf = append(f.buf, chunk...)

@@ -27,7 +27,7 @@ const (
 
 // statement is what a text means to the built-in answers.
 type statement struct {
-	sql    string // as sent, but for a semicolon at its end
+	sql    string // as sent, except for a semicolon at its end
 	lower  string // without leading comments
 	kind   kind
 	tag    string
@@ -37,7 +37,7 @@ type statement struct {
 	params                []uint32
 	columns               []Column
 	exprs                 []expr
-	fixed                 [2][]byte // the row of constants in text and in binary; nil: made anew each time
+	fixed                 [2][]byte // the row of constants in text and in binary; nil if it is made anew every time
 	series                string    // the upper bound: digits or $1
 	setting               string
 	tally                 *tally
@@ -558,7 +558,7 @@ func stripComments(sql string) string {
 	}
 }
 
-// scan calls f with each byte outside of quotes and its depth of parentheses, until f returns false.
+// scan calls f with every byte outside of quotes and its depth of parentheses, until f returns false.
 func scan(s string, f func(i, depth int) bool) {
 	var quote byte
 	depth := 0

@@ -298,7 +298,7 @@ func (c *conn) Close() error {
 }
 
 // Poll is what poll(2) with POLLRDHUP says of the socket: whether a Read would return at once, and whether the server has
-// hung up, which it may have done behind bytes that are not read yet.
+// hung up, which it may have done after bytes that are not read yet.
 func (c *conn) Poll() (readable, hungUp bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

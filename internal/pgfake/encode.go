@@ -178,7 +178,7 @@ func appendBinary(b []byte, oid uint32, v any) []byte {
 		if v, ok := v.([]byte); ok {
 			return append(b, v...)
 		}
-	case 3802: // jsonb, whose binary form is its text behind a version
+	case 3802: // jsonb, whose binary form is its text after a version
 		b = append(b, 1)
 	}
 	if v, ok := v.([]byte); ok {

@@ -23,7 +23,7 @@ type Options struct {
 	Standby  bool
 	Timeline uint32 // 1 where zero
 	SystemID uint64 // DefaultSystemID where zero
-	LSN      uint64 // 0/3000000 where zero; each write of a primary raises it
+	LSN      uint64 // 0/3000000 where zero; every write of a primary raises it
 	// Version is PostgreSQL's major version, which decides what is reported at startup; 18 where zero.
 	Version int
 	// Params are reported at startup beside the usual ones, which they override. An empty value is not reported at all, as
@@ -43,10 +43,10 @@ type settings struct {
 	handler  Handler
 	delay    time.Duration
 	startup  *Error
-	refuse   error // what dials are answered; nil: accepted
+	refuse   error // what dials are answered; nil if they are accepted
 	dead     bool  // after Die and Shutdown
 	hung     bool
-	isolated chan struct{} // closed when the peer can be reached again; nil: it can
+	isolated chan struct{} // closed when the peer can be reached again; nil if it can
 }
 
 // A Peer is one server. Its methods may be called from any goroutine.

@@ -50,7 +50,7 @@ type session struct {
 	unnamed    portal
 
 	pending []effect       // of the open transaction, explicit or implicit
-	marks   map[string]int // how much of it there was at each savepoint
+	marks   map[string]int // how much of it there was at every savepoint
 	late    *late          // what comes at Sync
 
 	copying  *statement
@@ -388,7 +388,7 @@ func (s *session) bind(body []byte) {
 	s.out = append(s.out, '2', 0, 0, 0, 4)
 }
 
-// read finds the result formats, behind the parameters.
+// read finds the result formats, after the parameters.
 func (po *portal) read() bool {
 	r := reader{b: po.bind}
 	for range r.int16() {
@@ -545,7 +545,7 @@ func (s *session) end(n int, committed bool) {
 	s.pending = s.pending[:n]
 }
 
-// query is the simple protocol. The texts are told apart at each semicolon outside of quotes.
+// query is the simple protocol. The texts are told apart at every semicolon outside of quotes.
 func (s *session) query(sql string) {
 	texts := splitStatements(sql)
 	for i, text := range texts {

@@ -24,7 +24,7 @@ type Balancer struct {
 	run *postmaster
 }
 
-// StartBalancer starts a HAProxy for a test, with a port of each name that leads nowhere yet, and closes it when the test and its
+// StartBalancer starts a HAProxy for a test, with a port of every name that leads nowhere yet, and closes it when the test and its
 // subtests are over. Where there is no HAProxy it skips the test, or fails it if MULTIPOOL_REQUIRE_HAPROXY=1.
 func StartBalancer(t TB, c *Cluster, ports ...string) *Balancer {
 	t.Helper()

@@ -141,7 +141,7 @@ func (c *Cluster) addServers() error {
 	return nil
 }
 
-// each runs f for all servers at once.
+// every runs f for all servers at once.
 func (c *Cluster) each(f func(*Server) error) error {
 	errs := make([]error, len(c.servers))
 	var wg sync.WaitGroup
@@ -224,7 +224,7 @@ func (c *Cluster) Standbys() []*Server {
 func (c *Cluster) Servers() []*Server { return append([]*Server(nil), c.servers...) }
 
 // ConnString returns a URL that names all servers, in the order of Servers,
-// the role postgres and the database postgres. Each param "key=value" is added
+// the role postgres and the database postgres. Every param "key=value" is added
 // to its query, where pgx takes user, password and dbname too. sslmode=disable
 // is the default; a param replaces it, and "sslmode=" leaves it out.
 func (c *Cluster) ConnString(params ...string) string { return connString(c.servers, params) }
@@ -308,7 +308,7 @@ func (s *Server) waitReplayed(ctx context.Context, target uint64) error {
 
 // reachable8k corrects an insert position that no standby may ever report: when
 // a record ends exactly at the end of a WAL page (8 kB), the insert position
-// already lies behind the header of the next page (24 bytes, or 40 in the first
+// already lies past the header of the next page (24 bytes, or 40 in the first
 // page of a segment), while an idle standby has replayed up to the header only.
 func reachable8k(lsn uint64) uint64 {
 	if offset := lsn % 8192; offset == 24 || offset == 40 {

@@ -34,7 +34,7 @@
 // # What it leaves behind
 //
 // The template, and nothing else: no process, port, shared memory or folder,
-// even when the program panics or is killed. Each cluster has a watchdog, a
+// even when the program panics or is killed. Every cluster has a watchdog, a
 // small shell process that waits for the end of its owner and then clears up.
 //
 // # What it cannot stand for

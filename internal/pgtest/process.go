@@ -154,7 +154,7 @@ func withDescendants(pids []int) ([]int, error) {
 	return all, nil
 }
 
-// parents returns the process id of each process's parent.
+// parents returns the process id of every process's parent.
 func parents() (map[int]int, error) {
 	of := map[int]int{}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is well-formed

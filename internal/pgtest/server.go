@@ -118,7 +118,7 @@ func (s *Server) isFrozen() bool {
 }
 
 // clusterName is the setting cluster_name, which PostgreSQL shows in the title
-// of each process: by it they are known to belong to this server.
+// of every process: by it they are known to belong to this server.
 func (s *Server) clusterName() string {
 	folder := s.cluster.folder.path
 	return folder[strings.LastIndexByte(folder, '/')+1:] + "/" + s.name

@@ -293,7 +293,7 @@ func (t *tree) manifest() string {
 	return fmt.Sprintf("%d folders, %d files, %d bytes, %x\n", len(t.dirs), len(t.files), t.size, h.Sum(nil))
 }
 
-// copyTo makes the directories dsts, owned by acct. Each file is read once for
+// copyTo makes the directories dsts, owned by acct. Every file is read once for
 // all of them.
 func (t *tree) copyTo(acct account, dsts []string) error {
 	for _, dir := range t.dirs {

@@ -2,7 +2,7 @@
 // is a module of its own, because it needs porcupine, a checker of linearizability.
 //
 // The data are lists that callers append ids of their own to and read as a whole. No id comes twice, so that a list says
-// of each append whether it was done, how often, and in what order.
+// of every append whether it was done, how often, and in what order.
 package proof
 
 import (
@@ -22,7 +22,7 @@ import (
 type Call struct {
 	Kind  string // the way it was made
 	Key   int
-	ID    int64   // what was appended; 0: a read
+	ID    int64   // what was appended; 0 if a read
 	List  []int64 // what the call returned, if Seen
 	Seen  bool
 	Err   error
@@ -178,7 +178,7 @@ func Linearizable(calls []Call, final map[int][]int64, patience time.Duration) e
 	return errors.Join(failed...)
 }
 
-// historyOf is the calls as porcupine has them, and a read of the end behind them all.
+// historyOf is the calls as porcupine has them, and a read of the end after them all.
 func historyOf(calls []Call, final []int64) []porcupine.Operation {
 	history := make([]porcupine.Operation, 0, len(calls)+1)
 	for _, c := range calls {
@@ -197,7 +197,7 @@ func historyOf(calls []Call, final []int64) []porcupine.Operation {
 	})
 }
 
-// misfits lists what comes behind the longest order that was found.
+// misfits lists what comes after the longest order that was found.
 func misfits(calls []Call, info porcupine.LinearizationInfo) string {
 	var best []porcupine.Operation
 	for _, partition := range info.PartialLinearizationsOperations() {

@@ -79,7 +79,7 @@ func seen(calls []Call, final map[int][]int64, key, from int, change func([]int6
 	final[key] = change(slices.Clone(final[key]))
 }
 
-// pick returns the first call behind the middle for which ok.
+// pick returns the first call after the middle for which ok.
 func pick(t *testing.T, calls []Call, ok func(Call) bool) int {
 	t.Helper()
 	for i := len(calls) / 2; i < len(calls); i++ {

@@ -26,7 +26,7 @@ import (
 // Runs of a seed each: callers append to a few lists and read them at the primary, through one pool, while servers are
 // killed, promoted, frozen, restarted and cut off, and sessions terminated and cancelled. What the servers log of each
 // statement is drawn too, because a server obeys a termination or a cancel when it has logged. Replication is synchronous,
-// so that nothing that was acknowledged may be missing. A seed gives the same faults and the same calls in each caller's
+// so that nothing that was acknowledged may be missing. A seed gives the same faults and the same calls in every caller's
 // order; how they meet is not the seed's.
 //
 //	MULTIPOOL_PROOF_RUNS=20 go test -v -run TestRuns .
@@ -35,7 +35,7 @@ import (
 const (
 	keys     = 4
 	callers  = 6
-	deadline = 2 * time.Second // of each call: some end by it, where a standby that must confirm is frozen
+	deadline = 2 * time.Second // of every call: some end by it, where a standby that must confirm is frozen
 )
 
 // run is one run.
@@ -93,7 +93,7 @@ func newRun(t *testing.T, seed uint64) *run {
 	r.setting = setting{Quorum: r.rng.IntN(2) == 0, Faults: 6 + r.rng.IntN(5), Server: serverSettings(r.rng)}
 	o := pgtest.Options{Standbys: 2, SyncApply: !r.setting.Quorum, Settings: maps.Clone(r.setting.Server)}
 	if r.setting.Quorum {
-		// Each server names all: which of them is the primary changes, and none is its own standby.
+		// Every server names all: which of them is the primary changes, and none is its own standby.
 		o.Settings["synchronous_standby_names"] = "ANY 1 (node1, node2, node3)"
 	}
 	r.cluster = pgtest.Start(t, o)
@@ -299,7 +299,7 @@ func (r *run) crash() error {
 	return r.cluster.Primary().WaitReady(r.t.Context())
 }
 
-// cut resets one statement in ten for a while, half of them before it arrives and half behind.
+// cut resets one statement in ten for a while, half of them before it arrives and half after.
 func (r *run) cut() error {
 	for i, relay := range r.relays {
 		relay.CutProbability(0.1, r.seed+uint64(i))
@@ -387,7 +387,7 @@ func (r *run) foremost() (best *pgtest.Server, err error) {
 	return best, nil
 }
 
-// nemesis does as many faults as the setting has, each to a cluster that works.
+// nemesis does as many faults as the setting has, every to a cluster that works.
 func (r *run) nemesis() {
 	for range r.setting.Faults {
 		r.settle()

@@ -21,7 +21,7 @@ const (
 //
 // It is an open-addressing hash table of pointers to immutable entries. A reader usually loads one pointer; a writer
 // stores one under a lock, or replaces the table when it is half full. A map copied for every new text would cost its
-// whole size each time, and a map with a locked part would make every unknown text wait for the lock.
+// whole size every time, and a map with a locked part would make every unknown text wait for the lock.
 type Cache struct {
 	table atomic.Pointer[table]
 

@@ -173,7 +173,7 @@ func TestCacheBounds(t *testing.T) {
 	})
 }
 
-// When it is full, what was learned keeps half of it and no more; so each time makes room for as much again.
+// When it is full, what was learned keeps half of it and no more; so every time makes room for as much again.
 func TestCacheShrink(t *testing.T) {
 	var c Cache
 	for i := range maxTexts - 100 {

@@ -362,7 +362,7 @@ var notTheEnd = regexp.MustCompile(`^(?:` + reBroken + `)?'`)
 
 // lexAgain cuts a text into tokens, and reports whether it ends inside a comment or, in the last token, a quote.
 func lexAgain(sql string) (toks []tokenAgain, open bool) {
-	// The expressions work on runes: each byte becomes one.
+	// The expressions work on runes: every byte becomes one.
 	runes := make([]rune, len(sql))
 	for i := range len(sql) {
 		runes[i] = rune(sql[i])

@@ -176,7 +176,7 @@ func ReadOnly(err error) bool {
 }
 
 // Scene announces what happens, does it, and then shows for a while who serves; it returns what it has shown. excuse says
-// which errors of calls that began in the scene, or were in flight then, break no promise; nil: none. After an error, which
+// which errors of calls that began in the scene, or were in flight then, break no promise; nil if there is none. After an error, which
 // End returns, there are no more scenes.
 func (s *Show) Scene(ctx context.Context, what string, excuse func(kind string, err error) bool, actions ...func(context.Context) error) *Page {
 	change := s.turn(excuse)
@@ -310,7 +310,7 @@ func (s *Show) End() error {
 
 // What scenes do.
 
-// To does something to each server, one after another.
+// To does something to every server, one after another.
 func To(do func(*pgtest.Server) error, servers ...*pgtest.Server) func(context.Context) error {
 	return func(context.Context) error {
 		for _, server := range servers {
