@@ -54,7 +54,11 @@ func add(blocks map[string]string, fset *token.FileSet, d ast.Decl) error {
 		d.Body, d.Doc = nil, nil
 		key := "4 " + d.Name.Name
 		if d.Recv != nil {
-			key = "3 " + receiver(d.Recv.List[0].Type) + " method " + d.Name.Name
+			on := receiver(d.Recv.List[0].Type)
+			if !ast.IsExported(on) {
+				return nil // no program can name it
+			}
+			key = "3 " + on + " method " + d.Name.Name
 		}
 		return put(blocks, key, fset, d)
 	case *ast.GenDecl:
