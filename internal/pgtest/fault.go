@@ -34,7 +34,7 @@ func (s *Server) KillPostmaster() error {
 	if !run.running() {
 		return nil
 	}
-	if err := kill(run.pid, sigKill); err != nil && run.running() {
+	if err := run.signal(sigKill); err != nil {
 		return s.errorf("kill: %w", err)
 	}
 	<-run.gone

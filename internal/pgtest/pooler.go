@@ -408,7 +408,7 @@ func (p *postmaster) kill() error {
 	if !p.running() {
 		return nil
 	}
-	if err := kill(p.pid, sigKill); err != nil && p.running() {
+	if err := p.signal(sigKill); err != nil {
 		return fmt.Errorf("kill: %w", err)
 	}
 	select {

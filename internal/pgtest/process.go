@@ -3,6 +3,7 @@ package pgtest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -30,6 +32,14 @@ func (p *postmaster) running() bool {
 	default:
 		return true
 	}
+}
+
+// signal sends a signal. A process that has ended and is about to be reaped is no error: gone tells.
+func (p *postmaster) signal(sig syscall.Signal) error {
+	if err := kill(p.pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) && p.running() {
+		return err
+	}
+	return nil
 }
 
 // runTool runs a program of PostgreSQL within the folder as the servers' user

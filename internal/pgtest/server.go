@@ -389,7 +389,7 @@ func (s *Server) Signal(mode Mode) error {
 	case Immediate:
 		sig = sigImmediate
 	}
-	if err := kill(run.pid, sig); err != nil && run.running() {
+	if err := run.signal(sig); err != nil {
 		return s.errorf("stop: %w", err)
 	}
 	return nil
