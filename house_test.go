@@ -151,8 +151,9 @@ var imports = map[string][]string{
 	"choose_two.go":  {},
 
 	// the one writer of the snapshot, and who is told
-	"state.go":  {},
-	"events.go": {},
+	"state.go":       {},
+	"state_locks.go": {},
+	"events.go":      {},
 
 	// the pools that follow a promotion
 	"follow.go":         {pgxPath, poolPath, quotaPath},

@@ -497,6 +497,7 @@ func TestOptionsAndPeersArePrintedWithoutPasswords(t *testing.T) {
 		}
 		requireHidden(t, logged.String(), secret, "slog", v)
 	}
+	p.Close() // its goroutines change what is printed
 	for _, verb := range []string{"%v", "%+v", "%#v"} {
 		requireHidden(t, fmt.Sprintf(verb, p), secret, verb, "a pool")
 		requireHidden(t, fmt.Sprintf(verb, p.Config()), secret, verb, "its configuration")

@@ -48,7 +48,7 @@ type peer struct {
 	awaits     atomic.Bool           // the last look found a primary whose commits wait for standbys
 
 	// verdicts orders what opens and closes the breaker with what is published of it; observe is called under it.
-	verdicts sync.Mutex
+	verdicts ranked[rankVerdicts]
 
 	// generation counts the verdicts about the peer. What began in an older one says nothing about the present, so
 	// that twenty connections lost at once are one event.

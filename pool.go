@@ -66,7 +66,7 @@ type MultiPool struct {
 	lagEvery  atomic.Int64
 
 	topology atomic.Pointer[topology] // readers load it; observe replaces it
-	mu       sync.Mutex               // orders observations; nothing blocks under it
+	mu       ranked[rankState]        // orders observations; nothing blocks under it
 
 	followers followers // the pools that follow
 
@@ -79,12 +79,12 @@ type MultiPool struct {
 
 	closed    atomic.Bool
 	closeOnce sync.Once
-	lifetime  context.Context // has the values of the constructor's; ends with Close
-	changing  sync.Mutex      // orders changes of who the peers are with one another and with Close
-	version   atomic.Uint64   // counts them
-	tallies   sync.Map        // *counters by the name of a peer
-	tallied   int             // how many
-	numbered  atomic.Int32    // peers that were made
+	lifetime  context.Context      // has the values of the constructor's; ends with Close
+	changing  ranked[rankChanging] // orders changes of who the peers are with one another and with Close
+	version   atomic.Uint64        // counts them
+	tallies   sync.Map             // *counters by the name of a peer
+	tallied   int                  // how many
+	numbered  atomic.Int32         // peers that were made
 	discovery discovery
 	seeds     []peerConfig // the peers of the configuration
 	stop      context.CancelFunc
