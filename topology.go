@@ -442,3 +442,20 @@ func contains(list []*peer, p *peer) bool {
 	}
 	return false
 }
+
+// fitness is whether a replica's data is what its primary's is.
+type fitness uint8
+
+const (
+	fitUnsaid fitness = iota
+	fitFit
+	fitBehind // by more than MaxLag
+	fitPaused // its replay was paused
+	fitCutOff // it lacks what the primary has, and nothing fetches it
+	fitAstray // it is ahead of the primary: its history is another
+)
+
+// why is the reason for which a replica of this fitness is not read.
+func (f fitness) why() Why {
+	return [...]Why{fitBehind: WhyBehind, fitPaused: WhyPaused, fitCutOff: WhyCutOff, fitAstray: WhyDiverged}[f]
+}

@@ -99,23 +99,6 @@ func parseSize(v string) (n uint64, isSize bool, err error) {
 	return 0, false, nil
 }
 
-// fitness is whether a replica's data is what its primary's is.
-type fitness uint8
-
-const (
-	fitUnsaid fitness = iota
-	fitFit
-	fitBehind // by more than MaxLag
-	fitPaused // its replay was paused
-	fitCutOff // it lacks what the primary has, and nothing fetches it
-	fitAstray // it is ahead of the primary: its history is another
-)
-
-// why is the reason for which a replica of this fitness is not read.
-func (f fitness) why() Why {
-	return [...]Why{fitBehind: WhyBehind, fitPaused: WhyPaused, fitCutOff: WhyCutOff, fitAstray: WhyDiverged}[f]
-}
-
 // distance is how far a replica was behind the primary when it was looked at, by positions of the primary that were read
 // before: at least so far.
 type distance struct {
