@@ -122,21 +122,6 @@ func TestACallThatNamesAHeldPeerIsServed(t *testing.T) {
 	})
 }
 
-func TestThePoolOfAHeldPeerServes(t *testing.T) {
-	bubble(t, 2, nil, func(ctx context.Context, x *fakes) {
-		x.read(ctx)
-		x.flap("replica1", x.replicas[0])
-		begun := time.Now()
-		require.NoError(t, x.pool.PeerPool("replica1:5432").Ping(ctx))
-		assert.Less(t, time.Since(begun), 200*time.Millisecond)
-		x.replicas[0].Die()
-		settled()
-		begun = time.Now()
-		require.Error(t, x.pool.PeerPool("replica1:5432").Ping(ctx))
-		assert.Less(t, time.Since(begun), 2*retryAwaited+100*time.Millisecond, "a dead one says so soon")
-	})
-}
-
 // A server that answers looks and fails every statement is not put out and back as fast as it can fail.
 func TestAPrimaryThatFailsEveryStatementFallsNowAndThen(t *testing.T) {
 	bubble(t, 1, func(c *Options) { c.Wait = time.Minute }, func(ctx context.Context, x *fakes) {

@@ -119,29 +119,6 @@ func (m *monitor) lookAgain() <-chan struct{} {
 	return s.over
 }
 
-// returns asks for a look at a peer that is down and reports whether it is up then. The pause that a peer is given which has
-// flapped does not count: whoever asks has no other. The first look may be one that finds that the breaker has only just
-// opened.
-func (p *peer) returns(ctx context.Context) bool {
-	m := p.monitor
-	if m == nil {
-		return false
-	}
-	m.wanted.Add(1)
-	defer m.wanted.Add(-1)
-	for range 2 {
-		select {
-		case <-m.lookAgain():
-		case <-ctx.Done():
-			return false
-		}
-		if !p.sockets.refuses() {
-			return true
-		}
-	}
-	return false
-}
-
 // awaited reports whether anybody waits for a look.
 func (s *summons) awaited() bool {
 	s.mu.Lock()

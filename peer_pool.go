@@ -163,11 +163,10 @@ func (w *wire) authenticated(after func(context.Context, *pgconn.PgConn) error) 
 }
 
 // dial makes the network connections of one wire: the connection itself, or one for a cancel request. A dial ends when the
-// peer falls. While the peer is down a call of the MultiPool goes elsewhere or waits in its own way; one on the peer's own
-// pool can do neither, so it waits for a health check.
+// peer falls.
 func (w *wire) dial(ctx context.Context, dial pgconn.DialFunc, network, addr string, main bool) (net.Conn, error) {
 	p := w.peer
-	if p.sockets.refuses() && !(main && w.approach == nil && ctx.Value(callKey{}) == nil && p.returns(ctx)) {
+	if p.sockets.refuses() {
 		return nil, errPeerDown
 	}
 	if w.committing.Load() {

@@ -516,10 +516,9 @@ func (p *MultiPool) Stat() *pgxpool.Stat {
 }
 
 // PeerPool returns the pool of the named peer, in whatever state the peer is, or nil if the pool has no such peer. A
-// call on the returned pool is not routed, but its outcome counts for the health of the peer. If the peer is down, a new
-// connection waits for the next health check, which is made at once, and fails if the peer does not answer. The
-// MultiPool does not manage connections that the program makes from the Config of the returned pool or of its
-// connections.
+// call on the returned pool is not routed, but its outcome counts for the health of the peer. While the peer is down, no
+// new connection is made. The MultiPool does not manage connections that the program makes from the Config of the
+// returned pool or of its connections.
 func (p *MultiPool) PeerPool(name string) *pgxpool.Pool {
 	if q := p.named(name); q != nil {
 		return q.pool
