@@ -436,7 +436,7 @@ func TestTheDocumentationOfParseConfigListsTheKeys(t *testing.T) {
 		case "multipool_name", "multipool_zone", "multipool_monitor_conns", "multipool_proxy", "multipool_max_lag": // where 0 is a name, false, and the default
 			continue
 		}
-		require.Equal(t, none, strings.Contains(lines[s.key], "; 0: "), s.key)
+		require.Equal(t, none, strings.Contains(lines[s.key], "; 0 means "), s.key)
 	}
 }
 
