@@ -165,7 +165,7 @@ func (m *monitor) glance(ctx context.Context, pg *pgconn.PgConn) (sight, error) 
 
 // askLent asks on a connection of the program's pool.
 func (m *monitor) askLent(ctx context.Context) (sight, error) {
-	c, err := m.peer.lend(ctx)
+	c, err := m.peer.lend(ctx, false)
 	if err != nil {
 		return sight{}, err
 	}
@@ -179,7 +179,7 @@ func (m *monitor) askIdle(ctx, searching context.Context, patience time.Duration
 	for {
 		if m.peer.hasIdle() {
 			within, end := context.WithTimeout(ctx, patience/4) // it may be taken, and another would be made
-			c, err := m.peer.lend(within)
+			c, err := m.peer.lend(within, true)
 			end()
 			if err == nil {
 				defer c.Release()
