@@ -312,7 +312,7 @@ func (p *MultiPool) choose(ctx context.Context, in *intent, t *trail) (*peer, er
 		if t.last != nil && !top.unseen && (!t.waits || t.tried.full()) {
 			return nil, t.last
 		}
-		// There may have been news since the last attempt was picked: then who has been tried may have been judged.
+		// The snapshot may have changed since the last attempt was picked: the peers that were tried may have been judged.
 		if t.picked == nil || t.picked == top {
 			if err := p.await(ctx, top, in, t); err != nil {
 				return nil, err
@@ -428,7 +428,7 @@ func (p *MultiPool) mark(ctx context.Context, in *intent, f failure) error {
 	return markUnknown(ctx, f.end, f.err)
 }
 
-// retryPause is how long a call waits for news before it tries again who has just failed it.
+// retryPause is how long a call waits for news before it tries a peer again that has just failed it.
 const retryPause = 50 * time.Millisecond
 
 // await blocks until a newer topology than top has been published, the caller's context or the time to wait ends, or
@@ -453,8 +453,8 @@ func (p *MultiPool) await(ctx context.Context, top *topology, in *intent, t *tra
 	}
 	until := left
 	if top.takes(in) || in.fresh.bounds() {
-		// Somebody could take it who has just failed it, and perhaps no news comes of that: a connection was stale. Nor is
-		// it news when a replica has caught up.
+		// A peer could take the call that has just failed it, and perhaps no news comes of that: a connection was stale.
+		// That a replica has caught up is no news either.
 		left = min(left, retryPause)
 	}
 	defer p.want(top, in)()

@@ -51,7 +51,7 @@ func queryRows(ctx context.Context, c *pgxpool.Conn, w *wire, sql string, args [
 	r.Rows, r.conn = in, c
 	r.writes = w.writes
 	if in.Next() {
-		kept := false
+		var kept bool
 		if one {
 			w.row = rowCall{ctx, sql, args}
 			kept = w.use.show()

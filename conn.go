@@ -44,10 +44,6 @@ const (
 	connCut
 )
 
-var connStates = [...]string{"setup", "idle", "read", "row", "held", "cut"}
-
-func (s connState) String() string { return nameOf(connStates[:], s, "connection state") }
-
 // connUse is the state of one connection. Every change is a method of its own, which refuses where the state is not
 // what it must be: the user of the connection and whoever closes it may ask at once. All methods may be called from
 // any goroutine at any time; the comments say whose part they are.

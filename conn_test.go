@@ -10,6 +10,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func (s connState) String() string {
+	return [...]string{"setup", "idle", "read", "row", "held", "cut"}[s]
+}
+
 // connChanges are all methods of a connUse that change it.
 var connChanges = []struct {
 	name string

@@ -33,7 +33,7 @@ type ReleaseTracer interface {
 	TraceRelease(pool *MultiPool, data TraceReleaseData)
 }
 
-// userTracers is the program's tracer, asked once for every kind it serves, and called for those. nil: it has none.
+// userTracers is the program's tracer, asked once for every kind it serves, and called for those. It is nil if the program has none.
 type userTracers struct {
 	query   pgx.QueryTracer
 	batch   pgx.BatchTracer

@@ -143,7 +143,11 @@ func TestCloseInsideDiscover(t *testing.T) {
 		pool, err = Open(ctx, o)
 		require.NoError(t, err)
 		close(made)
-		<-closed
+		select {
+		case <-closed:
+		case <-time.After(time.Minute):
+			require.Fail(t, "Close waits for the call in which it is called")
+		}
 		pool.Close()
 	})
 }

@@ -33,7 +33,7 @@ func (c *call) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// Err returns why the call has failed, where it has: who waits for the context to end, as the pool does, gets it.
+// Err returns why the call has failed, if it has. The pool, which waits for the context to end, returns that.
 func (c *call) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -22,9 +22,9 @@ import (
 // approach is the making of one connection of a pool that follows. A pool returns the error of a connect to its caller
 // and does not try again, so a connect must bear that its server dies under it. pgx tries the addresses of a
 // configuration one after another: the approach lists all peers several times, each with its own way of TLS, and
-// decides at every dial whether this entry is the one to take. The others are passed over at once. In front of every peer stands
-// an entry that leads nowhere: there it is decided who is next, as pgx gives every entry the connect timeout, and a wait is
-// not to be taken from that.
+// decides at every dial whether this entry is the one to take. The others are passed over at once. Before every peer there is
+// an entry that leads nowhere. There the approach decides which peer is next, and waits if it must: pgx gives every entry the
+// connect timeout, from which that wait is not to be taken.
 type approach struct {
 	follower *follower
 	call     *call // for whom; nil if it is nobody's
@@ -36,7 +36,7 @@ type approach struct {
 	ctx      context.Context // of waits: ends with the call too
 	end      func()
 
-	want    *peer           // who is to be tried; nil if not chosen yet
+	want    *peer           // the peer that is to be tried; nil if none is chosen yet
 	to      *peer           // for whom everything is prepared
 	ours    *pgx.ConnConfig // to's configuration, after the program's BeforeConnect
 	knocked bool            // at want, since it was chosen

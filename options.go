@@ -538,8 +538,9 @@ func (c *Options) takeKeys(params map[string]string) error {
 			return err
 		}
 	}
+	ours := ourKeys()
 	for _, key := range sortedKeys(params) {
-		if err := dsn.CheckKey(key, connString, ourKeys()); err != nil {
+		if err := dsn.CheckKey(key, connString, ours); err != nil {
 			return err
 		}
 	}

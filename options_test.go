@@ -413,11 +413,7 @@ func TestTheDocumentationOfParseConfigListsTheKeys(t *testing.T) {
 		documented = append(documented, m[1])
 		lines[m[1]] = m[2]
 	}
-	var keys []string
-	for _, s := range settings {
-		keys = append(keys, s.key)
-	}
-	require.Equal(t, keys, documented)
+	require.Equal(t, ourKeys(), documented)
 	for key, names := range map[string][]string{
 		"multipool_mode": modeNames[:], "multipool_target": targetNames[:], "multipool_retry": retryNames[:],
 		"multipool_balancer": balancerNames[:],
@@ -1369,10 +1365,7 @@ func TestTheReadmesTableOfKeysIsTheCodes(t *testing.T) {
 		listed = append(listed, m[1])
 		rows[m[1]] = strings.Trim(m[3], "`")
 	}
-	var keys []string
-	for _, s := range settings {
-		keys = append(keys, s.key)
-	}
+	keys := ourKeys()
 	slices.Sort(keys)
 	slices.Sort(listed)
 	require.Equal(t, keys, listed)

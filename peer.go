@@ -227,19 +227,21 @@ func (p *peer) drawInTurn(ctx context.Context) (c *pgxpool.Conn, err error) {
 
 // lend takes a connection out of the pool for a look; if made, only where no call is to have a new one made instead. The
 // program's tracer is not told. The look counts as a call does: whoever comes now does not expect the connection to be free.
-func (p *peer) lend(ctx context.Context, made bool) (*pgxpool.Conn, error) {
-	if n := p.load.out.Add(1); made && n > p.made.Load() {
-		p.load.out.Add(-1)
+func (p *peer) lend(ctx context.Context, made bool) (c *pgxpool.Conn, err error) {
+	n := p.load.out.Add(1)
+	defer func() {
+		if c == nil { // as in acquire
+			p.load.out.Add(-1)
+		}
+	}()
+	if made && n > p.made.Load() {
 		return nil, errNoSession
 	}
 	shared := p.shared.Load()
 	if shared && !p.permits.Try(quota.Own) {
-		p.load.out.Add(-1)
 		return nil, errNoSession
 	}
-	c, err := p.pool.Acquire(warming{ctx})
-	if err != nil {
-		p.load.out.Add(-1)
+	if c, err = p.pool.Acquire(warming{ctx}); err != nil {
 		if shared {
 			p.permits.Release(quota.Own)
 		}

@@ -119,3 +119,23 @@ func TestWritesLeaveConnectionsAloneWhereTheyMayWait(t *testing.T) {
 		})
 	}
 }
+
+// A look that has borrowed a connection counts as a call, and borrows none that is made where a call is to have it.
+func TestABorrowedConnectionCounts(t *testing.T) {
+	bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+		x.read(ctx)
+		settled()
+		q := x.pool.named("replica1:5432")
+		require.EqualValues(t, 1, q.made.Load())
+		c, err := q.lend(ctx, true)
+		require.NoError(t, err)
+		require.EqualValues(t, 1, q.load.out.Load())
+		require.False(t, q.hasFree(), "a call that comes now does not expect one")
+		_, err = q.lend(ctx, true)
+		require.Equal(t, errNoSession, err)
+		require.EqualValues(t, 1, q.load.out.Load())
+		c.Release()
+		settled()
+		require.Zero(t, q.load.out.Load())
+	})
+}

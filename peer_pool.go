@@ -70,8 +70,8 @@ func afterConnect(user *pgxpool.Config) func(context.Context, *pgx.Conn) error {
 	}
 }
 
-// afterRelease ends a release, after the program's own part in it: until then the connection is the program's. nil: it has no
-// part, and the release has ended; a hook would cost every release a goroutine.
+// afterRelease ends a release, after the program's own part in it: until then the connection is the program's. It returns nil
+// if the program has no part in it: then the release has ended, and a hook would cost every release a goroutine.
 func afterRelease(user *pgxpool.Config) func(*pgx.Conn) bool {
 	own := user.AfterRelease
 	if own == nil {

@@ -4,7 +4,7 @@ package multipool
 // call compares no names and adds up no weights.
 type roster struct {
 	peers []*peer // who is drawn first: those of the pool's own zone, where there are any
-	odds  []odds  // by their weights; nil if all are alike
+	odds  []odds  // by their weights; nil if all have the same
 	rest  *roster // the others, of other zones; nil if there are none
 
 	index map[*peer]bool // of the peers, where they are many
