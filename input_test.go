@@ -187,6 +187,7 @@ func TestWhatTheServersRefuseIsToldOnce(t *testing.T) {
 		"57P03": "starting (server error: FATAL: the database system is starting up (SQLSTATE 57P03))" + both,
 	} {
 		bubble(t, 1, nil, func(ctx context.Context, x *fakes) {
+			settled() // else a handshake may be cut before the server has said anything
 			for _, p := range append(x.replicas, x.primary) {
 				p.StartupError(code)
 				p.CutConns()
