@@ -59,7 +59,18 @@ func (u *connUse) change(from, to connState) bool {
 
 // restart begins another try to make the connection, after one that may have been cut. It belongs to who dials, and
 // refuses a connection that has been made.
-func (u *connUse) restart() bool { return u.change(connCut, connSetup) || u.state() == connSetup }
+func (u *connUse) restart() bool {
+	for {
+		switch was := u.state(); {
+		case was == connSetup:
+			return true
+		case was != connCut:
+			return false
+		case u.change(connCut, connSetup):
+			return true
+		}
+	}
+}
 
 // ready ends the making of the connection, or the program's part of a release.
 func (u *connUse) ready() bool { return u.change(connSetup, connIdle) }
